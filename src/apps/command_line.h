@@ -1,0 +1,82 @@
+// The command line: `calandra VERB [MODEL] [flags]`. One place knows CLI11; verbs get plain values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace calandra::apps {
+
+enum class Verb { kGenerate, kChat, kTokenize, kRender, kLogits, kSample, kEval, kInspect, kBenchLatency, kBenchOps, kVersion };
+
+// Which model, on what. vLLM's names for what vLLM has.
+struct ModelOptions {
+  std::string model;  // empty: the demo model
+  std::string backend = "auto";
+  std::string dtype = "auto";
+  std::string load_format = "auto";
+  std::string hf_overrides;
+  std::string shape;  // a release's name: its config without its files (with load_format dummy)
+  std::optional<int64_t> num_hidden_layers;
+  int threads = 0;
+  std::string isa;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> max_model_len;
+  std::optional<int64_t> max_num_seqs;
+  std::optional<int64_t> max_num_batched_tokens;
+  std::optional<int64_t> block_size;
+  std::optional<int64_t> num_gpu_blocks_override;
+  std::optional<int64_t> num_state_slots;
+};
+
+// Fields left out keep generation_config.json's value, then vLLM's default.
+struct SamplingOptions {
+  std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+  std::optional<int64_t> top_k, max_tokens, min_tokens, logprobs, n;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids, allowed_token_ids;
+  std::vector<std::string> bad_words;
+  std::string logit_bias;  // JSON object: token id -> bias
+  bool ignore_eos = false;
+  bool include_stop_str_in_output = false;
+};
+
+struct Options {
+  Verb verb = Verb::kGenerate;
+  ModelOptions model;
+  SamplingOptions sampling;
+  bool json = false;
+  bool jsonl = false;  // rows on standard input
+
+  std::string prompt, prompt_file, prompt_ids;  // generate
+  bool raw = false;
+  std::string system;                // generate, chat
+  std::optional<bool> thinking;      // generate, chat: --enable-thinking / --no-thinking
+  std::string chat_template_kwargs;  // generate, chat
+
+  std::string text;  // tokenize
+  bool decode = false, no_special = false;
+
+  std::string messages, template_file, tools, kwargs, now;  // render
+
+  std::string input, output, taps;  // logits
+  bool state = false;
+  std::optional<int64_t> chunk;
+
+  std::string logits_file;  // sample
+
+  std::string text_file;  // eval
+  int64_t window = 1024;
+
+  bool tensors = false;  // inspect
+
+  int64_t input_len = 512, output_len = 32, batch_size = 1, repetitions = 3;  // bench
+  std::string filter;
+};
+
+// Parses argv and the --config file. Returns nothing when help or a usage error was printed; `status` is then the exit status
+// (0 or 2).
+std::optional<Options> parse_command_line(int argc, char** argv, int& status);
+
+}  // namespace calandra::apps

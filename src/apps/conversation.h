@@ -1,0 +1,32 @@
+// What generate and chat share: sampling parameters from flags and generation_config.json, prompts from messages.
+#pragma once
+
+#include "apps/loaded_model.h"
+#include "engine/engine.h"
+#include "text/chat_template.h"
+
+namespace calandra::apps {
+
+// The texts of the tokenizer's special tokens for the template: {"bos_token": "<s>", …}.
+json::object special_token_texts(const Tokenizer& tokenizer);
+
+// generation_config.json (unless it says do_sample false: greedy), then the flags. Throws UsageError.
+SamplingParams sampling_params(const Options& options, const json::object& generation_config);
+
+// Renders and encodes conversations with the model's own template.
+class Conversation {
+ public:
+  // Throws LoadError when the model has no tokenizer or no chat template.
+  Conversation(const LoadedModel& loaded, const Options& options);
+
+  void set_thinking(bool on) { kwargs_["enable_thinking"] = on; }
+  // Prompt ids of the messages with the generation prompt. Throws LoadError when the template refuses them.
+  std::vector<int32_t> encode(const json::array& messages) const;
+
+ private:
+  const Tokenizer& tokenizer_;
+  ChatTemplate template_;
+  json::object kwargs_;
+};
+
+}  // namespace calandra::apps

@@ -1,0 +1,129 @@
+// `calandra generate`: one completion, streamed to standard output.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <chrono>
+#include <cstdio>
+
+#include "apps/conversation.h"
+#include "apps/jsonl.h"
+#include "apps/verbs.h"
+#include "base/error.h"
+#include "base/progress.h"
+
+namespace calandra::apps {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+std::vector<int32_t> prompt_ids(const Options& options, const LoadedModel& loaded) {
+  if (!options.prompt_ids.empty()) return parse_ids(options.prompt_ids, "--prompt-ids");
+  std::string text = options.prompt;
+  if (!options.prompt_file.empty()) text = read_text_file(options.prompt_file);
+  if (text.empty()) text = read_standard_input();
+  if (text.empty()) throw UsageError("the prompt is empty; give it as an argument, with --file or on standard input");
+  if (options.raw) {
+    if (!loaded.tokenizer) throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
+    return loaded.tokenizer->encode(text, {.add_special = true});
+  }
+  json::array messages;
+  if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
+  messages.push_back({{"role", "user"}, {"content", text}});
+  return Conversation(loaded, options).encode(messages);
+}
+
+json::value logprob_number(float logprob) {
+  if (logprob == -std::numeric_limits<float>::infinity()) return "-inf";
+  return logprob;
+}
+
+json::array logprobs_of(const Answer& answer, const Tokenizer* tokenizer) {
+  json::array out;
+  const auto entry = [&](int32_t id, float logprob) {
+    json::object o{{"token_id", id}, {"logprob", logprob_number(logprob)}};
+    if (tokenizer != nullptr) o["token"] = json::string(tokenizer->id_to_token(id));
+    return o;
+  };
+  for (size_t i = 0; i < answer.logprobs.size(); ++i) {
+    const ops::TokenLogprobs& l = answer.logprobs[i];
+    json::object o = entry(answer.token_ids[i], l.logprob);
+    o["rank"] = l.rank;
+    json::array top;
+    for (const ops::TokenLogprob& t : l.top) top.push_back(entry(t.id, t.logprob));
+    o["top_logprobs"] = std::move(top);
+    out.push_back(std::move(o));
+  }
+  return out;
+}
+
+}  // namespace
+
+int generate(const Options& options) {
+  LoadedModel loaded = load_model(options.model);
+  const Tokenizer* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
+  Request request;
+  request.params = sampling_params(options, loaded.generation_config);
+  if (!request.params.max_tokens && options.raw) request.params.max_tokens = 256;
+  request.prompt_token_ids = prompt_ids(options, loaded);
+  const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
+
+  const int64_t needed = prompt_size + request.params.max_tokens.value_or(4096);
+  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(options.model, *loaded.model, request.params.n, needed));
+  Engine engine(runner, tokenizer, {loaded.eos_token_ids, options.model.seed});
+
+  const auto start = Clock::now();
+  Clock::time_point first_token{}, last_token{};
+  int64_t tokens = 0;
+  std::vector<std::vector<Answer>> answers;
+  const bool stream = !options.json && request.params.n == 1;
+  {
+    ProgressBar bar("reading the prompt", prompt_size, "tokens");
+    answers = engine.run(
+        {request},
+        [&](const TokenEvent& event) {
+          last_token = Clock::now();
+          if (tokens++ == 0) first_token = last_token;
+          if (stream && !event.text.empty()) {
+            std::fwrite(event.text.data(), 1, event.text.size(), stdout);
+            std::fflush(stdout);
+          }
+          return true;
+        },
+        [&](int64_t done, int64_t) {
+          if (tokens == 0 && done < prompt_size) bar.update(done);
+        });
+  }
+
+  const double ttft = seconds(first_token - start), decode = seconds(last_token - first_token);
+  for (const Answer& answer : answers[0]) {
+    if (answer.error) throw LoadError(answer.error->message);
+    if (options.json) {
+      const bool several = tokens > 1 && decode > 0;
+      json::object out{
+          {"prompt_token_ids", json::array(request.prompt_token_ids.begin(), request.prompt_token_ids.end())},
+          {"token_ids", json::array(answer.token_ids.begin(), answer.token_ids.end())},
+          {"text", tokenizer != nullptr ? json::value(answer.text) : json::value(nullptr)},
+          {"finish_reason", name_of(answer.finish_reason)},
+          {"logprobs", request.params.logprobs ? json::value(logprobs_of(answer, tokenizer)) : json::value(nullptr)},
+          {"timings",
+           {{"load_s", loaded.load_seconds},
+            {"ttft_s", ttft},
+            {"prefill_tok_s", static_cast<double>(prompt_size) / ttft},
+            {"decode_tok_s", several ? json::value(static_cast<double>(tokens - 1) / decode) : json::value(nullptr)}}},
+          {"speculation", {{"drafted", 0}, {"accepted", 0}}}};
+      if (!answer.stop_reason.empty()) out["stop_reason"] = answer.stop_reason;
+      std::puts(to_json(out).c_str());
+    } else if (!stream) {
+      fmt::print("{}\n---\n", tokenizer != nullptr ? answer.text : fmt::format("{}", fmt::join(answer.token_ids, ",")));
+    } else if (tokenizer == nullptr) {
+      fmt::print("{}\n", fmt::join(answer.token_ids, ","));
+    } else {
+      std::puts("");
+    }
+  }
+  return 0;
+}
+
+}  // namespace calandra::apps

@@ -1,0 +1,40 @@
+// A backend and a model, ready to run: what every verb with a model begins with.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "apps/command_line.h"
+#include "engine/model_runner.h"
+#include "models/registry.h"
+#include "text/tokenizer.h"
+#include "weights/weight_store.h"
+
+namespace calandra::apps {
+
+std::unique_ptr<Backend> make_backend(const ModelOptions& options);
+
+struct LoadedModel {
+  std::filesystem::path folder;  // empty with --shape
+  ModelConfig config;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Checkpoint> checkpoint;  // null with dummy weights
+  std::unique_ptr<WeightStore> store;
+  std::unique_ptr<CausalLM> model;
+  std::optional<Tokenizer> tokenizer;  // absent when the folder has no tokenizer.json
+  json::object generation_config;      // of the folder, may be empty
+  std::vector<int32_t> eos_token_ids;  // of config, generation_config and tokenizer
+  double load_seconds = 0;
+};
+
+// Reads config and weights (with a progress bar). `weights` false: builds the model without reading any (inspect).
+LoadedModel load_model(const ModelOptions& options, bool weights = true);
+
+// The tokenizer of MODEL's folder alone. Throws LoadError.
+Tokenizer load_tokenizer(const ModelOptions& options);
+
+// --max-model-len and friends; `sequences` and `tokens` are what the verb needs at least when the flags are absent.
+RunnerLimits runner_limits(const ModelOptions& options, const CausalLM& model, int64_t sequences, int64_t model_len);
+
+}  // namespace calandra::apps

@@ -1,0 +1,19 @@
+// One function per verb. Each returns the exit status; LoadError and UsageError pass through to main.
+#pragma once
+
+#include "apps/command_line.h"
+
+namespace calandra::apps {
+
+int generate(const Options& options);
+int chat(const Options& options);
+int tokenize(const Options& options);
+int render(const Options& options);
+int logits(const Options& options);
+int sample(const Options& options);
+int eval(const Options& options);
+int inspect(const Options& options);
+int bench_latency(const Options& options);
+int bench_ops(const Options& options);
+
+}  // namespace calandra::apps

@@ -1,0 +1,46 @@
+#include "backends/cpu/cpu_backend.h"
+
+#include "backends/cpu/attention_kernels.h"
+#include "backends/cpu/dense_kernels.h"
+#include "backends/cpu/recurrence_kernels.h"
+#include "base/cpu_topology.h"
+#include "base/error.h"
+#include "base/log.h"
+
+namespace calandra {
+namespace {
+
+const DenseKernels& dense_kernels(Isa isa) {
+  return isa == Isa::kAvx512 ? dense_kernels_avx512() : dense_kernels_avx2();
+}
+const AttentionKernels& attention_kernels(Isa isa) {
+  return isa == Isa::kAvx512 ? attention_kernels_avx512() : attention_kernels_avx2();
+}
+const RecurrenceKernels& recurrence_kernels(Isa isa) {
+  return isa == Isa::kAvx512 ? recurrence_kernels_avx512() : recurrence_kernels_avx2();
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) {
+  const std::vector<Isa> isas = machine_isas();
+  if (options.isa && !machine_has(*options.isa))
+    throw UsageError("--isa " + std::string(name_of(*options.isa)) + ": this CPU does not have it");
+  if (isas.empty()) {
+    log_warning("this CPU has no AVX2, FMA and F16C: running the slow reference ops on one thread");
+    return std::make_unique<ReferenceBackend>();
+  }
+  const int threads = options.threads > 0 ? options.threads : default_thread_count();
+  return std::make_unique<CpuBackend>(threads, options.isa.value_or(isas.back()));
+}
+
+CpuBackend::CpuBackend(int threads, Isa isa)
+    : isa_(isa),
+      pool_(threads),
+      dense_(dense_kernels(isa)),
+      attention_(attention_kernels(isa)),
+      recurrence_(recurrence_kernels(isa)) {
+  CHECK(machine_has(isa));
+}
+
+}  // namespace calandra

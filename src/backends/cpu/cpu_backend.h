@@ -1,0 +1,102 @@
+// CpuBackend: SIMD kernels per instruction set and a thread pool; what is not overridden here is the reference op.
+// Results depend on neither rows, batch, threads nor instruction set, bit for bit (DESIGN 6).
+//   cpu_linear.cc   cpu_dense.cc   cpu_attention.cc   cpu_recurrence.cc   the overrides, which split work over threads
+//   <family>_kernels.h            table of the functions of one instruction set
+//   <family>_{avx2,avx512}.cc     one translation unit each around <family>_kernels.inl, written over simd.h
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "backends/cpu/isa.h"
+#include "backends/reference/reference.h"
+#include "base/thread_pool.h"
+
+namespace calandra {
+
+struct CpuOptions {
+  int threads = 0;         // 0: one per usable core
+  std::optional<Isa> isa;  // absent: the best of the machine
+};
+
+// The reference backend, with a warning, on a CPU without AVX2.
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
+
+struct DenseKernels;
+struct AttentionKernels;
+struct RecurrenceKernels;
+struct LinearJob;
+
+class CpuBackend : public ReferenceBackend {
+ public:
+  CpuBackend(int threads, Isa isa);  // the machine must have `isa`
+
+  const char* name() const override { return "cpu"; }
+  Isa isa() const { return isa_; }
+  int threads() const { return pool_.threads(); }
+
+  PreparedWeight prepare_weight(const Tensor& source) override;
+  size_t packed_bytes(DType dtype, int64_t N, int64_t K) const override;
+
+  // dense
+  void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) override;
+  void silu_mul(ExecContext& ctx, const Tensor& gate, const Tensor& up, Tensor& out) override;
+  void sigmoid_mul(ExecContext& ctx, const Tensor& x, const Tensor& gate, Tensor& out) override;
+  void sigmoid(ExecContext& ctx, const Tensor& x, Tensor& out) override;
+  void add(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) override;
+  void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) override;
+  void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override;
+  void linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual,
+                  Tensor& out) override;
+  void swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
+                  const Tensor& residual, Tensor& out) override;
+  // norm
+  void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                Tensor& out) override;
+  void gated_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
+                      ops::GateActivation act, Tensor& out) override;
+  void add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                    float weight_offset, Tensor& sum, Tensor& norm) override;
+  // attention
+  void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, Tensor& out) override;
+  void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) override;
+  void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key, Tensor& out) override;
+  void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const ops::QkNorm& norm,
+                          const Tensor& table, KvPages& pages, const Batch& batch, Tensor& out) override;
+  // recurrence
+  void causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
+                          const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void log_decay(ExecContext& ctx, const Tensor& a, const Tensor& A_log, const Tensor& dt_bias, Tensor& out) override;
+  void l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) override;
+  void gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
+                        const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
+                        Tensor& out) override;
+  void gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
+                         const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
+                         const Tensor& accepted, const Batch& batch, Tensor& out) override;
+
+ private:
+  static Buffer attention_scratch(int threads);
+  static Buffer recurrence_scratch(int threads);
+  void run_linear(const Tensor& x, const LinearJob& job);
+
+  const Isa isa_;
+  ThreadPool pool_;
+  const DenseKernels& dense_;
+  const AttentionKernels& attention_;
+  const RecurrenceKernels& recurrence_;
+
+  // linear: x as the kernels want it (for few rows one copy per thread), and per thread a widened weight block and sums
+  std::mutex scratch_mutex_;  // prepare_weight runs on several threads
+  int64_t max_K_ = 0;
+  Buffer shared_x_;
+  Buffer thread_scratch_;
+
+  // working memory of the tasks of attention and of the recurrences, per thread
+  Buffer attention_scratch_ = attention_scratch(pool_.threads());
+  Buffer recurrence_scratch_ = recurrence_scratch(pool_.threads());
+};
+
+}  // namespace calandra

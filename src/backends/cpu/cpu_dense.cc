@@ -1,0 +1,100 @@
+// Elementwise ops and norms: each row on one thread, rows split over threads when there is enough work.
+#include <cstring>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/dense_kernels.h"
+#include "backends/cpu/row_split.h"
+
+namespace calandra {
+namespace {
+
+int index_of(const Tensor& x) { return x.dtype() == DType::kBF16; }
+
+// Elements of row t of a tensor [T, ..].
+std::byte* row_of(const Tensor& x, int64_t t) { return x.bytes_at(t * x.stride(0)); }
+
+}  // namespace
+
+void CpuBackend::silu_mul(ExecContext&, const Tensor& gate, const Tensor& up, Tensor& out) {
+  const auto kernel = dense_.silu_mul[index_of(gate)];
+  for_each_row(pool_, out.size(0), out.size(1),
+               [&](int64_t t) { kernel(row_of(gate, t), row_of(up, t), row_of(out, t), out.size(1)); });
+}
+
+void CpuBackend::sigmoid_mul(ExecContext&, const Tensor& x, const Tensor& gate, Tensor& out) {
+  const auto kernel = dense_.sigmoid_mul[index_of(x)];
+  for_each_row(pool_, out.size(0), out.size(1),
+               [&](int64_t t) { kernel(row_of(x, t), row_of(gate, t), row_of(out, t), out.size(1)); });
+}
+
+void CpuBackend::sigmoid(ExecContext&, const Tensor& x, Tensor& out) {
+  const auto kernel = dense_.sigmoid[index_of(x)];
+  for_each_row(pool_, out.size(0), out.size(1),
+               [&](int64_t t) { kernel(row_of(x, t), reinterpret_cast<float*>(row_of(out, t)), out.size(1)); });
+}
+
+void CpuBackend::add(ExecContext&, const Tensor& a, const Tensor& b, Tensor& out) {
+  const auto kernel = dense_.add[index_of(a)];
+  for_each_row(pool_, out.size(0), out.size(1),
+               [&](int64_t t) { kernel(row_of(a, t), row_of(b, t), row_of(out, t), out.size(1)); });
+}
+
+void CpuBackend::gather_rows(ExecContext&, const Tensor& x, const Tensor& rows, Tensor& out) {
+  const int32_t* from = rows.as<int32_t>();
+  const size_t bytes = static_cast<size_t>(out.size(1)) * size_of(out.dtype());
+  for_each_row(pool_, out.size(0), out.size(1),
+               [&](int64_t i) { std::memcpy(row_of(out, i), row_of(x, from[i]), bytes); });
+}
+
+void CpuBackend::rms_norm(ExecContext&, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                          Tensor& out) {
+  const auto kernel = dense_.rms_norm[index_of(x)];
+  const float* w = weight.as<float>();
+  const int64_t D = x.size(-1), H = x.rank() == 3 ? x.size(1) : 1;
+  for_each_row(pool_, x.size(0), H * D, [&](int64_t t) {
+    for (int64_t h = 0; h < H; ++h)
+      kernel(x.bytes_at(t * x.stride(0) + h * (H == 1 ? 0 : x.stride(1))), w, eps, weight_offset,
+             out.bytes_at((t * H + h) * D), D);
+  });
+}
+
+void CpuBackend::gated_rms_norm(ExecContext&, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
+                                ops::GateActivation act, Tensor& out) {
+  const auto kernel = dense_.gated_rms_norm[index_of(x)];
+  const float* w = weight.as<float>();
+  const int64_t H = x.size(1), D = x.size(2);
+  for_each_row(pool_, x.size(0), H * D, [&](int64_t t) {
+    for (int64_t h = 0; h < H; ++h)
+      kernel(x.bytes_at(t * x.stride(0) + h * x.stride(1)), z.bytes_at(t * z.stride(0) + h * z.stride(1)), w, eps,
+             act == ops::GateActivation::kSilu, out.bytes_at((t * H + h) * D), D);
+  });
+}
+
+void CpuBackend::add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                              float weight_offset, Tensor& sum, Tensor& norm) {
+  if (ctx.dry_run) return;
+  const int type = index_of(x);
+  const float* w = weight.as<float>();
+  const int64_t D = x.size(1);
+  for_each_row(pool_, x.size(0), 2 * D, [&](int64_t t) {
+    dense_.add[type](row_of(x, t), row_of(y, t), row_of(sum, t), D);
+    dense_.rms_norm[type](row_of(sum, t), w, eps, weight_offset, row_of(norm, t), D);
+  });
+}
+
+void CpuBackend::rope(ExecContext&, const Tensor& x, const Tensor& table, Tensor& out) {
+  const auto kernel = dense_.rope[index_of(x)];
+  const int64_t H = x.size(1), Dh = x.size(2), half = table.size(2);
+  const size_t rest = static_cast<size_t>(Dh - 2 * half) * size_of(x.dtype());
+  for_each_row(pool_, x.size(0), H * Dh, [&](int64_t t) {
+    const std::byte* cos = table.bytes_at(t * table.stride(1));
+    const std::byte* sin = table.bytes_at(table.stride(0) + t * table.stride(1));
+    for (int64_t h = 0; h < H; ++h) {
+      const int64_t from = t * x.stride(0) + h * x.stride(1), to = (t * H + h) * Dh;
+      kernel(x.bytes_at(from), x.bytes_at(from + half), cos, sin, out.bytes_at(to), out.bytes_at(to + half), half);
+      std::memcpy(out.bytes_at(to + 2 * half), x.bytes_at(from + 2 * half), rest);
+    }
+  });
+}
+
+}  // namespace calandra

@@ -1,0 +1,7 @@
+#include "backends/cpu/recurrence_kernels.inl"
+
+namespace calandra {
+
+const RecurrenceKernels& recurrence_kernels_avx512() { return kRecurrenceKernels; }
+
+}  // namespace calandra

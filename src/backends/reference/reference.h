@@ -1,0 +1,61 @@
+// ReferenceBackend: every op as plain loops, the definition of correct. Sums and functions in f64, one rounding to f32
+// and one to the type of the result; the recurrent state in f32, each update in the order of its contract. Packed
+// weights are row-major copies. A fast backend derives from it and overrides what it has something better for.
+//   memory.cc   dense.cc   norm.cc   attention.cc   recurrence.cc   sampling.cc
+#pragma once
+
+#include <memory>
+
+#include "ops/backend.h"
+
+namespace calandra {
+
+class ReferenceBackend : public Backend {
+ public:
+  const char* name() const override { return "reference"; }
+  Device device() const override { return {}; }
+
+  Buffer allocate(size_t bytes) override;
+  PreparedWeight prepare_weight(const Tensor& source) override;
+  size_t packed_bytes(DType dtype, int64_t N, int64_t K) const override;
+  void copy_bytes(void* to, const void* from, size_t bytes) override;
+  void plan(ExecContext&, const Batch&) override {}
+
+  // dense
+  void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) override;
+  void silu_mul(ExecContext& ctx, const Tensor& gate, const Tensor& up, Tensor& out) override;
+  void sigmoid_mul(ExecContext& ctx, const Tensor& x, const Tensor& gate, Tensor& out) override;
+  void sigmoid(ExecContext& ctx, const Tensor& x, Tensor& out) override;
+  void add(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) override;
+  void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) override;
+  void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override;
+  void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) override;
+  // norm
+  void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                Tensor& out) override;
+  void gated_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
+                      ops::GateActivation act, Tensor& out) override;
+  // attention
+  void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies,
+                  Tensor& out) override;
+  void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, Tensor& out) override;
+  void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) override;
+  void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key, Tensor& out) override;
+  // recurrence
+  void causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
+                          const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void log_decay(ExecContext& ctx, const Tensor& a, const Tensor& A_log, const Tensor& dt_bias, Tensor& out) override;
+  void l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) override;
+  void gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
+                        const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
+                        Tensor& out) override;
+  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override;
+  // choose
+  void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+              ops::SamplingResult& out) override;
+};
+
+std::unique_ptr<Backend> make_reference_backend();
+
+}  // namespace calandra

@@ -1,0 +1,49 @@
+#include "base/json.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/scalar.h"
+
+namespace calandra {
+namespace {
+
+TEST(Json, NumbersAreWrittenInShortestForm) {
+  EXPECT_EQ(to_json(parse_json("[1, 1.5, 1e-7, -2.0, 1e300]", "text")), "[1,1.5,1e-07,-2.0,1e+300]");
+}
+
+TEST(Json, KeysKeepTheirOrder) {
+  EXPECT_EQ(to_json(parse_json(R"({"z":1,"a":{"y":null,"b":true}})", "text")), R"({"z":1,"a":{"y":null,"b":true}})");
+}
+
+TEST(Json, ErrorsNameTheText) {
+  try {
+    parse_json("{\n  \"a\": tru }", "config.json");
+    FAIL();
+  } catch (const LoadError& error) {
+    EXPECT_NE(std::string(error.what()).find("config.json"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("line 2"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Json, RefusesInvalidUtf8AndDeepNesting) {
+  EXPECT_THROW(parse_json("\"\xff\"", "text"), LoadError);
+  EXPECT_THROW(parse_json(std::string(1000, '['), "text"), LoadError);
+  EXPECT_THROW(parse_json("1 2", "text"), LoadError);
+}
+
+TEST(Scalar, Bfloat16RoundsToNearestEven) {
+  EXPECT_EQ(bf16(1.0f).bits, 0x3f80);
+  EXPECT_EQ(bf16(std::bit_cast<float>(0x3f808000u)).bits, 0x3f80);  // tie to even
+  EXPECT_EQ(bf16(std::bit_cast<float>(0x3f818000u)).bits, 0x3f82);
+  EXPECT_NE(static_cast<float>(bf16(std::bit_cast<float>(0x7fc00000u))), static_cast<float>(bf16(0.0f)));
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = static_cast<float>(bf16::from_bits(static_cast<uint16_t>(bits)));
+    if (value == value) {
+      EXPECT_EQ(bf16(value).bits, bits);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace calandra

@@ -1,0 +1,46 @@
+// PagePool: small fixed pages of keys and values, reference-counted (DESIGN 4). One page id stands for the same tokens in every
+// attention layer. A page with one owner is written by that owner; a shared page is immutable: whoever continues in it takes a copy.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "cache/cache_spec.h"
+
+namespace calandra {
+
+class PagePool {
+ public:
+  // `specs` per layer, in layer order; layers without paged tensors keep none. `page_tokens` is 16 in production, 1 in hostile builds.
+  PagePool(const std::vector<CacheSpec>& specs, int64_t pages, int64_t page_tokens, const Allocate& allocate);
+
+  int64_t page_tokens() const { return page_tokens_; }
+  int64_t pages() const { return static_cast<int64_t>(references_.size()); }
+  int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  int64_t bytes_per_page() const { return bytes_per_page_; }
+  int64_t bytes() const { return bytes_per_page_ * pages(); }
+
+  // A page with one reference, or nothing when all are taken. Its content is undefined.
+  std::optional<int32_t> take();
+  void add_reference(int32_t page);
+  // The last reference frees the page.
+  void release(int32_t page);
+  int references(int32_t page) const { return references_[page]; }
+
+  // Copy-on-write: copies the first `tokens` entries of every layer from one page to another.
+  using CopyBytes = std::function<void(void* to, const void* from, size_t bytes)>;
+  void copy(int32_t from, int32_t to, int64_t tokens, const CopyBytes& copy_bytes);
+
+  // Paged tensors of a layer, in the order of its spec.
+  const std::vector<Tensor>& layer(int layer) const { return layers_[layer]; }
+
+ private:
+  int64_t page_tokens_;
+  int64_t bytes_per_page_ = 0;
+  std::vector<int> references_;
+  std::vector<int32_t> free_;
+  std::vector<std::vector<Tensor>> layers_;
+  std::vector<Buffer> buffers_;
+};
+
+}  // namespace calandra

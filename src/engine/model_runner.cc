@@ -1,0 +1,201 @@
+#include "engine/model_runner.h"
+
+#include <algorithm>
+
+#include "engine/batch_layout.h"
+
+namespace calandra {
+namespace {
+
+int64_t pages_for(int64_t tokens, int64_t block_size) { return (tokens + block_size - 1) / block_size; }
+
+RunnerLimits complete(RunnerLimits limits) {
+  CHECK_GT(limits.max_num_seqs, 0);
+  CHECK_GT(limits.block_size, 0);
+  limits.max_num_batched_tokens = std::max(limits.max_num_batched_tokens, limits.max_num_seqs);
+  if (limits.num_blocks == 0) limits.num_blocks = limits.max_num_seqs * pages_for(limits.max_model_len, limits.block_size);
+  if (limits.num_state_slots == 0) limits.num_state_slots = limits.max_num_seqs;
+  return limits;
+}
+
+BatchSizes largest_batch(const RunnerLimits& limits) {
+  return {limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_num_seqs,
+          pages_for(limits.max_model_len, limits.block_size)};
+}
+
+// The workspace that the largest batch needs, found by running it without computing.
+Workspace measure(const CausalLM& model, Backend& backend, const RunnerLimits& limits, ModelCaches& caches) {
+  Workspace workspace;
+  OneRank communicator;
+  ExecContext ctx{backend, workspace, communicator};
+  ctx.dry_run = true;
+  Batch batch = lay_out(nullptr, largest_batch(limits), backend.device());
+  batch.max_query_len = limits.max_num_batched_tokens;
+  batch.max_seq_len = limits.max_model_len;
+  batch.max_drafts = limits.pending_capacity;
+  backend.plan(ctx, batch);
+  const Tensor hidden = model.forward(ctx, batch, caches);
+  ops::commit_slots(ctx, hidden, caches.slots, batch);
+  const int64_t rows = std::min(ModelRunner::kLogitRows, limits.max_num_batched_tokens);
+  model.logits(ctx, ops::gather_rows(ctx, hidden, Tensor(nullptr, DType::kI32, {rows}, backend.device())));
+  return workspace;
+}
+
+// Caches without memory, for the dry run.
+ModelCaches shapes_only(const CausalLM& model, const RunnerLimits& limits) {
+  const auto no_memory = [](size_t bytes) { return Buffer(nullptr, bytes, Device{}, [](void*, size_t) {}); };
+  const std::vector<CacheSpec> specs = model.cache_specs();
+  const PagePool pages(specs, 1, limits.block_size, no_memory);
+  const SlotPool slots(specs, model.hidden_size(), model.dtype(), 1, limits.pending_capacity, no_memory);
+  ModelCaches caches;
+  for (size_t layer = 0; layer < specs.size(); ++layer)
+    caches.layers.push_back({pages.layer(static_cast<int>(layer)), slots.layer(static_cast<int>(layer))});
+  caches.slots = {slots.N(), slots.accepted(), slots.hidden()};
+  return caches;
+}
+
+}  // namespace
+
+MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, const RunnerLimits& given) {
+  const RunnerLimits limits = complete(given);
+  ModelCaches caches = shapes_only(model, limits);
+  const std::vector<CacheSpec> specs = model.cache_specs();
+  MemoryPlan plan;
+  plan.pages = limits.num_blocks;
+  for (const CacheSpec& spec : specs) plan.page_bytes += spec.bytes_per_token() * limits.block_size;
+  plan.slots = limits.num_state_slots;
+  plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
+  plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
+  plan.batch_bytes = batch_ints(largest_batch(limits)) * static_cast<int64_t>(sizeof(int32_t));
+  return plan;
+}
+
+ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLimits& limits)
+    : model_(model), backend_(backend), limits_(complete(limits)) {
+  const Allocate allocate = [&](size_t bytes) { return backend.allocate(bytes); };
+  const std::vector<CacheSpec> specs = model.cache_specs();
+  pages_ = std::make_unique<PagePool>(specs, limits_.num_blocks, limits_.block_size, allocate);
+  slots_ = std::make_unique<SlotPool>(specs, model.hidden_size(), model.dtype(), limits_.num_state_slots,
+                                      limits_.pending_capacity, allocate);
+  for (size_t layer = 0; layer < specs.size(); ++layer)
+    caches_.layers.push_back({pages_->layer(static_cast<int>(layer)), slots_->layer(static_cast<int>(layer))});
+  caches_.slots = {slots_->N(), slots_->accepted(), slots_->hidden()};
+
+  const Workspace measured = measure(model, backend, limits_, caches_);
+  workspace_ = Workspace(measured, backend.allocate(measured.bytes()));
+  host_batch_.resize(batch_ints(largest_batch(limits_)));
+  device_batch_ = backend.allocate(host_batch_.size() * sizeof(int32_t));
+  logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
+  memory_ = {limits_.num_blocks,
+             pages_->bytes_per_page(),
+             limits_.num_state_slots,
+             slots_->bytes_per_slot(),
+             static_cast<int64_t>(workspace_.bytes()),
+             static_cast<int64_t>(device_batch_.bytes())};
+}
+
+bool ModelRunner::reserve(Sequence& sequence, int64_t tokens) {
+  CHECK_LE(tokens, limits_.max_model_len);
+  const int64_t missing = pages_for(tokens, limits_.block_size) - static_cast<int64_t>(sequence.block_table.size());
+  if (missing > pages_->free_pages()) return false;
+  if (sequence.slot < 0) {
+    const auto slot = slots_->take();
+    if (!slot) return false;
+    sequence.slot = *slot;
+  }
+  for (int64_t i = 0; i < missing; ++i) sequence.block_table.push_back(*pages_->take());
+  return true;
+}
+
+void ModelRunner::release(Sequence& sequence) {
+  for (const int32_t page : sequence.block_table) pages_->release(page);
+  sequence.block_table.clear();
+  if (sequence.slot >= 0) slots_->release(sequence.slot);
+  sequence.slot = -1;
+  sequence.computed = 0;
+}
+
+ExecContext ModelRunner::context(Taps* taps) {
+  ExecContext ctx{backend_, workspace_, communicator_};
+  ctx.taps = taps;
+  return ctx;
+}
+
+Batch ModelRunner::build(std::span<const Part> parts) {
+  BatchSizes sizes;
+  int64_t max_query_len = 0, max_seq_len = 0;
+  for (const Part& part : parts) {
+    const Sequence& s = *part.sequence;
+    CHECK_GT(part.rows, 0);
+    CHECK_LE(s.computed + part.rows, s.size());
+    CHECK_LE(s.computed + part.rows, static_cast<int64_t>(s.block_table.size()) * limits_.block_size);
+    sizes.rows += part.rows;
+    max_query_len = std::max(max_query_len, part.rows);
+    max_seq_len = std::max(max_seq_len, s.computed + part.rows);
+  }
+  sizes.sequences = sizes.segments = static_cast<int64_t>(parts.size());
+  sizes.pages_per_sequence = pages_for(max_seq_len, limits_.block_size);
+  CHECK_LE(sizes.rows, limits_.max_num_batched_tokens);
+  CHECK_LE(sizes.sequences, limits_.max_num_seqs);
+
+  const Batch host = lay_out(host_batch_.data(), sizes, Device{});
+  int32_t row = 0;
+  for (int32_t b = 0; b < static_cast<int32_t>(parts.size()); ++b) {
+    const Sequence& s = *parts[b].sequence;
+    host.query_start.as<int32_t>()[b] = row;
+    host.segment_start.as<int32_t>()[b] = row;
+    host.segment_sequence.as<int32_t>()[b] = b;
+    host.state_src.as<int32_t>()[b] = s.computed == 0 ? -1 : s.slot;
+    host.state_dst.as<int32_t>()[b] = s.slot;
+    host.seq_len.as<int32_t>()[b] = static_cast<int32_t>(s.computed + parts[b].rows);
+    host.active.as<int32_t>()[b] = 1;
+    host.draft_count.as<int32_t>()[b] = 0;
+    int32_t* table = host.block_table.as<int32_t>() + b * sizes.pages_per_sequence;
+    const int64_t pages = std::min<int64_t>(sizes.pages_per_sequence, static_cast<int64_t>(s.block_table.size()));
+    std::copy_n(s.block_table.begin(), pages, table);
+    std::fill(table + pages, table + sizes.pages_per_sequence, -1);
+    for (int64_t i = 0; i < parts[b].rows; ++i, ++row) {
+      const int32_t index = static_cast<int32_t>(s.computed + i);
+      host.token_ids.as<int32_t>()[row] = s.tokens[index];
+      host.token_index.as<int32_t>()[row] = index;
+      host.row_sequence.as<int32_t>()[row] = b;
+      for (int axis = 0; axis < 3; ++axis) host.positions.as<int32_t>()[axis * sizes.rows + row] = index;  // text: all axes equal
+    }
+  }
+  host.query_start.as<int32_t>()[parts.size()] = row;
+  host.segment_start.as<int32_t>()[parts.size()] = row;
+
+  backend_.copy_bytes(device_batch_.data(), host_batch_.data(), batch_ints(sizes) * sizeof(int32_t));
+  Batch batch = lay_out(static_cast<int32_t*>(device_batch_.data()), sizes, backend_.device());
+  batch.max_query_len = max_query_len;
+  batch.max_seq_len = max_seq_len;
+  return batch;
+}
+
+Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
+  const Batch batch = build(parts);
+  workspace_.reset();
+  ExecContext ctx = context(taps);
+  backend_.plan(ctx, batch);
+  const Tensor hidden = model_.forward(ctx, batch, caches_);
+  ops::commit_slots(ctx, hidden, caches_.slots, batch);
+  after_forward_ = workspace_.mark();
+  for (const Part& part : parts) part.sequence->computed += part.rows;
+  return hidden;
+}
+
+Tensor ModelRunner::logits(const Tensor& hidden, std::span<const int32_t> rows) {
+  CHECK_LE(static_cast<int64_t>(rows.size()), kLogitRows);
+  backend_.copy_bytes(logit_rows_.data(), rows.data(), rows.size_bytes());
+  workspace_.release(after_forward_);
+  ExecContext ctx = context(nullptr);
+  const Tensor index = logit_rows_.tensor(DType::kI32, {static_cast<int64_t>(rows.size())});
+  return model_.logits(ctx, ops::gather_rows(ctx, hidden, index));
+}
+
+void ModelRunner::sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result) {
+  ExecContext ctx = context(nullptr);
+  ops::sample(ctx, logits, batch, result);
+}
+
+}  // namespace calandra

@@ -1,0 +1,89 @@
+// ModelRunner: turns sequences into a Batch and runs the model. Owns the caches, the workspace and the batch's memory.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/page_pool.h"
+#include "cache/slot_pool.h"
+#include "engine/sequence.h"
+#include "models/causal_lm.h"
+#include "ops/backend.h"
+
+namespace calandra {
+
+struct RunnerLimits {
+  int64_t max_num_seqs = 8;              // sequences of one step
+  int64_t max_num_batched_tokens = 512;  // rows of one step
+  int64_t max_model_len = 4096;          // tokens of one sequence
+  int64_t block_size = 16;               // tokens of a page
+  int64_t num_blocks = 0;                // pages; 0: as many as max_num_seqs sequences of max_model_len need
+  int64_t num_state_slots = 0;           // 0: max_num_seqs
+  int64_t pending_capacity = 0;          // drafts of one sequence
+};
+
+// Bytes of everything that is allocated at start, and of what one sequence takes.
+struct MemoryPlan {
+  int64_t pages = 0, page_bytes = 0;
+  int64_t slots = 0, slot_bytes = 0;
+  int64_t workspace_bytes = 0;
+  int64_t batch_bytes = 0;
+  int64_t total() const { return pages * page_bytes + slots * slot_bytes + workspace_bytes + batch_bytes; }
+};
+
+class ModelRunner {
+ public:
+  // Throws LoadError when the memory for these limits is not there.
+  ModelRunner(const CausalLM& model, Backend& backend, const RunnerLimits& limits);
+
+  // The plan for these limits without allocating it (the workspace is measured by a dry run).
+  static MemoryPlan plan_memory(const CausalLM& model, Backend& backend, const RunnerLimits& limits);
+
+  // Pages and a slot for `tokens` tokens of the sequence. False, and nothing taken, when there are not enough.
+  bool reserve(Sequence& sequence, int64_t tokens);
+  // Gives back what the sequence holds.
+  void release(Sequence& sequence);
+
+  // The next `rows` tokens of a sequence, from sequence.computed on; all of them known, pages reserved.
+  struct Part {
+    Sequence* sequence;
+    int64_t rows;
+  };
+  // Runs one step: model, state, caches; afterwards every sequence's `computed` has grown by its rows.
+  //   returns [T, D] after the final norm, rows in order of the parts; valid until the next forward
+  Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
+  // Logits of some rows of the last forward, [N, V] f32 on the device; at most kLogitRows at once. Valid until the next call.
+  static constexpr int64_t kLogitRows = 256;
+  Tensor logits(const Tensor& hidden, std::span<const int32_t> rows);
+  // One token for each row of logits.
+  void sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result);
+
+  const CausalLM& model() const { return model_; }
+  Backend& backend() { return backend_; }
+  const RunnerLimits& limits() const { return limits_; }
+  const MemoryPlan& memory() const { return memory_; }
+  const PagePool& pages() const { return *pages_; }
+  const SlotPool& slots() const { return *slots_; }
+
+ private:
+  Batch build(std::span<const Part> parts);
+  ExecContext context(Taps* taps);
+
+  const CausalLM& model_;
+  Backend& backend_;
+  RunnerLimits limits_;
+  MemoryPlan memory_;
+  OneRank communicator_;
+  std::unique_ptr<PagePool> pages_;
+  std::unique_ptr<SlotPool> slots_;
+  ModelCaches caches_;
+  Workspace workspace_;
+  std::vector<int32_t> host_batch_;
+  Buffer device_batch_;
+  Buffer logit_rows_;
+  size_t after_forward_ = 0;  // workspace mark: logits of the same step are allocated from here again
+};
+
+}  // namespace calandra

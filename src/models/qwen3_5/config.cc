@@ -1,0 +1,170 @@
+#include "models/qwen3_5/config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace calandra::qwen3_5 {
+namespace {
+
+// Sizes above any release by a factor of eight or more: what is larger is a broken file, and products stay far from overflow.
+constexpr int64_t kMaxHeads = 1 << 14;
+constexpr int64_t kMaxHeadDim = 1 << 12;
+constexpr int64_t kMaxWidth = 1 << 20;
+
+std::vector<LayerKind> parse_layer_kinds(const ConfigFields& text, int64_t layers) {
+  std::vector<LayerKind> kinds;
+  if (!text.has("layer_types")) {
+    const int64_t interval = text.integer("full_attention_interval", 1, layers * kMaxWidth, 4);
+    for (int64_t i = 0; i < layers; ++i)
+      kinds.push_back((i + 1) % interval == 0 ? LayerKind::kFullAttention : LayerKind::kLinearAttention);
+    return kinds;
+  }
+  for (const json::value& type : text.array("layer_types")) {
+    const std::string name = type.is_string() ? std::string(type.get_string()) : to_json(type);
+    if (name == "linear_attention") {
+      kinds.push_back(LayerKind::kLinearAttention);
+    } else if (name == "full_attention") {
+      kinds.push_back(LayerKind::kFullAttention);
+    } else {
+      text.fail("layer_types", "must hold linear_attention or full_attention, found " + name);
+    }
+  }
+  if (static_cast<int64_t>(kinds.size()) != layers)
+    text.fail("layer_types", fmt::format("has {} entries for num_hidden_layers {}", kinds.size(), layers));
+  return kinds;
+}
+
+RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim, int64_t max_position_embeddings) {
+  RopeParameters rope;
+  const double factor_outside = text.number("partial_rotary_factor", 1e-6, 1, 0.25);
+  if (!text.has("rope_parameters")) {
+    // QUIRK: HF then takes theta 10000, not the 1e7 of the releases.
+    rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * factor_outside);
+    return rope;
+  }
+  const ConfigFields fields = text.child("rope_parameters");
+  const double rotary = fields.number("partial_rotary_factor", 1e-6, 1, factor_outside);
+  rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * rotary);
+  if (rope.rotary_dim % 2 != 0 || rope.rotary_dim == 0)
+    fields.fail("partial_rotary_factor", fmt::format("{} of head_dim {} leaves no even number of rotary dims", rotary, head_dim));
+  rope.rope_theta = fields.number("rope_theta", 1, 1e15, 10000.0);
+
+  const std::string type = fields.text("rope_type", fields.text("type", "default"));
+  if (type == "yarn") {
+    rope.rope_type = RopeParameters::Type::kYarn;
+    rope.factor = fields.number("factor", 1, 1e6);
+    rope.original_max_position_embeddings = fields.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
+    rope.attention_factor = fields.number("attention_factor", 0, 1e3, 0.0);
+    rope.beta_fast = fields.number("beta_fast", 1e-6, 1e6, 32.0);
+    rope.beta_slow = fields.number("beta_slow", 1e-6, 1e6, 1.0);
+    rope.truncate = fields.boolean("truncate", true);
+    for (const char* key : {"mscale", "mscale_all_dim"})
+      if (fields.has(key)) fields.fail(key, "is not supported: no release of the family has it");
+  } else if (type != "default") {
+    fields.fail("rope_type", "must be default or yarn, found " + type);
+  }
+
+  if (!fields.boolean("mrope_interleaved", true))
+    fields.fail("mrope_interleaved", "false is not supported: no release of the family has it");
+  if (fields.has("mrope_section")) {
+    const json::array& section = fields.array("mrope_section");
+    if (section.size() != 3) fields.fail("mrope_section", "must hold three sizes");
+    int64_t sum = 0;
+    for (size_t axis = 0; axis < 3; ++axis) {
+      if (!section[axis].is_int64() || section[axis].get_int64() < 0 || section[axis].get_int64() > head_dim * 64)
+        fields.fail("mrope_section", "must hold three sizes, found " + to_json(section));
+      rope.mrope_section[axis] = section[axis].get_int64();
+      sum += rope.mrope_section[axis];
+    }
+    if (sum > rope.rotary_dim / 2)
+      log_warning("{}: mrope_section {} exceeds the {} rotary frequencies; what is beyond them has no effect", fields.where(),
+                  to_json(section), rope.rotary_dim / 2);
+  }
+  return rope;
+}
+
+void refuse_what_is_not_computed(const ConfigFields& text) {
+  if (text.boolean("attention_bias", false)) text.fail("attention_bias", "true is not supported: no release of the family has it");
+  if (!text.boolean("attn_output_gate", true)) text.fail("attn_output_gate", "false is not supported: no release of the family has it");
+  if (text.text("hidden_act", "silu") != "silu") text.fail("hidden_act", "must be silu, found " + text.text("hidden_act"));
+  if (text.has("layer_scale")) text.fail("layer_scale", "is not supported: no release of the family has it");
+  if (text.has("num_experts")) text.fail("num_experts", "given: mixtures of experts are not supported yet; only dense models are");
+  if (const std::string dtype = text.text("mamba_ssm_dtype", "float32"); dtype != "float32")
+    log_warning("{}: mamba_ssm_dtype {} is ignored, the recurrent state is kept in float32", text.where(), dtype);
+}
+
+}  // namespace
+
+Config parse_config(const json::object& object, const std::string& file) {
+  const ConfigFields top(object, file);
+  Config c;
+  c.nested = top.has("text_config");
+  const ConfigFields text = c.nested ? top.child("text_config") : top;
+  refuse_what_is_not_computed(text);
+
+  c.vocab_size = text.integer("vocab_size", 1, int64_t{1} << 24);
+  c.hidden_size = text.integer("hidden_size", 1, kMaxWidth);
+  c.intermediate_size = text.integer("intermediate_size", 1, kMaxWidth);
+  c.num_hidden_layers = text.integer("num_hidden_layers", 1, 4096);
+  c.num_attention_heads = text.integer("num_attention_heads", 1, kMaxHeads);
+  c.num_key_value_heads = text.integer("num_key_value_heads", 1, kMaxHeads);
+  if (c.num_attention_heads % c.num_key_value_heads != 0)
+    text.fail("num_key_value_heads",
+              fmt::format("{} does not divide num_attention_heads {}", c.num_key_value_heads, c.num_attention_heads));
+  c.head_dim = text.integer("head_dim", 2, kMaxHeadDim, 256);
+  c.max_position_embeddings = text.integer("max_position_embeddings", 1, int64_t{1} << 30, 32768);
+  c.rms_norm_eps = static_cast<float>(text.number("rms_norm_eps", 0, 1, 1e-6));
+  c.linear_conv_kernel_dim = text.integer("linear_conv_kernel_dim", 1, 64, 4);
+  c.linear_key_head_dim = text.integer("linear_key_head_dim", 1, kMaxHeadDim, 128);
+  c.linear_value_head_dim = text.integer("linear_value_head_dim", 1, kMaxHeadDim, 128);
+  c.linear_num_key_heads = text.integer("linear_num_key_heads", 1, kMaxHeads, 16);
+  c.linear_num_value_heads = text.integer("linear_num_value_heads", 1, kMaxHeads, 32);
+  if (c.linear_num_value_heads % c.linear_num_key_heads != 0)
+    text.fail("linear_num_value_heads",
+              fmt::format("{} is no multiple of linear_num_key_heads {}", c.linear_num_value_heads, c.linear_num_key_heads));
+
+  // QUIRK: HF ignores output_gate_type and always takes silu; vLLM and the releases' config mean it.
+  const std::string gate = text.text("output_gate_type", "swish");
+  if (gate == "sigmoid") {
+    c.output_gate_type = ops::GateActivation::kSigmoid;
+  } else if (gate != "swish" && gate != "silu") {
+    text.fail("output_gate_type", "must be swish, silu or sigmoid, found " + gate);
+  }
+
+  c.rope = parse_rope_parameters(text, c.head_dim, c.max_position_embeddings);
+  c.layer_kinds = parse_layer_kinds(text, c.num_hidden_layers);
+  c.mtp_num_hidden_layers = text.integer("mtp_num_hidden_layers", 0, 64, 0);
+  c.tie_word_embeddings = top.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", false));
+  return c;
+}
+
+std::vector<UnusedTensors> unused_tensors(const Config& c) {
+  const std::string layers = c.nested ? "model.language_model.layers." : "model.layers.";
+  return {{"model.visual.*", "vision tower: not used yet"},
+          {"mtp.*", "multi-token prediction: not used yet"},
+          {layers + "*", fmt::format("layers beyond num_hidden_layers {}", c.num_hidden_layers), c.num_hidden_layers},
+          {"*.rotary_emb.inv_freq", "computed, not read"}};
+}
+
+std::vector<std::pair<std::string, std::string>> describe(const Config& c) {
+  const auto full = std::count(c.layer_kinds.begin(), c.layer_kinds.end(), LayerKind::kFullAttention);
+  return {
+      {"vocab_size", std::to_string(c.vocab_size)},
+      {"hidden_size", std::to_string(c.hidden_size)},
+      {"layers", fmt::format("{} ({} linear_attention, {} full_attention)", c.num_hidden_layers, c.num_hidden_layers - full, full)},
+      {"attention heads", fmt::format("{} query, {} key/value of {}, rotary {}{}", c.num_attention_heads, c.num_key_value_heads,
+                                      c.head_dim, c.rope.rotary_dim,
+                                      c.rope.rope_type == RopeParameters::Type::kYarn ? " (yarn)" : "")},
+      {"linear heads", fmt::format("{} key, {} value of {} and {}, convolution {}", c.linear_num_key_heads, c.linear_num_value_heads,
+                                   c.linear_key_head_dim, c.linear_value_head_dim, c.linear_conv_kernel_dim)},
+      {"intermediate_size", std::to_string(c.intermediate_size)},
+      {"context", fmt::format("{} tokens", c.max_position_embeddings)},
+      {"output head", c.tie_word_embeddings ? "tied to the embedding" : "own matrix"},
+  };
+}
+
+}  // namespace calandra::qwen3_5

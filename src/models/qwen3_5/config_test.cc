@@ -1,0 +1,53 @@
+#include "models/qwen3_5/config.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "models/registry.h"
+
+namespace calandra {
+namespace {
+
+std::string message_of(json::object config) {
+  try {
+    check_config(std::move(config), "config.json");
+  } catch (const LoadError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Qwen3_5Config, EveryReleaseShape) {
+  struct {
+    const char* name;
+    int64_t full_attention, conv_dim;
+  } expected[] = {{"qwen3_5-0.8b", 6, 6144}, {"qwen3_5-2b", 6, 6144}, {"qwen3_5-4b", 8, 8192}, {"qwen3_5-9b", 8, 8192}, {"qwen3_5-27b", 16, 10240}};
+  for (const auto& e : expected) {
+    const qwen3_5::Config c = qwen3_5::parse_config(config_of_shape(e.name), e.name);
+    EXPECT_EQ(std::count(c.layer_kinds.begin(), c.layer_kinds.end(), qwen3_5::LayerKind::kFullAttention), e.full_attention);
+    EXPECT_EQ(c.layer_kinds[3], qwen3_5::LayerKind::kFullAttention);
+    EXPECT_EQ(c.conv_dim(), e.conv_dim);
+    EXPECT_EQ(c.rope.rotary_dim, 64);
+    EXPECT_EQ(message_of(config_of_shape(e.name)), "");
+  }
+}
+
+TEST(Qwen3_5Config, WhatIsNotComputedIsRefusedByName) {
+  const auto with = [](const char* key, json::value value) {
+    json::object config = config_of_shape("qwen3_5-0.8b");
+    config[key] = std::move(value);
+    return message_of(config);
+  };
+  EXPECT_NE(with("attention_bias", true).find("attention_bias"), std::string::npos);
+  EXPECT_NE(with("attn_output_gate", false).find("attn_output_gate"), std::string::npos);
+  EXPECT_NE(with("hidden_act", "gelu").find("hidden_act"), std::string::npos);
+  EXPECT_NE(with("layer_scale", true).find("layer_scale"), std::string::npos);
+  EXPECT_NE(with("num_experts", 8).find("experts"), std::string::npos);
+  EXPECT_NE(with("output_gate_type", "relu").find("output_gate_type"), std::string::npos);
+  EXPECT_NE(with("quantization_config", {{"quant_method", "fp8"}}).find("fp8"), std::string::npos);
+  EXPECT_NE(with("architectures", json::array{"LlamaForCausalLM"}).find("LlamaForCausalLM"), std::string::npos);
+  EXPECT_EQ(with("output_gate_type", "sigmoid"), "");
+}
+
+}  // namespace
+}  // namespace calandra

@@ -1,0 +1,82 @@
+#include "ops/attention.h"
+
+#include "ops/backend.h"
+#include "ops/shapes.h"
+
+namespace calandra::ops {
+namespace {
+
+void check_paged_batch(const char* op, const Batch& batch, int64_t T) {
+  const Dims d = match_shapes(op, {{batch.token_index, "T", DType::kI32},
+                                   {batch.row_sequence, "T", DType::kI32},
+                                   {batch.active, "B", DType::kI32},
+                                   {batch.block_table, "B P", DType::kI32}});
+  CHECK_EQ(d["T"], T);
+}
+
+}  // namespace
+
+Tensor rope_table(ExecContext& ctx, const Tensor& positions, const RopeFrequencies& frequencies, DType dtype) {
+  const Scope scope("rope_table");
+  const Dims d = match_shapes("rope_table", {{positions, "3 T", DType::kI32},
+                                             {frequencies.inv_freq, "F", DType::kF64},
+                                             {frequencies.axis, "F", DType::kI32}});
+  CHECK(dtype == DType::kF32 || dtype == DType::kBF16);
+  Tensor out = ctx.workspace.alloc_step(dtype, {2, d["T"], d["F"]});  // all layers read it
+  if (!ctx.dry_run && !out.empty()) ctx.backend.rope_table(ctx, positions, frequencies, out);
+  return out;
+}
+
+Tensor rope(ExecContext& ctx, const Tensor& x, const Tensor& table) {
+  const Scope scope("rope");
+  const Dims d = match_shapes("rope", {{x, "T H Dh", std::nullopt}, {table, "2 T F", x.dtype()}});
+  CHECK_LE(2 * d["F"], d["Dh"]);
+  Tensor out = ctx.workspace.alloc(x.dtype(), x.shape());
+  if (!ctx.dry_run && !x.empty()) ctx.backend.rope(ctx, x, table, out);
+  return out;
+}
+
+void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) {
+  const Scope scope("store_kv");
+  const Dims d = match_shapes("store_kv", {{k, "T Hkv Dh", std::nullopt},
+                                           {v, "T Hkv Dh", k.dtype()},
+                                           {pages.k, "pages Hkv page Dh", k.dtype()},
+                                           {pages.v, "pages Hkv page Dh", k.dtype()}});
+  check_paged_batch("store_kv", batch, d["T"]);
+  if (!ctx.dry_run && !k.empty()) ctx.backend.store_kv(ctx, k, v, pages, batch);
+}
+
+Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const QkNorm& norm,
+                          const Tensor& table, KvPages& pages, const Batch& batch) {
+  const Scope scope("qk_norm_rope_store");
+  const Dims d = match_shapes("qk_norm_rope_store", {{q, "T H Dh", std::nullopt},
+                                                     {k, "T Hkv Dh", q.dtype()},
+                                                     {v, "T Hkv Dh", q.dtype()},
+                                                     {norm.q_norm, "Dh", DType::kF32},
+                                                     {norm.k_norm, "Dh", DType::kF32},
+                                                     {table, "2 T F", q.dtype()},
+                                                     {pages.k, "pages Hkv page Dh", q.dtype()},
+                                                     {pages.v, "pages Hkv page Dh", q.dtype()}});
+  CHECK_LE(2 * d["F"], d["Dh"]);
+  check_paged_batch("qk_norm_rope_store", batch, d["T"]);
+  Tensor out = ctx.workspace.alloc(q.dtype(), q.shape());
+  if (!q.empty()) ctx.backend.qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch, out);
+  return out;
+}
+
+Tensor paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key) {
+  const Scope scope("paged_attention");
+  const Dims d = match_shapes("paged_attention", {{q, "T H Dh", std::nullopt},
+                                                  {pages.k, "pages Hkv page Dh", q.dtype()},
+                                                  {pages.v, "pages Hkv page Dh", q.dtype()}});
+  CHECK_EQ(d["H"] % d["Hkv"], 0);
+  check_paged_batch("paged_attention", batch, d["T"]);
+  if (first_key.rank() != 0)
+    match_shapes("paged_attention", {{batch.active, "B", DType::kI32}, {first_key, "B", DType::kI32}});
+  Tensor out = ctx.workspace.alloc(q.dtype(), q.shape());
+  if (!ctx.dry_run && !q.empty()) ctx.backend.paged_attention(ctx, q, pages, batch, scale, first_key, out);
+  return out;
+}
+
+}  // namespace calandra::ops

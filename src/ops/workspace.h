@@ -1,0 +1,43 @@
+// Workspace: an arena for one step's activations (DESIGN 3). Two halves that layers use in turn, so that a layer's result lives
+// until the layer after next begins, and a step part that lives until the step's results are consumed.
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+#include "tensor/buffer.h"
+
+namespace calandra {
+
+class Workspace {
+ public:
+  // Counts only: alloc returns tensors without memory and the high-water marks become the sizes (dry run).
+  Workspace() = default;
+  // Exactly as large as `measured` needed. `buffer` must have measured.bytes() bytes.
+  Workspace(const Workspace& measured, Buffer buffer);
+
+  // 64-byte aligned, undefined content (debug and hostile builds: NaN). Aborts when the part is exhausted.
+  Tensor alloc(DType dtype, Shape shape);       // in the current half
+  Tensor alloc_step(DType dtype, Shape shape);  // in the step part
+  void flip();                                  // the other half becomes current and empty
+  void reset();                                 // a new step: everything empty
+  // A point to return to: what was allocated in the current half after mark() is given back by release().
+  size_t mark() const { return parts_[current_].used; }
+  void release(size_t mark);
+
+  bool counting() const { return buffer_.data() == nullptr; }
+  size_t bytes() const;
+
+ private:
+  struct Part {
+    size_t begin = 0, used = 0, peak = 0, capacity = 0;
+  };
+  Tensor alloc_in(Part& part, DType dtype, Shape shape);
+  void poison(const Part& part, size_t from, size_t to);
+
+  std::array<Part, 3> parts_;  // two halves and the step part
+  int current_ = 0;
+  Buffer buffer_;
+};
+
+}  // namespace calandra

@@ -1,0 +1,61 @@
+#include "weights/dummy_weights.h"
+
+#include <array>
+#include <cmath>
+
+namespace calandra {
+namespace {
+
+// splitmix64: 64 random bits per step.
+struct Random {
+  uint64_t state;
+  uint64_t next() {
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+};
+
+uint64_t hash(std::string_view name) {  // FNV-1a
+  uint64_t h = 0xcbf29ce484222325u;
+  for (const unsigned char c : name) h = (h ^ c) * 0x100000001b3u;
+  return h;
+}
+
+}  // namespace
+
+void fill_dummy(std::string_view name, Tensor& tensor) {
+  Random random{hash(name)};
+  const int64_t n = tensor.numel();
+  if (tensor.dtype() == DType::kF32) {
+    float* x = tensor.as<float>();
+    for (int64_t i = 0; i < n; ++i) {
+      const double u = random.uniform();
+      if (name.ends_with("A_log")) {
+        x[i] = static_cast<float>(std::log(1 + 15 * u));
+      } else if (name.ends_with("dt_bias")) {
+        x[i] = static_cast<float>(-4 + 3 * u);
+      } else if (name.ends_with("linear_attn.norm.weight")) {
+        x[i] = 1;  // the plain one
+      } else {
+        x[i] = static_cast<float>(0.2 * (u - 0.5));
+      }
+    }
+    return;
+  }
+  // 256 levels, uniform, of standard deviation 1 / sqrt(K): the size of a normalised vector's projection stays near 1.
+  const double K = static_cast<double>(tensor.size(-1));
+  std::array<uint16_t, 256> level;
+  for (int i = 0; i < 256; ++i) level[i] = bf16(static_cast<float>((i - 127.5) / 127.5 * std::sqrt(3.0 / K))).bits;
+  auto* x = reinterpret_cast<uint16_t*>(tensor.as<bf16>());
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint64_t r = random.next();
+    for (int j = 0; j < 8; ++j, r >>= 8) x[i + j] = level[r & 255];
+  }
+  for (uint64_t r = random.next(); i < n; ++i, r >>= 8) x[i] = level[r & 255];
+}
+
+}  // namespace calandra

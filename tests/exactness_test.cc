@@ -1,0 +1,151 @@
+// The exactness matrix: bit for bit the same logits whatever the threads, batch, chunk and page size (DESIGN 6), on the cpu and the
+// reference backend, for each instruction set of the machine.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <thread>
+
+#include "backends/cpu/isa.h"
+#include "tests/model_under_test.h"
+
+namespace calandra {
+namespace {
+
+using namespace calandra::testing;
+namespace fs = std::filesystem;
+
+const fs::path kModel = CALANDRA_SOURCE_DIR "/demo/demo-qwen3_5";
+
+std::vector<int32_t> prompt(int64_t length, uint32_t seed, int64_t vocab_size) {
+  std::vector<int32_t> tokens;
+  uint32_t x = seed * 2654435761u + 1;
+  for (int64_t i = 0; i < length; ++i) {
+    x = x * 1664525u + 1013904223u;
+    tokens.push_back(static_cast<int32_t>((x >> 8) % static_cast<uint32_t>(vocab_size)));
+  }
+  return tokens;
+}
+
+Sequence sequence_of(std::vector<int32_t> tokens) {
+  Sequence s;
+  s.tokens = std::move(tokens);
+  s.prompt_size = s.size();
+  return s;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+struct Param {
+  BackendChoice choice;
+  DType dtype;
+};
+
+std::vector<Param> params() {
+  std::vector<Param> out;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    out.push_back({{"reference", 1, ""}, dtype});
+    for (const Isa isa : machine_isas()) out.push_back({{"cpu", 2, std::string(name_of(isa))}, dtype});
+  }
+  return out;
+}
+
+class Exactness : public ::testing::TestWithParam<Param> {
+ protected:
+  // The reference is slow: shorter sequences there.
+  int64_t length() const { return GetParam().choice.backend == "reference" ? 70 : 200; }
+};
+
+std::vector<float> run(ModelUnderTest& model, std::vector<int32_t> tokens, int64_t chunk, int64_t page) {
+  Sequence s = sequence_of(std::move(tokens));
+  const auto runner =
+      model.runner({.max_num_seqs = 1, .max_num_batched_tokens = chunk, .max_model_len = s.size(), .block_size = page});
+  return teacher_forced(*runner, s, chunk);
+}
+
+TEST_P(Exactness, ChunksAndPages) {
+  ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
+  const std::vector<int32_t> tokens = prompt(length(), 1, model.model().vocab_size());
+  const std::vector<float> whole = run(model, tokens, length(), 16);
+  for (const int64_t page : {1, 16})
+    for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{64}, int64_t{65}, length()})
+      EXPECT_TRUE(same_bits(run(model, tokens, chunk, page), whole)) << "chunk " << chunk << ", page " << page;
+}
+
+// Seven sequences of different lengths, prefilled and decoded together, against each alone.
+TEST_P(Exactness, BatchOfSevenEqualsEachAlone) {
+  ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
+  const int64_t V = model.model().vocab_size();
+  const auto runner = model.runner({.max_num_seqs = 7, .max_num_batched_tokens = 512, .max_model_len = 128});
+  std::vector<Sequence> sequences;
+  std::vector<std::vector<int32_t>> alone;
+  for (uint32_t i = 0; i < 7; ++i) {
+    alone.push_back(prompt(5 + 9 * i, 100 + i, V));
+    sequences.push_back(sequence_of(alone.back()));
+    sequences.back().tokens.resize(alone.back().size() - 4);  // the last four arrive one by one
+  }
+  std::vector<std::vector<float>> got(7);
+  for (int step = 0; step < 5; ++step) {
+    std::vector<ModelRunner::Part> parts;
+    std::vector<int32_t> last;
+    int64_t row = 0;
+    for (Sequence& s : sequences) {
+      ASSERT_TRUE(runner->reserve(s, s.size()));
+      parts.push_back({&s, s.size() - s.computed});
+      row += parts.back().rows;
+      last.push_back(static_cast<int32_t>(row - 1));
+    }
+    const Tensor logits = runner->logits(runner->forward(parts), last);
+    for (int i = 0; i < 7; ++i) {
+      const float* values = logits[i].as<float>();
+      got[i].insert(got[i].end(), values, values + V);
+      if (step < 4) sequences[i].tokens.push_back(alone[i][sequences[i].size()]);
+    }
+  }
+  for (int i = 0; i < 7; ++i) {
+    const std::vector<float> all = run(model, alone[i], 512, 16);
+    EXPECT_TRUE(same_bits(got[i], {all.end() - 5 * V, all.end()})) << "sequence " << i;
+  }
+}
+
+TEST_P(Exactness, Threads) {
+  if (GetParam().choice.backend == "reference") GTEST_SKIP() << "skipped: the reference has one thread";
+  std::vector<int> counts = {1, 2, 3};
+  if (std::thread::hardware_concurrency() >= 16) counts.push_back(16);
+  std::vector<float> want;
+  for (const int threads : counts) {
+    BackendChoice choice = GetParam().choice;
+    choice.threads = threads;
+    ModelUnderTest model(kModel, choice, GetParam().dtype);
+    const std::vector<float> got = run(model, prompt(length(), 2, model.model().vocab_size()), 64, 16);
+    if (want.empty()) want = got;
+    EXPECT_TRUE(same_bits(got, want)) << threads << " threads";
+  }
+}
+
+// A slot and pages that another sequence used before give the same as fresh ones.
+TEST_P(Exactness, RecycledMemory) {
+  ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
+  const int64_t V = model.model().vocab_size();
+  const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 64, .max_model_len = 64});
+  const auto once = [&](uint32_t seed) {
+    Sequence s = sequence_of(prompt(40, seed, V));
+    std::vector<float> logits = teacher_forced(*runner, s, 64);
+    runner->release(s);
+    return logits;
+  };
+  const std::vector<float> fresh = once(5);
+  once(6);
+  EXPECT_TRUE(same_bits(once(5), fresh));
+  EXPECT_EQ(runner->pages().free_pages(), runner->pages().pages());
+  EXPECT_EQ(runner->slots().free_slots(), runner->slots().slots());
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Exactness, ::testing::ValuesIn(params()), [](const auto& info) {
+  return info.param.choice.backend + info.param.choice.isa + "_" + std::string(name_of(info.param.dtype));
+});
+
+}  // namespace
+}  // namespace calandra

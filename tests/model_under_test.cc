@@ -1,0 +1,75 @@
+#include "tests/model_under_test.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/reference/reference.h"
+#include "base/json.h"
+
+namespace calandra::testing {
+
+namespace fs = std::filesystem;
+
+std::unique_ptr<Backend> make_backend(const BackendChoice& choice) {
+  if (choice.backend == "reference") return std::make_unique<ReferenceBackend>();
+  CpuOptions options;
+  options.threads = choice.threads;
+  if (!choice.isa.empty()) options.isa = isa_by_name(choice.isa);
+  return make_cpu_backend(options);
+}
+
+ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choice, DType dtype) : backend_(make_backend(choice)) {
+  json::value config = read_json_file(folder / "config.json");
+  const ModelConfig checked = check_config(config.as_object(), (folder / "config.json").string());
+  checkpoint_ = std::make_unique<Checkpoint>(folder);
+  store_ = std::make_unique<WeightStore>(*backend_, checkpoint_.get());
+  model_ = make_model(checked, store_->reader(), *backend_, dtype);
+  store_->load(unused_tensors(checked), 2);
+}
+
+std::vector<float> teacher_forced(ModelRunner& runner, Sequence& sequence, int64_t chunk, Taps* taps) {
+  CHECK(runner.reserve(sequence, sequence.size()));
+  std::vector<float> logits;
+  while (sequence.computed < sequence.size()) {
+    const ModelRunner::Part part{&sequence, std::min(chunk, sequence.size() - sequence.computed)};
+    const Tensor hidden = runner.forward({&part, 1}, taps);
+    for (int64_t first = 0; first < part.rows; first += ModelRunner::kLogitRows) {
+      std::vector<int32_t> rows;
+      for (int64_t row = first; row < std::min(part.rows, first + ModelRunner::kLogitRows); ++row) rows.push_back(static_cast<int32_t>(row));
+      const Tensor block = runner.logits(hidden, rows);
+      const float* values = block.as<float>();
+      logits.insert(logits.end(), values, values + block.numel());
+    }
+  }
+  return logits;
+}
+
+std::vector<float> read_floats(const SafetensorsFile& file, const std::string& name) {
+  const auto* entry = file.find(name);
+  CHECK_MSG(entry != nullptr && entry->dtype == "F32", name);
+  std::vector<float> values(entry->bytes / 4);
+  file.read(*entry, 0, entry->bytes, values.data());
+  return values;
+}
+
+std::vector<int32_t> read_ids(const SafetensorsFile& file, const std::string& name) {
+  const auto* entry = file.find(name);
+  CHECK_MSG(entry != nullptr && (entry->dtype == "I64" || entry->dtype == "I32"), name);
+  std::vector<std::byte> bytes(entry->bytes);
+  file.read(*entry, 0, entry->bytes, bytes.data());
+  const size_t width = entry->dtype == "I64" ? 8 : 4;
+  std::vector<int32_t> ids(entry->bytes / width);
+  for (size_t i = 0; i < ids.size(); ++i) std::memcpy(&ids[i], bytes.data() + i * width, 4);  // little-endian: the low half
+  return ids;
+}
+
+fs::path find_case(const std::string& family, const std::string& name) {
+  for (const char* root : {CALANDRA_SOURCE_DIR "/tests/oracle", CALANDRA_SOURCE_DIR "/../shared/oracle"}) {
+    const fs::path folder = fs::path(root) / family / name;
+    if (fs::exists(folder / "case.json")) return folder;
+  }
+  return {};
+}
+
+}  // namespace calandra::testing

@@ -1,0 +1,48 @@
+// A model of a checkpoint folder on one backend, and the forwards that whole-model tests share.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/model_runner.h"
+#include "models/registry.h"
+#include "weights/weight_store.h"
+
+namespace calandra::testing {
+
+struct BackendChoice {
+  std::string backend;  // "reference" or "cpu"
+  int threads = 1;
+  std::string isa;  // empty: the best
+};
+
+std::unique_ptr<Backend> make_backend(const BackendChoice& choice);
+
+class ModelUnderTest {
+ public:
+  ModelUnderTest(const std::filesystem::path& folder, const BackendChoice& choice, DType dtype);
+
+  const CausalLM& model() const { return *model_; }
+  Backend& backend() { return *backend_; }
+  std::unique_ptr<ModelRunner> runner(const RunnerLimits& limits) { return std::make_unique<ModelRunner>(*model_, *backend_, limits); }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<WeightStore> store_;
+  std::unique_ptr<CausalLM> model_;
+};
+
+// Logits after every token, [T * V], the prompt cut into chunks of at most `chunk` rows.
+std::vector<float> teacher_forced(ModelRunner& runner, Sequence& sequence, int64_t chunk, Taps* taps = nullptr);
+
+// Tensors of a safetensors file, converted: f32 to float, ids of any integer type to int32.
+std::vector<float> read_floats(const SafetensorsFile& file, const std::string& name);
+std::vector<int32_t> read_ids(const SafetensorsFile& file, const std::string& name);
+
+// The case's folder in tests/oracle or in the shared oracle beside the repository; empty when it is in neither.
+std::filesystem::path find_case(const std::string& family, const std::string& name);
+
+}  // namespace calandra::testing

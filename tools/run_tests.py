@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Runs ctest in a build folder and counts: programs, cases, passed, skipped, failed; the last line says the result.
+
+    run_tests.py BUILD [arguments for ctest, such as -LE long]
+
+ctest counts programs; GoogleTest writes its cases as XML, which is summed here. Skipped cases are listed with their reason.
+"""
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+
+def main():
+    build, arguments = sys.argv[1], sys.argv[2:]
+    results = os.path.abspath(os.path.join(build, 'test-results'))
+    shutil.rmtree(results, ignore_errors=True)
+    os.makedirs(results)
+    start = time.monotonic()
+    command = ['ctest', '--test-dir', build, '-j', str(os.cpu_count()), '--output-on-failure', '--no-tests=error']
+    status = subprocess.run(command + arguments, env={**os.environ, 'GTEST_OUTPUT': f'xml:{results}/'}).returncode
+
+    programs = cases = failed = 0
+    skipped = []
+    for name in sorted(os.listdir(results)):
+        programs += 1
+        for case in ElementTree.parse(os.path.join(results, name)).iter('testcase'):
+            if case.get('status') == 'notrun':
+                continue
+            cases += 1
+            failed += case.find('failure') is not None
+            reason = case.find('skipped')
+            if reason is not None:
+                lines = [line.strip() for line in reason.get('message', '').splitlines() if line.strip()]
+                skipped.append(f"  {case.get('classname')}.{case.get('name')}: {lines[-1] if lines else 'no reason given'}")
+
+    if skipped:
+        print('\nskipped:', *skipped, sep='\n')
+    passed = cases - failed - len(skipped)
+    print(f'\n{programs} GoogleTest programs, {cases} cases: {passed} passed, {len(skipped)} skipped, {failed} failed '
+          f'({time.monotonic() - start:.0f} s)')
+    print('TESTS PASSED' if status == 0 else 'TESTS FAILED')
+    return 0 if status == 0 else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
