@@ -45,8 +45,8 @@ struct Param {
 
 std::vector<Param> params() {
   std::vector<Param> out;
+  out.push_back({{"reference", 1, ""}, DType::kF32});
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    out.push_back({{"reference", 1, ""}, dtype});
     for (const Isa isa : machine_isas()) out.push_back({{"cpu", 2, std::string(name_of(isa))}, dtype});
   }
   return out;
@@ -55,7 +55,7 @@ std::vector<Param> params() {
 class Exactness : public ::testing::TestWithParam<Param> {
  protected:
   // The reference is slow: shorter sequences there.
-  int64_t length() const { return GetParam().choice.backend == "reference" ? 70 : 200; }
+  int64_t length() const { return GetParam().choice.backend == "reference" ? 66 : 200; }
 };
 
 std::vector<float> run(ModelUnderTest& model, std::vector<int32_t> tokens, int64_t chunk, int64_t page) {
@@ -69,9 +69,11 @@ TEST_P(Exactness, ChunksAndPages) {
   ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
   const std::vector<int32_t> tokens = prompt(length(), 1, model.model().vocab_size());
   const std::vector<float> whole = run(model, tokens, length(), 16);
+  const bool reference = GetParam().choice.backend == "reference";  // slow: each chunk with one page size
   for (const int64_t page : {1, 16})
     for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{64}, int64_t{65}, length()})
-      EXPECT_TRUE(same_bits(run(model, tokens, chunk, page), whole)) << "chunk " << chunk << ", page " << page;
+      if (!reference || (chunk % 2 == 1) == (page == 1))
+        EXPECT_TRUE(same_bits(run(model, tokens, chunk, page), whole)) << "chunk " << chunk << ", page " << page;
 }
 
 // Seven sequences of different lengths, prefilled and decoded together, against each alone.

@@ -111,7 +111,8 @@ TEST_P(Oracle, Float32LogitsTapsAndStates) {
   for (const std::string& prompt : prompts_of(expected, c)) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + "/tokens");
-    const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size()});
+    const auto runner =
+        model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size(), .taps = true});
     Recorder recorder;
     const std::vector<float> logits = teacher_forced(*runner, sequence, 512, &recorder);
     // First the taps, in the order of computation: the first that differs shows where.

@@ -48,7 +48,7 @@ class Memory {
   PackedWeight weight(int64_t N, int64_t K) {
     std::vector<bf16> values(N * K);
     Tensor host(values.data(), DType::kBF16, {N, K});
-    fill_dummy(fmt::format("{}x{}", N, K), host);
+    fill_dummy(fmt::format("{}x{}", N, K), 0, host);
     PreparedWeight prepared = backend_.prepare_weight(host);
     buffers_.push_back(std::move(prepared.storage));
     return prepared.weight;

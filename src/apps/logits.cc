@@ -131,7 +131,9 @@ int logits(const Options& options) {
 
   ModelOptions model_options = options.model;
   if (options.chunk) model_options.max_num_batched_tokens = *options.chunk;
-  ModelRunner runner(model, *loaded.backend, runner_limits(model_options, model, 1, T));
+  RunnerLimits limits = runner_limits(model_options, model, 1, T);
+  limits.taps = !options.taps.empty();
+  ModelRunner runner(model, *loaded.backend, limits);
   CHECK(runner.reserve(sequence, T));
 
   TapCollector taps(options.taps);

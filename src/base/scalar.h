@@ -26,12 +26,34 @@ struct bf16 {
   }
 };
 
+// In integers, since _Float16 is an extension that not every compiler has on every processor.
 struct f16 {
   uint16_t bits = 0;
 
   f16() = default;
-  explicit f16(float value) : bits(std::bit_cast<uint16_t>(static_cast<_Float16>(value))) {}
-  explicit operator float() const { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+  explicit f16(float value) : bits(round(value)) {}
+  explicit operator float() const {
+    const uint32_t sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
+    if (magnitude >= 0x0f800000u)  // infinity; NaN, made quiet
+      return std::bit_cast<float>(sign | 0x7f800000u | magnitude | (magnitude > 0x0f800000u ? 0x400000u : 0u));
+    if (magnitude < 0x00800000u) {  // subnormal: the fraction in units of 2^-24
+      const float value = static_cast<float>(bits & 0x3ffu) * 0x1p-24f;
+      return sign != 0 ? -value : value;
+    }
+    return std::bit_cast<float>(sign | (magnitude + 0x38000000u));
+  }
+
+ private:
+  static uint16_t round(float value) {
+    uint32_t u = std::bit_cast<uint32_t>(value);
+    const uint32_t sign = (u >> 16) & 0x8000u;
+    u &= 0x7fffffffu;
+    if (u > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((u >> 13) & 0x3ffu));  // NaN stays NaN
+    if (u >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);                        // 65520 and above
+    if (u < 0x38800000u)  // below 2^-14: adding 0.5 leaves the fraction in units of 2^-24, rounded
+      return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(u) + 0.5f) - 0x3f000000u));
+    return static_cast<uint16_t>(sign | ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13));
+  }
 };
 
 }  // namespace calandra

@@ -29,6 +29,10 @@ Workspace measure(const CausalLM& model, Backend& backend, const RunnerLimits& l
   OneRank communicator;
   ExecContext ctx{backend, workspace, communicator};
   ctx.dry_run = true;
+  struct NoTaps final : Taps {
+    void tap(int, const char*, const Tensor&) override {}
+  } no_taps;
+  if (limits.taps) ctx.taps = &no_taps;
   Batch batch = lay_out(nullptr, largest_batch(limits), backend.device());
   batch.max_query_len = limits.max_num_batched_tokens;
   batch.max_seq_len = limits.max_model_len;
@@ -173,6 +177,7 @@ Batch ModelRunner::build(std::span<const Part> parts) {
 }
 
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
+  CHECK(taps == nullptr || limits_.taps);
   const Batch batch = build(parts);
   workspace_.reset();
   ExecContext ctx = context(taps);

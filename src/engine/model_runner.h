@@ -22,6 +22,7 @@ struct RunnerLimits {
   int64_t num_blocks = 0;                // pages; 0: as many as max_num_seqs sequences of max_model_len need
   int64_t num_state_slots = 0;           // 0: max_num_seqs
   int64_t pending_capacity = 0;          // drafts of one sequence
+  bool taps = false;                     // forwards may be given taps: ops then run part by part and need more workspace
 };
 
 // Bytes of everything that is allocated at start, and of what one sequence takes.

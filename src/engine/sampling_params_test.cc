@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "text/tokenizer.h"
+
 namespace calandra {
 namespace {
 
@@ -204,6 +206,18 @@ TEST(SamplingParams, WrongValuesNameTheField) {
   SamplingParams all;
   all.logprobs = -1;
   EXPECT_FALSE(all.check(SamplingLimits{.vocab_size = 100, .max_logprobs = -1}));
+}
+
+TEST(SamplingParams, BadWordsAreTokenizedWithAndWithoutASpace) {
+  const Tokenizer tokenizer = Tokenizer::from_json(R"({
+      "added_tokens": [], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "decoder": {"type": "ByteLevel"},
+      "model": {"type": "BPE", "merges": [["a", "b"], ["Ġ", "ab"]], "vocab": {"a": 0, "b": 1, "c": 2, "Ġ": 3, "ab": 4, "Ġab": 5}}})");
+  using Words = std::vector<std::vector<int32_t>>;
+  EXPECT_EQ(tokenize_bad_words(tokenizer, {"ab"}), (Words{{4}, {5}}));
+  EXPECT_EQ(tokenize_bad_words(tokenizer, {" ab"}), (Words{{4}, {5}}));  // leading space does not matter
+  EXPECT_EQ(tokenize_bad_words(tokenizer, {"c"}), (Words{{2}}));         // "Ġ", "c": more tokens
+  EXPECT_EQ(tokenize_bad_words(tokenizer, {"abc", "b"}), (Words{{4, 2}, {5, 2}, {1}}));
+  EXPECT_EQ(tokenize_bad_words(tokenizer, {"  "}), Words{});
 }
 
 }  // namespace

@@ -26,8 +26,8 @@ uint64_t hash(std::string_view name) {  // FNV-1a
 
 }  // namespace
 
-void fill_dummy(std::string_view name, Tensor& tensor) {
-  Random random{hash(name)};
+void fill_dummy(std::string_view name, int64_t first, const Tensor& tensor) {
+  Random random{hash(name) ^ (static_cast<uint64_t>(first) << 32)};
   const int64_t n = tensor.numel();
   if (tensor.dtype() == DType::kF32) {
     float* x = tensor.as<float>();

@@ -7,7 +7,8 @@
 
 namespace calandra {
 
-// Fills a dense host tensor: bf16 for matrices, f32 for small tensors.
-void fill_dummy(std::string_view name, Tensor& tensor);
+// Fills a dense host tensor: bf16 for matrices, f32 for small tensors. `first` tells apart what is taken of one stored
+// tensor.
+void fill_dummy(std::string_view name, int64_t first, const Tensor& tensor);
 
 }  // namespace calandra

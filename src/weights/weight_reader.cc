@@ -10,7 +10,8 @@ std::string WeightReader::full_name(std::string_view name) const {
 
 WeightReader WeightReader::child(std::string_view name) const { return WeightReader(*store_, full_name(name)); }
 
-void WeightReader::linear(PackedWeight& destination, std::string_view name, const MatrixShape& shape, RowBlocks rows) const {
+void WeightReader::linear(PackedWeight& destination, std::string_view name, const MatrixShape& shape,
+                          RowBlocks rows) const {
   WeightStore::Note note;
   note.matrix = &destination;
   note.name = full_name(name);
@@ -20,6 +21,8 @@ void WeightReader::linear(PackedWeight& destination, std::string_view name, cons
   CHECK_EQ(shape.N.size % rows.step, 0);
   CHECK_LE(rows.first + rows.rows, rows.step);
   note.rows = rows;
+  destination.N = shape.N.size / rows.step * rows.rows;  // known before the values: a dry run needs the shapes
+  destination.K = shape.K.size;
   store_->notes_.push_back(std::move(note));
 }
 
@@ -39,6 +42,7 @@ void WeightReader::tensor(Tensor& destination, std::string_view name, const std:
   }
   CHECK_EQ(numel, view.numel());
   note.view = view;
+  destination = Tensor(nullptr, DType::kF32, view);
   store_->notes_.push_back(std::move(note));
 }
 

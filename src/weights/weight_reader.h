@@ -1,5 +1,5 @@
-// WeightReader: a position in a checkpoint. A model's constructors note what they need; WeightStore::load then reads, converts and
-// packs everything in parallel, and fills the destinations in.
+// WeightReader: a position in a checkpoint. A model's constructors note what they need; WeightStore::load then reads,
+// converts and packs everything in parallel, and fills the destinations in.
 #pragma once
 
 #include <string>
@@ -41,13 +41,14 @@ class WeightReader {
   WeightReader(WeightStore& store, std::string prefix) : store_(&store), prefix_(std::move(prefix)) {}
   WeightReader child(std::string_view name) const;
 
+  // What follows notes a tensor below this position, stored as F32, BF16 or F16, with exactly the shape that is named.
+  // Destinations must stay where they are until WeightStore::load has returned.
+
   // A matrix [N, K], packed for the backend. `shape` is that of the stored tensor; `rows` selects of it.
   void linear(PackedWeight& destination, std::string_view name, const MatrixShape& shape, RowBlocks rows = {}) const;
   // A small tensor, converted to f32: a vector, or a tensor viewed as `view` (same number of elements).
   void vector(Tensor& destination, std::string_view name, const Axis& axis) const;
   void tensor(Tensor& destination, std::string_view name, const std::vector<Axis>& axes, Shape view) const;
-
-  // Destinations must stay where they are until WeightStore::load has returned.
 
  private:
   std::string full_name(std::string_view name) const;

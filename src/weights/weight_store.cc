@@ -7,7 +7,6 @@
 #include <charconv>
 #include <cstring>
 #include <exception>
-#include <set>
 #include <thread>
 
 #include "base/error.h"
@@ -18,6 +17,7 @@ namespace calandra {
 namespace {
 
 constexpr size_t kNamesInMessage = 20;
+constexpr size_t kStagingBytes = size_t{256} << 20;
 
 std::string list(const std::vector<std::string>& names) {
   std::string text;
@@ -68,31 +68,56 @@ void widen(const T* from, float* to, int64_t n) {
 
 }  // namespace
 
+Shape WeightStore::Note::wanted() const {
+  return matrix != nullptr ? Shape{shape[0] / rows.step * rows.rows, shape[1]} : view;
+}
+
+// The tensor that stands for NAME.weight in a quantised checkpoint, or "".
+std::string WeightStore::quantised_form(const std::string& name) const {
+  constexpr std::string_view kWeight = ".weight";
+  if (!name.ends_with(kWeight)) return "";
+  const std::string module = name.substr(0, name.size() - kWeight.size());
+  for (const char* form : {".qweight", ".weight_packed", ".weight_quantized", ".blocks"})
+    if (checkpoint_->find(module + form).file != nullptr) return module + form;
+  return "";
+}
+
 void WeightStore::resolve() {
   std::vector<std::string> missing;
   for (Note& note : notes_) {
     note.place = checkpoint_->find(note.name);
     if (note.place.file == nullptr) {
+      if (const std::string form = quantised_form(note.name); !form.empty())
+        throw LoadError(fmt::format(
+            "{}: tensor {} is missing, {} stands for it: this quantised format is not supported yet by this version; "
+            "use a checkpoint in BF16, F16 or F32",
+            checkpoint_->folder().string(), note.name, form));
       missing.push_back(note.name);
       continue;
     }
     const SafetensorsFile::Entry& entry = *note.place.entry;
     const std::string where = note.place.file->path().string() + ": tensor " + note.name;
-    if (entry.shape != note.shape) {
-      std::string expected;
-      for (size_t i = 0; i < note.shape.size(); ++i)
-        expected += fmt::format("{}{} = {}", i > 0 ? ", " : "", note.axes[i], note.shape[i]);
-      throw LoadError(fmt::format("{} has shape [{}], the config asks for [{}]", where, fmt::join(entry.shape, ", "), expected));
-    }
     const auto dtype = dtype_of_safetensors(entry.dtype);
     if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16 && *dtype != DType::kF16))
-      throw LoadError(fmt::format("{} is stored as {}, which is not supported; it must be F32, BF16 or F16", where, entry.dtype));
+      throw LoadError(
+          fmt::format("{} is stored as {}, which is not supported yet by this version; it must be F32, BF16 or F16",
+                      where, entry.dtype));
+    if (entry.shape != note.shape) {
+      std::string expected;
+      for (size_t i = 0; i < note.shape.size(); ++i) {
+        expected += fmt::format("{}{}", i > 0 ? ", " : "", note.axes[i]);
+        if (note.axes[i] != std::to_string(note.shape[i])) expected += fmt::format(" = {}", note.shape[i]);
+      }
+      throw LoadError(
+          fmt::format("{} has shape [{}], the config asks for [{}]", where, fmt::join(entry.shape, ", "), expected));
+    }
   }
   if (!missing.empty()) {
     std::sort(missing.begin(), missing.end());
     missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
-    throw LoadError(fmt::format("{}: {} tensor{} of the model {} missing: {}", checkpoint_->folder().string(), missing.size(),
-                                missing.size() == 1 ? "" : "s", missing.size() == 1 ? "is" : "are", list(missing)));
+    throw LoadError(fmt::format("{}: {} tensor{} of the model {} missing: {}", checkpoint_->folder().string(),
+                                missing.size(), missing.size() == 1 ? "" : "s", missing.size() == 1 ? "is" : "are",
+                                list(missing)));
   }
 }
 
@@ -104,7 +129,8 @@ void WeightStore::account_for_the_rest(std::span<const UnusedTensors> unused) co
   for (const SafetensorsFile& file : checkpoint_->files()) {
     for (const SafetensorsFile::Entry& entry : file.entries()) {
       if (read.contains(entry.name)) continue;
-      const auto it = std::find_if(unused.begin(), unused.end(), [&](const UnusedTensors& u) { return covers(u, entry.name); });
+      const auto it =
+          std::find_if(unused.begin(), unused.end(), [&](const UnusedTensors& u) { return covers(u, entry.name); });
       if (it == unused.end()) {
         unknown.push_back(entry.name);
       } else {
@@ -113,13 +139,13 @@ void WeightStore::account_for_the_rest(std::span<const UnusedTensors> unused) co
     }
   }
   if (!unknown.empty())
-    throw LoadError(fmt::format("{}: {} tensors of the files belong to no part of the model: {}", checkpoint_->folder().string(),
-                                unknown.size(), list(unknown)));
+    throw LoadError(fmt::format("{}: {} tensors of the files belong to no part of the model: {}",
+                                checkpoint_->folder().string(), unknown.size(), list(unknown)));
   std::string text;
   for (size_t i = 0; i < unused.size(); ++i) {
     if (not_used[i].empty()) continue;
-    text += fmt::format("{}{} tensor{} like {} ({})", text.empty() ? "" : "; ", not_used[i].size(), not_used[i].size() == 1 ? "" : "s",
-                        not_used[i].front(), unused[i].reason);
+    text += fmt::format("{}{} tensor{} like {} ({})", text.empty() ? "" : "; ", not_used[i].size(),
+                        not_used[i].size() == 1 ? "" : "s", not_used[i].front(), unused[i].reason);
   }
   if (!text.empty()) log_warning("not read: {}", text);
 }
@@ -129,78 +155,74 @@ void WeightStore::keep(Buffer buffer) {
   buffers_.push_back(std::move(buffer));
 }
 
-Tensor WeightStore::stored_values(const Note& note, std::vector<std::byte>& staging) const {
-  Shape shape;
-  if (note.matrix != nullptr) {
-    shape = {note.shape[0], note.shape[1]};
-  } else {
-    shape = note.view;
-  }
-  if (checkpoint_ == nullptr) {
-    const DType dtype = note.matrix != nullptr ? DType::kBF16 : DType::kF32;
-    staging.resize(shape.numel() * size_of(dtype));
-    Tensor values(staging.data(), dtype, shape);
-    fill_dummy(note.name, values);
-    return values;
-  }
-  staging.resize(note.place.entry->bytes);
-  note.place.file->read(*note.place.entry, 0, note.place.entry->bytes, staging.data());
-  const Tensor values(staging.data(), *dtype_of_safetensors(note.place.entry->dtype), shape);
-  if (has_nan_or_infinity(values)) log_warning("tensor {} holds NaN or infinity", note.name);
-  return values;
+DType WeightStore::stored_type(const Note& note) const {
+  if (checkpoint_ == nullptr) return note.matrix != nullptr ? DType::kBF16 : DType::kF32;
+  return *dtype_of_safetensors(note.place.entry->dtype);
 }
 
-void WeightStore::carry_out(const Note& note, std::vector<std::byte>& staging) {
-  Tensor values = stored_values(note, staging);
-  if (note.small != nullptr) {
-    std::vector<float> wide(values.numel());
-    switch (values.dtype()) {
-      case DType::kBF16: widen(values.as<bf16>(), wide.data(), values.numel()); break;
-      case DType::kF16: widen(values.as<f16>(), wide.data(), values.numel()); break;
-      default: widen(values.as<float>(), wide.data(), values.numel()); break;
-    }
-    Buffer buffer = backend_.allocate(wide.size() * sizeof(float));
-    backend_.copy_bytes(buffer.data(), wide.data(), wide.size() * sizeof(float));
-    *note.small = buffer.tensor(DType::kF32, note.view);
-    keep(std::move(buffer));
+// The rows that the note takes, one after another.
+void WeightStore::read_rows(const Note& note, std::byte* to) const {
+  const SafetensorsFile::Entry& entry = *note.place.entry;
+  if (note.matrix == nullptr || note.rows.rows == note.rows.step) {
+    note.place.file->read(entry, 0, entry.bytes, to);
     return;
   }
-  const RowBlocks& rows = note.rows;
-  if (rows.rows != rows.step) {  // move the chosen rows together, in place
-    const int64_t row_bytes = note.shape[1] * static_cast<int64_t>(size_of(values.dtype()));
-    const int64_t blocks = note.shape[0] / rows.step;
-    for (int64_t b = 0; b < blocks; ++b)
-      std::memmove(staging.data() + b * rows.rows * row_bytes, staging.data() + (b * rows.step + rows.first) * row_bytes,
-                   rows.rows * row_bytes);
-    values = Tensor(staging.data(), values.dtype(), {blocks * rows.rows, note.shape[1]});
-  }
-  PreparedWeight prepared = backend_.prepare_weight(values);
-  *note.matrix = prepared.weight;
-  keep(std::move(prepared.storage));
+  const int64_t row_bytes = note.shape[1] * static_cast<int64_t>(size_of(stored_type(note)));
+  const int64_t block_bytes = note.rows.rows * row_bytes;
+  for (int64_t row = note.rows.first; row < note.shape[0]; row += note.rows.step, to += block_bytes)
+    note.place.file->read(entry, row * row_bytes, block_bytes, to);
 }
 
-void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const Progress& progress) {
-  if (checkpoint_ != nullptr) {
-    resolve();
-    account_for_the_rest(unused);
-    std::stable_sort(notes_.begin(), notes_.end(), [](const Note& a, const Note& b) {
-      return std::pair(a.place.file, a.place.entry->begin) < std::pair(b.place.file, b.place.entry->begin);
-    });
+void WeightStore::carry_out(const Note& note, StagingBudget& staging) {
+  const DType dtype = stored_type(note);
+  const Shape shape = note.wanted();
+  const StagingBudget::Loan loan = staging.borrow(shape.numel() * size_of(dtype));
+  const Tensor values(loan.data(), dtype, shape);
+  if (checkpoint_ == nullptr) {
+    fill_dummy(note.name, note.rows.first, values);
+  } else {
+    read_rows(note, loan.data());
+    if (has_nan_or_infinity(values)) {
+      const std::lock_guard lock(mutex_);
+      not_finite_.insert(note.name);
+    }
   }
+  if (note.matrix != nullptr) {
+    PreparedWeight prepared = backend_.prepare_weight(values);
+    *note.matrix = prepared.weight;
+    keep(std::move(prepared.storage));
+    return;
+  }
+  std::vector<float> wide(values.numel());
+  switch (dtype) {
+    case DType::kBF16:
+      widen(values.as<bf16>(), wide.data(), values.numel());
+      break;
+    case DType::kF16:
+      widen(values.as<f16>(), wide.data(), values.numel());
+      break;
+    default:
+      widen(values.as<float>(), wide.data(), values.numel());
+      break;
+  }
+  Buffer buffer = backend_.allocate(wide.size() * sizeof(float));
+  backend_.copy_bytes(buffer.data(), wide.data(), wide.size() * sizeof(float));
+  *note.small = buffer.tensor(DType::kF32, shape);
+  keep(std::move(buffer));
+}
+
+void WeightStore::carry_out_all(int threads, const Progress& progress) {
   const auto bytes_of = [&](const Note& note) {
-    int64_t n = checkpoint_ != nullptr ? note.place.entry->bytes : 2;
-    if (checkpoint_ == nullptr)
-      for (const int64_t size : note.shape) n *= size;
-    return n;
+    return note.wanted().numel() * static_cast<int64_t>(size_of(stored_type(note)));
   };
   int64_t total = 0;
   for (const Note& note : notes_) total += bytes_of(note);
 
+  StagingBudget staging(kStagingBytes);
   std::atomic<size_t> next{0};
   std::atomic<int64_t> done{0};
   std::exception_ptr failure;
   const auto work = [&] {
-    std::vector<std::byte> staging;
     for (size_t i = next++; i < notes_.size(); i = next++) {
       try {
         carry_out(notes_[i], staging);
@@ -208,37 +230,55 @@ void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const
         const std::lock_guard lock(mutex_);
         if (!failure) failure = std::current_exception();
         next = notes_.size();
+        return;
       }
       done += bytes_of(notes_[i]);
       if (progress) progress(done, total);
     }
   };
-  std::vector<std::thread> team;
-  for (int i = 1; i < threads; ++i) team.emplace_back(work);
-  work();
-  for (std::thread& thread : team) thread.join();
+  {
+    std::vector<std::jthread> team;  // joined also when a thread cannot be started
+    for (int i = 1; i < threads; ++i) team.emplace_back(work);
+    work();
+  }
   if (failure) std::rethrow_exception(failure);
+}
+
+void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const Progress& progress) {
+  if (checkpoint_ == nullptr) {
+    carry_out_all(threads, progress);
+    return;
+  }
+  resolve();
+  account_for_the_rest(unused);
+  std::stable_sort(notes_.begin(), notes_.end(), [](const Note& a, const Note& b) {
+    return std::pair(a.place.file, a.place.entry->begin) < std::pair(b.place.file, b.place.entry->begin);
+  });
+  carry_out_all(threads, progress);
+  for (const SafetensorsFile& file : checkpoint_->files()) file.check_unchanged();
+  if (!not_finite_.empty())
+    log_warning("{}: {} tensor{} NaN or infinite values: {}", checkpoint_->folder().string(), not_finite_.size(),
+                not_finite_.size() == 1 ? " holds" : "s hold", list({not_finite_.begin(), not_finite_.end()}));
 }
 
 WeightStore::Summary WeightStore::summary() const {
   Summary summary;
+  std::set<std::string_view> names;
   for (const Note& note : notes_) {
-    int64_t numel = 1;
-    for (const int64_t size : note.shape) numel *= size;
-    if (note.matrix != nullptr) {
-      numel = numel / note.rows.step * note.rows.rows;
-      DType dtype = DType::kBF16;
-      if (checkpoint_ != nullptr) {
-        const Checkpoint::Place place = checkpoint_->find(note.name);
-        if (place.entry != nullptr) dtype = dtype_of_safetensors(place.entry->dtype).value_or(DType::kBF16);
-      }
-      summary.packed_bytes += static_cast<int64_t>(backend_.packed_bytes(dtype, note.shape[0] / note.rows.step * note.rows.rows, note.shape[1]));
-    } else {
-      summary.packed_bytes += numel * static_cast<int64_t>(sizeof(float));
+    const Shape shape = note.wanted();
+    std::string stored = checkpoint_ == nullptr ? std::string(safetensors_name(stored_type(note))) : "";
+    if (checkpoint_ != nullptr) {
+      if (const Checkpoint::Place place = checkpoint_->find(note.name); place.entry != nullptr)
+        stored = place.entry->dtype;
     }
-    ++summary.tensors;
-    summary.parameters += numel;
+    const DType dtype = dtype_of_safetensors(stored).value_or(DType::kBF16);
+    summary.packed_bytes += static_cast<int64_t>(
+        note.matrix != nullptr ? backend_.packed_bytes(dtype, shape[0], shape[1]) : shape.numel() * sizeof(float));
+    summary.parameters += shape.numel();
+    if (!stored.empty()) summary.parameters_by_type[stored] += shape.numel();
+    names.insert(note.name);
   }
+  summary.tensors = static_cast<int64_t>(names.size());
   return summary;
 }
 

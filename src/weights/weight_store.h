@@ -2,14 +2,16 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <mutex>
-#include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "ops/backend.h"
 #include "weights/checkpoint.h"
+#include "weights/staging.h"
 #include "weights/weight_reader.h"
 
 namespace calandra {
@@ -22,17 +24,20 @@ class WeightStore {
 
   WeightReader reader() { return WeightReader(*this, ""); }
 
-  // Carries out all that was noted, on `threads` threads, in the order of the files. Throws LoadError: missing tensors (all of them
-  // by name), a shape or type that does not fit, tensors that nothing read and that `unused` does not name; the unused ones are
-  // listed in one warning, and so is every tensor with NaN or infinity.
+  // Carries out all that was noted, on `threads` threads, in the order of the files; the result does not depend on
+  // their number. Beside the packed weights it takes the memory of the largest tensor and 256 MiB. Throws LoadError:
+  // missing tensors (by name), a shape or type that does not fit, tensors that nothing read and that `unused` does not
+  // name, a file that changed meanwhile. The unused tensors are listed in one warning, those that hold NaN or infinity
+  // in another.
   using Progress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;  // called from several threads
   void load(std::span<const UnusedTensors> unused, int threads, const Progress& progress = {});
 
-  // What load would read, without reading: for the memory plan.
+  // What load would read or has read, for the memory plan.
   struct Summary {
-    int64_t tensors = 0;
+    int64_t tensors = 0;  // distinct names
     int64_t parameters = 0;
-    int64_t packed_bytes = 0;  // in the backend's memory
+    int64_t packed_bytes = 0;                           // in the backend's memory
+    std::map<std::string, int64_t> parameters_by_type;  // as stored: "BF16"; tensors that are missing do not count
   };
   Summary summary() const;
 
@@ -44,14 +49,19 @@ class WeightStore {
     std::string name;
     std::vector<std::string> axes;  // names of the axes, for errors
     std::vector<int64_t> shape;     // of the stored tensor
-    RowBlocks rows;
-    Shape view;  // of a small tensor
+    RowBlocks rows;                 // of a matrix
+    Shape view;                     // of a small tensor
     Checkpoint::Place place{};
+
+    Shape wanted() const;  // what the note takes of the stored tensor
   };
   void resolve();
+  std::string quantised_form(const std::string& name) const;
   void account_for_the_rest(std::span<const UnusedTensors> unused) const;
-  void carry_out(const Note& note, std::vector<std::byte>& staging);
-  Tensor stored_values(const Note& note, std::vector<std::byte>& staging) const;
+  DType stored_type(const Note& note) const;
+  void carry_out(const Note& note, StagingBudget& staging);
+  void read_rows(const Note& note, std::byte* to) const;
+  void carry_out_all(int threads, const Progress& progress);
   void keep(Buffer buffer);
 
   Backend& backend_;
@@ -59,6 +69,7 @@ class WeightStore {
   std::vector<Note> notes_;
   std::mutex mutex_;
   std::vector<Buffer> buffers_;
+  std::set<std::string> not_finite_;  // tensors with NaN or infinity
 };
 
 }  // namespace calandra

@@ -12,27 +12,27 @@
 namespace calandra::jinja {
 namespace {
 
-Value missing_attribute(const Value& object, const Value& name) {
+Value missing_attribute(Meter& meter, const Value& object, const Value& name) {
   UndefinedBody body;
   body.owner_type = described_type(object);
   body.name = name;
-  return Value::undefined(std::move(body));
+  return Value::undefined(&meter, std::move(body));
 }
 
-Value unsafe_attribute(const Value& object, std::string_view name) {
+Value unsafe_attribute(Meter& meter, const Value& object, std::string_view name) {
   UndefinedBody body;
   body.hint = "access to attribute '" + std::string(name) + "' of '" + type_name(object) + "' object is unsafe.";
   body.is_unsafe = true;
-  return Value::undefined(std::move(body));
+  return Value::undefined(&meter, std::move(body));
 }
 
 // Python's getattr; nothing if there is no such attribute.
 std::optional<Value> python_attribute(Interpreter& in, const Value& object, std::string_view name) {
   if (object.is(Kind::kObject)) {
     if (auto value = object.as_object().attribute(in, name))
-      return name.starts_with("_") ? unsafe_attribute(object, name) : *value;
+      return name.starts_with("_") ? unsafe_attribute(in.meter(), object, name) : *value;
   }
-  if (is_object_attribute(name)) return unsafe_attribute(object, name);
+  if (is_object_attribute(name)) return unsafe_attribute(in.meter(), object, name);
   if ((object.is(Kind::kTuple) || object.is(Kind::kList)) && static_cast<const ListBody*>(object.body())->is_group) {
     if (name == "grouper") return object.items()[0];
     if (name == "list") return object.items()[1];
@@ -54,9 +54,9 @@ std::optional<Value> python_attribute(Interpreter& in, const Value& object, std:
   }
   const MethodEntry* method = find_method(object, name);
   if (method == nullptr) return std::nullopt;
-  if (method->code == nullptr) return unsafe_attribute(object, name);
+  if (method->code == nullptr) return unsafe_attribute(in.meter(), object, name);
   const auto code = method->code;
-  return make_function("<built-in method " + std::string(name) + " of " + type_name(object) + " object>",
+  return make_function(&in.meter(), "<built-in method " + std::string(name) + " of " + type_name(object) + " object>",
                        [code, object](Interpreter& interpreter, Arguments arguments) {
                          return code(interpreter, object, std::move(arguments));
                        });
@@ -76,6 +76,7 @@ Value Interpreter::subscript(const Value& object, const Value& key, bool& found)
   found = false;
   switch (object.kind()) {
     case Kind::kDict: {
+      if (key.is_string()) meter_.work(key.text().size());
       const bool hashable = !key.is(Kind::kList) && !key.is(Kind::kDict);
       const Value* value = hashable ? object.as_dict().find(key) : nullptr;
       found = value != nullptr;
@@ -103,7 +104,7 @@ Value Interpreter::subscript(const Value& object, const Value& key, bool& found)
 }
 
 Value Interpreter::attribute(const Value& object, std::string_view name) {
-  if (object.is_undefined() && is_object_attribute(name)) return unsafe_attribute(object, name);
+  if (object.is_undefined() && is_object_attribute(name)) return unsafe_attribute(meter_, object, name);
   require_defined(object);
   if (auto value = python_attribute(*this, object, name)) return *value;
   bool found = false;
@@ -112,7 +113,7 @@ Value Interpreter::attribute(const Value& object, std::string_view name) {
   }
   const Value key = string(std::string(name));
   Value value = subscript(object, key, found);
-  return found ? value : missing_attribute(object, key);
+  return found ? value : missing_attribute(meter_, object, key);
 }
 
 Value Interpreter::item(const Value& object, const Value& key) {
@@ -123,7 +124,7 @@ Value Interpreter::item(const Value& object, const Value& key) {
   if (key.is_string()) {
     if (auto attribute = python_attribute(*this, object, key.text())) return *attribute;
   }
-  return missing_attribute(object, key);
+  return missing_attribute(meter_, object, key);
 }
 
 // The sandbox reads object[a:b:c] directly: errors are Python's.
@@ -161,7 +162,7 @@ Value Interpreter::slice(const Value& object, const Expr* expr, Frame& frame) {
     range->start = whole.start + from * whole.step;
     range->step = count > 0 ? whole.step * by : whole.step;
     range->stop = whole.start + to * whole.step;
-    return Value::heap(Kind::kRange, range);
+    return Value::heap(Kind::kRange, &meter_, range);
   }
   if (object.is_string()) {
     const MarkedString& text = object.as_string();

@@ -246,6 +246,9 @@ Value binary(Interpreter& in, BinaryOp op, const Value& a, const Value& b) {
       type_error("can't multiply sequence by non-int of type '" + type_name(is_repeatable(a) ? b : a) + "'");
     }
   }
+  if (op == BinaryOp::kSub && (a.is(Kind::kDictView) || b.is(Kind::kDictView))) {
+    fail("UnsupportedError", "differences of dict views (sets) are not supported");
+  }
   unsupported(op, a, b);
 }
 

@@ -12,7 +12,7 @@ struct Budgets {
   int64_t steps = 4'000'000;  // nodes evaluated, items iterated, and one per 128 bytes of text worked on
   int call_depth = 100;       // macros, callers and recursive loops inside each other
   size_t output_bytes = size_t{16} << 20;
-  size_t memory_bytes = size_t{48} << 20;  // of values that the template creates, at any moment
+  size_t memory_bytes = size_t{32} << 20;  // of values that the template creates, at any moment
 };
 
 // Counts steps and live bytes of one rendering. Values that were created under a meter must not outlive it.

@@ -33,6 +33,11 @@ std::partial_ordering compare_numbers(const Value& a, const Value& b) {
   return floor < real ? std::partial_ordering::less : std::partial_ordering::equivalent;
 }
 
+// Comparing costs steps as soon as a value is big; the meter is that of the rendering the value belongs to.
+void charge(const Value& value, size_t units) {
+  if (value.body() != nullptr && value.body()->meter != nullptr) value.body()->meter->step(static_cast<int64_t>(units));
+}
+
 bool equal_dicts(const DictBody& a, const DictBody& b) {
   if (a.entries.size() != b.entries.size()) return false;
   for (const auto& [key, value] : a.entries) {
@@ -74,12 +79,15 @@ bool equal(const Value& a, const Value& b) {
       return true;
     case Kind::kString:
     case Kind::kBytes:
+      charge(a, std::min(a.text().size(), b.text().size()) / 128);
       return a.same_body(b) || a.text() == b.text();
     case Kind::kList:
     case Kind::kTuple:
+      charge(a, std::min(a.items().size(), b.items().size()));
       return a.same_body(b) ||
              std::equal(a.items().begin(), a.items().end(), b.items().begin(), b.items().end(), equal);
     case Kind::kDict:
+      charge(a, a.as_dict().entries.size());
       return a.same_body(b) || equal_dicts(a.as_dict(), b.as_dict());
     case Kind::kRange:
       return equal_ranges(a.as_range(), b.as_range());
@@ -111,6 +119,7 @@ bool ordered(const Value& a, const std::string& op, const Value& b) {
     return order >= 0;
   }
   if (a.kind() == b.kind()) {
+    charge(a, a.is_string() ? std::min(a.text().size(), b.text().size()) / 128 : 1);
     if (a.is_string() || a.is(Kind::kBytes)) return decide(a.text(), op, b.text());  // UTF-8 sorts as code points do
     if (a.is(Kind::kList) || a.is(Kind::kTuple)) return ordered_items(a.items(), op, b.items());
   }
@@ -136,6 +145,7 @@ size_t hash_of(const Value& value) {
     case Kind::kBytes:
       return std::hash<std::string>()(value.text());
     case Kind::kTuple: {
+      charge(value, value.items().size());
       size_t hash = 0x9e3779b97f4a7c15;
       for (const Value& item : value.items()) hash = (hash ^ hash_of(item)) * 0x100000001b3;
       return hash;

@@ -37,7 +37,7 @@ Value Interpreter::eval_name(const Expr* expr, Frame& frame) {
   if (!value.is_missing()) return value;
   UndefinedBody body;
   body.name = Value::string(nullptr, expr->name);
-  return Value::undefined(std::move(body));
+  return Value::undefined(&meter_, std::move(body));
 }
 
 Value Interpreter::eval_inner(const Expr* expr, Frame& frame) {
@@ -55,7 +55,7 @@ Value Interpreter::eval_inner(const Expr* expr, Frame& frame) {
       UndefinedBody body;
       body.hint = "the inline if-expression on line " + std::to_string(expr->line) +
                   " evaluated to false and no else section was defined.";
-      return Value::undefined(std::move(body));
+      return Value::undefined(&meter_, std::move(body));
     }
     case ExprKind::kAnd: {
       Value left = eval(expr->a, frame);

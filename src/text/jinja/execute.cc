@@ -38,7 +38,7 @@ void Interpreter::leave(const ScopeCode& scope, Frame& frame) {
 }
 
 Value Interpreter::resolve(const std::string& name) const {
-  if (name == "self") return Value::heap(Kind::kObject, new SelfBody());
+  if (name == "self") return Value::heap(Kind::kObject, nullptr, new SelfBody());
   if (const auto found = exported_.find(name); found != exported_.end()) return found->second;
   if (const auto found = context_.find(name); found != context_.end()) return found->second;
   return Value();
@@ -86,7 +86,7 @@ Interpreter::Flow Interpreter::execute_one(const Stmt* stmt, Frame& frame, TextB
     }
     case StmtKind::kCallBlock: {
       capture(frame);
-      const Value caller = Value::heap(Kind::kObject, new MacroBody(stmt, &frame));
+      const Value caller = Value::heap(Kind::kObject, &meter_, new MacroBody(stmt, &frame));
       append_text(out, eval_call(stmt->expr, frame, caller));
       break;
     }
@@ -223,7 +223,7 @@ Interpreter::Flow Interpreter::filter_block(const Stmt* stmt, Frame& frame, Text
 
 void Interpreter::define_macro(const Stmt* stmt, Frame& frame) {
   capture(frame);
-  const Value macro = Value::heap(Kind::kObject, new MacroBody(stmt, &frame));
+  const Value macro = Value::heap(Kind::kObject, &meter_, new MacroBody(stmt, &frame));
   frame.slots[static_cast<size_t>(stmt->slot)] = macro;
   if (stmt->is_toplevel) exported_[stmt->name] = macro;
 }
@@ -235,7 +235,7 @@ Interpreter::Flow Interpreter::loop_items(const Stmt* stmt, const Value& iterabl
     capture(frame);
     const auto source = iterate(*this, iterable);
     boost::intrusive_ptr<Frame> kept(&frame);
-    items = generator([stmt, source, kept](Interpreter& in) -> std::optional<Value> {
+    items = generator(*this, [stmt, source, kept](Interpreter& in) -> std::optional<Value> {
       while (auto item = source->next(in)) {
         in.meter().step();
         in.enter(stmt->test_scope, *kept);
@@ -268,7 +268,7 @@ Interpreter::Flow Interpreter::loop_items(const Stmt* stmt, const Value& iterabl
     loop->recursive = stmt;
     loop->outer = outer;
   }
-  const Value loop_value = Value::heap(Kind::kObject, loop.get());
+  const Value loop_value = Value::heap(Kind::kObject, &meter_, loop.get());
   bool completed =
       false;  // QUIRK: "else" runs unless one pass reached the end of the body, so also after a `break` in the first
   Flow flow = Flow::kNext;

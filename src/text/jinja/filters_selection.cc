@@ -8,14 +8,14 @@ namespace calandra::jinja {
 namespace {
 
 // Nothing happens before the first item is asked for, and nothing at all for what is false (undefined, none, empty).
-Value lazily(const Value& value,
+Value lazily(Interpreter& interpreter, const Value& value,
              std::function<std::function<std::optional<Value>(Interpreter&, Value)>(Interpreter&)> prepare) {
   struct State {
     boost::intrusive_ptr<IteratorBody> source;
     std::function<std::optional<Value>(Interpreter&, Value)> change;
   };
   const auto state = std::make_shared<State>();
-  return generator([value, prepare, state](Interpreter& in) -> std::optional<Value> {
+  return generator(interpreter, [value, prepare, state](Interpreter& in) -> std::optional<Value> {
     if (!state->source) {
       if (!truth(value)) return std::nullopt;
       state->change = prepare(in);
@@ -35,8 +35,8 @@ std::string name_argument(const Value& name) {
   return name.text();
 }
 
-Value map(Interpreter&, const Value& value, Arguments arguments) {
-  return lazily(value, [arguments](Interpreter&) -> std::function<std::optional<Value>(Interpreter&, Value)> {
+Value map(Interpreter& in, const Value& value, Arguments arguments) {
+  return lazily(in, value, [arguments](Interpreter&) -> std::function<std::optional<Value>(Interpreter&, Value)> {
     Arguments rest = arguments;
     if (rest.positional.empty()) {
       const Value attribute = rest.take("attribute");
@@ -53,8 +53,8 @@ Value map(Interpreter&, const Value& value, Arguments arguments) {
   });
 }
 
-Value choose(const Value& value, const Arguments& arguments, bool wanted, bool by_attribute) {
-  return lazily(value, [=](Interpreter&) -> std::function<std::optional<Value>(Interpreter&, Value)> {
+Value choose(Interpreter& in, const Value& value, const Arguments& arguments, bool wanted, bool by_attribute) {
+  return lazily(in, value, [=](Interpreter&) -> std::function<std::optional<Value>(Interpreter&, Value)> {
     Arguments rest = arguments;
     const auto pop = [&] {
       Value front = rest.positional[0];
@@ -72,10 +72,10 @@ Value choose(const Value& value, const Arguments& arguments, bool wanted, bool b
   });
 }
 
-Value select(Interpreter&, const Value& value, Arguments a) { return choose(value, a, true, false); }
-Value reject(Interpreter&, const Value& value, Arguments a) { return choose(value, a, false, false); }
-Value select_attribute(Interpreter&, const Value& value, Arguments a) { return choose(value, a, true, true); }
-Value reject_attribute(Interpreter&, const Value& value, Arguments a) { return choose(value, a, false, true); }
+Value select(Interpreter& in, const Value& value, Arguments a) { return choose(in, value, a, true, false); }
+Value reject(Interpreter& in, const Value& value, Arguments a) { return choose(in, value, a, false, false); }
+Value select_attribute(Interpreter& in, const Value& value, Arguments a) { return choose(in, value, a, true, true); }
+Value reject_attribute(Interpreter& in, const Value& value, Arguments a) { return choose(in, value, a, false, true); }
 
 }  // namespace
 

@@ -13,10 +13,10 @@
 namespace calandra::jinja {
 namespace {
 
-Value no_item(std::string hint) {
+Value no_item(Interpreter& in, std::string hint) {
   UndefinedBody body;
   body.hint = std::move(hint);
-  return Value::undefined(std::move(body));
+  return Value::undefined(&in.meter(), std::move(body));
 }
 
 Value length(Interpreter& in, const Value& value, Arguments a) {
@@ -32,14 +32,14 @@ Value list(Interpreter& in, const Value& value, Arguments a) {
 Value first(Interpreter& in, const Value& value, Arguments a) {
   bind("first", {}, 0, std::move(a));
   auto item = iterate(in, value)->next(in);
-  return item ? *item : no_item("No first item, sequence was empty.");
+  return item ? *item : no_item(in, "No first item, sequence was empty.");
 }
 
 Value last(Interpreter& in, const Value& value, Arguments a) {
   bind("last", {}, 0, std::move(a));
   if (!has_length(value)) type_error("'" + type_name(value) + "' object is not reversible");
   const std::vector<Value> items = collect(in, value);
-  return items.empty() ? no_item("No last item, sequence was empty.") : items.back();
+  return items.empty() ? no_item(in, "No last item, sequence was empty.") : items.back();
 }
 
 Value reverse(Interpreter& in, const Value& value, Arguments a) {
@@ -157,7 +157,7 @@ Value extreme(Interpreter& in, const Value& value, Arguments a, bool largest) {
   };
   const auto iterator = iterate(in, value);
   auto best = iterator->next(in);
-  if (!best) return no_item("No aggregated item, sequence was empty.");
+  if (!best) return no_item(in, "No aggregated item, sequence was empty.");
   Value best_key = key_of(*best);
   while (auto item = iterator->next(in)) {
     in.meter().step();
@@ -180,7 +180,7 @@ Value unique(Interpreter& in, const Value& value, Arguments a) {
   const bool case_sensitive = truth_or(bound[0], false);
   const auto source = iterate(in, value);
   return generator(
-      [seen, case_sensitive, source, attribute = bound[1]](Interpreter& interpreter) -> std::optional<Value> {
+      in, [seen, case_sensitive, source, attribute = bound[1]](Interpreter& interpreter) -> std::optional<Value> {
         while (auto item = source->next(interpreter)) {
           interpreter.meter().step();
           Value key = attribute_path(interpreter, *item, attribute, Value());
@@ -207,7 +207,7 @@ Value group_by(Interpreter& in, const Value& value, Arguments a) {
     if (members.empty()) return;
     const Value key = key_of(members[0]);
     auto* group = new ListBody();
-    const Value result = Value::heap(Kind::kTuple, group);
+    const Value result = Value::heap(Kind::kTuple, &in.meter(), group);
     group->items = {key, Value::list(&in.meter(), std::move(members))};
     group->depth = 1 + std::max(group->items[0].depth(), group->items[1].depth());
     group->is_group = true;
@@ -266,7 +266,7 @@ Value slice(Interpreter& in, const Value& value, Arguments a) {
 Value random_item(Interpreter& in, const Value& value, Arguments a) {
   bind("random", {}, 0, std::move(a));
   const int64_t size = length_of(in, value);
-  if (size == 0) return no_item("No random item, sequence was empty.");
+  if (size == 0) return no_item(in, "No random item, sequence was empty.");
   return in.item(value, Value::integer(static_cast<int64_t>(in.random() % static_cast<uint64_t>(size))));
 }
 

@@ -143,15 +143,16 @@ Value default_value(Interpreter& in, const Value& value, Arguments a) {
   return bound[0].is_missing() ? in.string("") : bound[0];
 }
 
-Value items(Interpreter&, const Value& value, Arguments a) {
+Value items(Interpreter& in, const Value& value, Arguments a) {
   bind("items", {}, 0, std::move(a));
   return generator(
+      in,
       [value, source = boost::intrusive_ptr<IteratorBody>()](Interpreter& interpreter) mutable -> std::optional<Value> {
         if (value.is_undefined()) return std::nullopt;
         if (!value.is(Kind::kDict)) type_error("Can only get item pairs from a mapping.");
         if (!source) {
           auto* view = new ViewBody();
-          const Value holder = Value::heap(Kind::kDictView, view);
+          const Value holder = Value::heap(Kind::kDictView, &interpreter.meter(), view);
           view->what = ViewBody::kItems;
           view->dict = value;
           source = iterate(interpreter, holder);
@@ -172,7 +173,7 @@ Value attribute(Interpreter& in, const Value& value, Arguments a) {
     UndefinedBody body;
     body.owner_type = described_type(value);
     body.name = bound[0];
-    return Value::undefined(std::move(body));
+    return Value::undefined(&in.meter(), std::move(body));
   }
   return in.attribute(value, bound[0].text());
 }

@@ -3,6 +3,8 @@
 
 #include "text/jinja/value.h"
 
+#include <utility>
+
 namespace calandra::jinja {
 
 class Interpreter;
@@ -12,6 +14,10 @@ class Interpreter;
 class TextBuilder {
  public:
   explicit TextBuilder(Meter& meter) : meter_(meter) {}
+  ~TextBuilder() { meter_.give(charged_); }
+  TextBuilder(const TextBuilder&) = delete;
+  TextBuilder& operator=(const TextBuilder&) = delete;
+
   void append(std::string_view text, bool is_input) {
     grow(text.size());
     text_.append(text, is_input);
@@ -24,16 +30,21 @@ class TextBuilder {
   void repeat(std::string_view text, bool is_input, int64_t count);
   void append_char(char32_t c, bool is_input);
   size_t size() const { return text_.size(); }
-  MarkedString take() { return std::move(text_); }
+  MarkedString take() {
+    meter_.give(std::exchange(charged_, 0));
+    return std::move(text_);
+  }
 
  private:
   void grow(size_t bytes) {
-    meter_.check(text_.size() + bytes);
+    meter_.check(bytes);
+    charged_ += bytes;
     meter_.work(bytes);
   }
 
   Meter& meter_;
   MarkedString text_;
+  size_t charged_ = 0;
 };
 
 MarkedString to_text(Interpreter& in, const Value& value);  // str(value)

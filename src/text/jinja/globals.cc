@@ -11,10 +11,10 @@ namespace {
 
 constexpr int64_t kMaxRange = 100'000;
 
-Value range(Interpreter&, Arguments arguments) {
+Value range(Interpreter& in, Arguments arguments) {
   const auto bound = bind("range", {"", "", ""}, 1, std::move(arguments));
   auto* body = new RangeBody();
-  const Value result = Value::heap(Kind::kRange, body);
+  const Value result = Value::heap(Kind::kRange, &in.meter(), body);
   const bool one = bound[1].is_missing();
   body->start = one ? 0 : to_index(bound[0], "range()");
   body->stop = to_index(one ? bound[0] : bound[1], "range()");
@@ -54,8 +54,7 @@ Value dict(Interpreter& in, Arguments arguments) {
 
 Value make_namespace(Interpreter& in, Arguments arguments) {
   auto* body = new NamespaceBody();
-  const Value result = Value::heap(Kind::kObject, body);
-  body->charge(&in.meter(), 128);
+  const Value result = Value::heap(Kind::kObject, &in.meter(), body);
   in.collect_later(body, body);
   DictBody values;
   fill(in, values, "Namespace", std::move(arguments));
@@ -72,7 +71,7 @@ struct Cycler : ObjectBody {
     if (name == "items") return Value::tuple(&in.meter(), items);
     const boost::intrusive_ptr<Cycler> self(this);
     if (name == "next") {
-      return make_function("<bound method Cycler.next>", [self](Interpreter&, Arguments a) {
+      return make_function(&in.meter(), "<bound method Cycler.next>", [self](Interpreter&, Arguments a) {
         bind("next", {}, 0, std::move(a));
         const Value item = self->items[self->position];
         self->position = (self->position + 1) % self->items.size();
@@ -80,7 +79,7 @@ struct Cycler : ObjectBody {
       });
     }
     if (name == "reset") {
-      return make_function("<bound method Cycler.reset>", [self](Interpreter&, Arguments a) {
+      return make_function(&in.meter(), "<bound method Cycler.reset>", [self](Interpreter&, Arguments a) {
         bind("reset", {}, 0, std::move(a));
         self->position = 0;
         return Value::none();
@@ -98,9 +97,9 @@ Value cycler(Interpreter& in, Arguments arguments) {
     type_error("Cycler.__init__() got an unexpected keyword argument '" + arguments.named[0].first + "'");
   if (arguments.positional.empty()) fail("RuntimeError", "at least one item has to be provided");
   auto* body = new Cycler();
-  const Value result = Value::heap(Kind::kObject, body);
+  const Value result = Value::heap(Kind::kObject, &in.meter(), body);
   body->items = std::move(arguments.positional);
-  body->charge(&in.meter(), 64 + body->items.size() * sizeof(Value));
+  body->charge(&in.meter(), body->items.size() * sizeof(Value));
   return result;
 }
 
@@ -125,7 +124,7 @@ struct Joiner : ObjectBody {
 Value joiner(Interpreter& in, Arguments arguments) {
   const auto bound = bind("Joiner", {"sep"}, 0, std::move(arguments));
   auto* body = new Joiner();
-  const Value result = Value::heap(Kind::kObject, body);
+  const Value result = Value::heap(Kind::kObject, &in.meter(), body);
   body->separator = bound[0].is_missing() ? in.string(", ") : bound[0];
   return result;
 }
@@ -165,14 +164,14 @@ std::string NamespaceBody::repr(Interpreter& in) {
 }
 
 void add_globals(Context& context) {
-  context.emplace("range", make_function("<class 'range'>", range));
-  context.emplace("dict", make_function("<class 'dict'>", dict));
-  context.emplace("namespace", make_function("<class 'jinja2.utils.Namespace'>", make_namespace));
-  context.emplace("cycler", make_function("<class 'jinja2.utils.Cycler'>", cycler));
-  context.emplace("joiner", make_function("<class 'jinja2.utils.Joiner'>", joiner));
-  context.emplace("lipsum", make_function("<function generate_lorem_ipsum>", lipsum));
-  context.emplace("raise_exception", make_function("<function raise_exception>", raise_exception));
-  context.emplace("strftime_now", make_function("<function strftime_now>", strftime_now));
+  context.emplace("range", make_function(nullptr, "<class 'range'>", range));
+  context.emplace("dict", make_function(nullptr, "<class 'dict'>", dict));
+  context.emplace("namespace", make_function(nullptr, "<class 'jinja2.utils.Namespace'>", make_namespace));
+  context.emplace("cycler", make_function(nullptr, "<class 'jinja2.utils.Cycler'>", cycler));
+  context.emplace("joiner", make_function(nullptr, "<class 'jinja2.utils.Joiner'>", joiner));
+  context.emplace("lipsum", make_function(nullptr, "<function generate_lorem_ipsum>", lipsum));
+  context.emplace("raise_exception", make_function(nullptr, "<function raise_exception>", raise_exception));
+  context.emplace("strftime_now", make_function(nullptr, "<function strftime_now>", strftime_now));
 }
 
 }  // namespace calandra::jinja

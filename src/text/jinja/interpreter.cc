@@ -30,8 +30,8 @@ Interpreter::Nesting::Nesting(Interpreter& in) : in_(in) {
   ++in.nesting_;
 }
 
-Interpreter::Interpreter(const Tree& tree, const Budgets& budgets, const Context& context, const std::tm& now)
-    : tree_(tree), meter_(budgets), context_(context), now_(now) {}
+Interpreter::Interpreter(const Tree& tree, Meter& meter, const Context& context, const std::tm& now)
+    : tree_(tree), meter_(meter), context_(context), now_(now) {}
 
 Interpreter::~Interpreter() {
   // First everything is emptied, while all of it is still alive; then it goes, one by one, whatever referred to what.
@@ -89,7 +89,7 @@ MarkedString Interpreter::run_macro(const Stmt* macro, const boost::intrusive_pt
     } else {
       UndefinedBody body;
       body.hint = "parameter '" + macro->targets[i]->name + "' was not provided";
-      parameter = Value::undefined(std::move(body));
+      parameter = Value::undefined(&meter_, std::move(body));
     }
   }
   TextBuilder out(meter_);

@@ -27,7 +27,7 @@ struct Frame : Heap, Collectable {
 
 class Interpreter {
  public:
-  Interpreter(const Tree& tree, const Budgets& budgets, const Context& context, const std::tm& now);
+  Interpreter(const Tree& tree, Meter& meter, const Context& context, const std::tm& now);
   ~Interpreter();
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;
@@ -112,7 +112,7 @@ class Interpreter {
   void check_output(const TextBuilder& out) const;
 
   const Tree& tree_;
-  Meter meter_;
+  Meter& meter_;
   const Context& context_;
   const std::tm now_;
   std::vector<std::pair<boost::intrusive_ptr<Heap>, Collectable*>> collected_;

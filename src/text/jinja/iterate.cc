@@ -194,13 +194,13 @@ std::vector<Value> characters(Interpreter& in, const Value& string) { return col
 Value iterator_over(Interpreter& in, std::vector<Value> items, const char* type_name) {
   const size_t bytes = items.size() * sizeof(Value);
   auto* body = new ItemIterator(std::move(items), type_name);
-  const Value result = Value::heap(Kind::kIterator, body);
+  const Value result = Value::heap(Kind::kIterator, &in.meter(), body);
   body->charge(&in.meter(), bytes);
   return result;
 }
 
-Value generator(std::function<std::optional<Value>(Interpreter&)> next) {
-  return Value::heap(Kind::kIterator, new GeneratorIterator(std::move(next)));
+Value generator(Interpreter& in, std::function<std::optional<Value>(Interpreter&)> next) {
+  return Value::heap(Kind::kIterator, &in.meter(), new GeneratorIterator(std::move(next)));
 }
 
 }  // namespace calandra::jinja

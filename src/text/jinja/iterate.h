@@ -19,6 +19,6 @@ Value reversed(Interpreter& in, const Value& value);  // an iterator from the la
 std::vector<Value> characters(Interpreter& in, const Value& string);
 // Iterators over what is at hand, and over what a function makes item by item.
 Value iterator_over(Interpreter& in, std::vector<Value> items, const char* type_name = "generator");
-Value generator(std::function<std::optional<Value>(Interpreter&)> next);
+Value generator(Interpreter& in, std::function<std::optional<Value>(Interpreter&)> next);
 
 }  // namespace calandra::jinja

@@ -126,6 +126,22 @@ TEST(Budgets, StopEndlessWork) {
   EXPECT_EQ(failure_of("{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}"), "BudgetError@1");
 }
 
+TEST(Budgets, CountWhatIsHidden) {
+  // Text of outer macros that waits while inner ones run, undefined values, bound methods, comparisons of big values.
+  EXPECT_EQ(
+      failure_of("{% macro m(n) %}{{ 'x' * 10000000 }}{% if n %}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(50) }}"),
+      "BudgetError@1");
+  EXPECT_EQ(failure_of("{% set ns = namespace(v=[]) %}{% for i in range(50) %}{% set ns.v = [ns.v, "
+                       "range(9999)|map(attribute='zz')|list] %}{% endfor %}"),
+            "BudgetError@1");
+  EXPECT_EQ(failure_of("{% set ns = namespace(v=[]) %}{% for i in range(50) %}{% set ns.v = [ns.v, (['a'] * "
+                       "9999)|map(attribute='upper')|list] %}{% endfor %}"),
+            "BudgetError@1");
+  json::array big(100'000, json::value(1));
+  EXPECT_EQ(failure_of("{% for i in range(1000) %}{{ a == b }}{% endfor %}", {{"a", big}, {"b", big}}),
+            "BudgetError@1");
+}
+
 TEST(Budgets, CanBeSet) {
   Budgets small;
   small.output_bytes = 10;

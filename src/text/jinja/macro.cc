@@ -8,10 +8,10 @@
 namespace calandra::jinja {
 namespace {
 
-Value hinted(std::string hint) {
+Value hinted(Interpreter& in, std::string hint) {
   UndefinedBody body;
   body.hint = std::move(hint);
-  return Value::undefined(std::move(body));
+  return Value::undefined(&in.meter(), std::move(body));
 }
 
 Value names_of(Interpreter& in, const Stmt* macro) {
@@ -48,7 +48,7 @@ Value MacroBody::call(Interpreter& in, Arguments arguments) {
   }
   if (stmt->uses_caller && !found_caller) {
     Value caller = arguments.take("caller");
-    if (caller.is_missing() || caller.is_none()) caller = hinted("No caller defined");
+    if (caller.is_missing() || caller.is_none()) caller = hinted(in, "No caller defined");
     values.push_back(std::move(caller));
   }
   if (stmt->uses_kwargs) {
@@ -105,7 +105,7 @@ std::optional<int64_t> LoopBody::length(Interpreter& in) {
     known_length = length_of(in, iterable);
   } else {
     const Value rest = Value::list(
-        &in.meter(), at_end ? std::vector<Value>() : collect(in, Value::heap(Kind::kIterator, iterator.get())));
+        &in.meter(), at_end ? std::vector<Value>() : collect(in, Value::shared(Kind::kIterator, iterator.get())));
     iterator = iterate(in, rest);
     known_length = static_cast<int64_t>(rest.items().size()) + index0 + 1 + (after ? 1 : 0);
   }
@@ -115,7 +115,7 @@ std::optional<int64_t> LoopBody::length(Interpreter& in) {
 std::optional<Value> LoopBody::next(Interpreter& in) {
   auto item = step(in);
   if (!item) return std::nullopt;
-  return Value::tuple(&in.meter(), {*item, Value::heap(Kind::kObject, this)});
+  return Value::tuple(&in.meter(), {*item, Value::shared(Kind::kObject, this)});
 }
 
 std::optional<Value> LoopBody::attribute(Interpreter& in, std::string_view name) {
@@ -129,12 +129,13 @@ std::optional<Value> LoopBody::attribute(Interpreter& in, std::string_view name)
   if (name == "depth") return Value::integer(depth0 + 1);
   if (name == "depth0") return Value::integer(depth0);
   if (name == "previtem")
-    return index0 == 0 ? hinted("there is no previous item") : before.value_or(hinted("there is no previous item"));
-  if (name == "nextitem") return peek(in) ? *peek(in) : hinted("there is no next item");
+    return index0 == 0 ? hinted(in, "there is no previous item")
+                       : before.value_or(hinted(in, "there is no previous item"));
+  if (name == "nextitem") return peek(in) ? *peek(in) : hinted(in, "there is no next item");
   if (name == "cycle" || name == "changed") {
     const boost::intrusive_ptr<LoopBody> self(this);
     const bool is_cycle = name == "cycle";
-    return make_function("<bound method LoopContext." + std::string(name) + ">",
+    return make_function(&in.meter(), "<bound method LoopContext." + std::string(name) + ">",
                          [self, is_cycle](Interpreter& interpreter, Arguments arguments) {
                            return is_cycle ? self->cycle(arguments) : self->changed(interpreter, std::move(arguments));
                          });
@@ -180,7 +181,7 @@ Value LoopBody::call(Interpreter& in, Arguments arguments) {
 std::optional<Value> SelfBody::attribute(Interpreter& in, std::string_view name) {
   const Stmt* block = in.find_block(name);
   if (block == nullptr) return std::nullopt;
-  return make_function("<BlockReference '" + std::string(name) + "'>",
+  return make_function(&in.meter(), "<BlockReference '" + std::string(name) + "'>",
                        [block](Interpreter& interpreter, Arguments arguments) {
                          if (!arguments.positional.empty() || !arguments.named.empty())
                            type_error("BlockReference.__call__() takes no arguments");

@@ -13,12 +13,12 @@
 namespace calandra::jinja {
 namespace {
 
-Value dict_view(const Value& self, ViewBody::What what, const Arguments& arguments) {
+Value dict_view(Interpreter& in, const Value& self, ViewBody::What what, const Arguments& arguments) {
   if (!arguments.positional.empty() || !arguments.named.empty()) type_error("this method of dict takes no arguments");
   auto* view = new ViewBody();
   view->what = what;
   view->dict = self;
-  return Value::heap(Kind::kDictView, view);
+  return Value::heap(Kind::kDictView, &in.meter(), view);
 }
 
 Value dict_get(Interpreter&, const Value& self, Arguments arguments) {
@@ -94,9 +94,10 @@ Value conjugate(Interpreter&, const Value& self, Arguments arguments) {
 
 constexpr MethodEntry kDict[] = {
     {"get", dict_get},
-    {"items", [](Interpreter&, const Value& self, Arguments a) { return dict_view(self, ViewBody::kItems, a); }},
-    {"keys", [](Interpreter&, const Value& self, Arguments a) { return dict_view(self, ViewBody::kKeys, a); }},
-    {"values", [](Interpreter&, const Value& self, Arguments a) { return dict_view(self, ViewBody::kValues, a); }},
+    {"items", [](Interpreter& in, const Value& self, Arguments a) { return dict_view(in, self, ViewBody::kItems, a); }},
+    {"keys", [](Interpreter& in, const Value& self, Arguments a) { return dict_view(in, self, ViewBody::kKeys, a); }},
+    {"values",
+     [](Interpreter& in, const Value& self, Arguments a) { return dict_view(in, self, ViewBody::kValues, a); }},
     {"copy", copy},
     {"fromkeys", dict_fromkeys},
     {"clear", nullptr},

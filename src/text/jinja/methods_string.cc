@@ -36,7 +36,9 @@ struct Window {
   int64_t first = 0;  // characters before begin
 };
 
-Window window(const std::string& text, const Value& start, const Value& end) {
+Window window(Interpreter& in, const std::string& text, const Value& start, const Value& end) {
+  if (start.is_missing() && end.is_missing()) return {0, text.size(), true, 0};
+  in.meter().work(text.size() * 2);
   const auto size = static_cast<int64_t>(char_count(text));
   const auto bound = [&](const Value& value, int64_t fallback) {
     if (value.is_missing() || value.is_none()) return fallback;
@@ -57,7 +59,7 @@ Value find_text(Interpreter& in, const Value& self, Arguments arguments, bool fr
   const std::string& text = self.text();
   const std::string& wanted = string_argument(bound[0], "argument 1").text();
   in.meter().work(text.size());
-  const Window range = window(text, bound[1], bound[2]);
+  const Window range = window(in, text, bound[1], bound[2]);
   size_t at = std::string::npos;
   if (range.valid) {
     const std::string_view part = std::string_view(text).substr(range.begin, range.end - range.begin);
@@ -75,7 +77,7 @@ Value count_text(Interpreter& in, const Value& self, Arguments arguments) {
   const std::string& wanted = string_argument(bound[0], "argument 1").text();
   const std::string& text = self.text();
   in.meter().work(text.size());
-  const Window range = window(text, bound[1], bound[2]);
+  const Window range = window(in, text, bound[1], bound[2]);
   if (!range.valid) return Value::integer(0);
   const std::string_view part = std::string_view(text).substr(range.begin, range.end - range.begin);
   if (wanted.empty()) return Value::integer(static_cast<int64_t>(char_count(part)) + 1);
@@ -87,7 +89,7 @@ Value count_text(Interpreter& in, const Value& self, Arguments arguments) {
 Value has_affix(Interpreter& in, const Value& self, Arguments arguments, bool at_end) {
   const auto bound = bind(at_end ? "endswith" : "startswith", {"", "", ""}, 1, std::move(arguments));
   require_defined(bound[0]);
-  const Window range = window(self.text(), bound[1], bound[2]);
+  const Window range = window(in, self.text(), bound[1], bound[2]);
   const std::string_view part = std::string_view(self.text()).substr(range.begin, range.end - range.begin);
   const auto matches = [&](const Value& affix) {
     if (!affix.is_string()) {

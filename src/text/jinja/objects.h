@@ -113,7 +113,7 @@ struct NamespaceBody : ObjectBody, Collectable {
   DictBody attributes;
 };
 
-Value make_function(std::string shown, FunctionBody::Code code);
+Value make_function(Meter* meter, std::string shown, FunctionBody::Code code);
 Value make_dict(Meter* meter, boost::intrusive_ptr<DictBody> dict);  // charges and checks the depth
 
 }  // namespace calandra::jinja

@@ -9,8 +9,18 @@ namespace {
 
 constexpr size_t kMaxSource = size_t{1} << 20;
 
+// Not charged for its bytes, which the request's limits bound, but known to the meter, so that comparing it costs
+// steps.
+Value watched(Value value, Meter& meter) {
+  if (value.body() != nullptr) const_cast<Heap*>(value.body())->meter = &meter;
+  return value;
+}
+
 // Depth is bounded by the JSON parser, and again when the value is made.
-Value from_json(const json::value& value, bool is_input) {
+Value from_json(const json::value& value, bool is_input, Meter& meter) {
+  const auto text = [&](std::string_view bytes) {
+    return watched(Value::string(nullptr, MarkedString(std::string(bytes), is_input)), meter);
+  };
   switch (value.kind()) {
     case json::kind::null:
       return Value::none();
@@ -23,19 +33,17 @@ Value from_json(const json::value& value, bool is_input) {
     case json::kind::double_:
       return Value::real(value.get_double());
     case json::kind::string:
-      return Value::string(nullptr, MarkedString(std::string(value.get_string()), is_input));
+      return text(value.get_string());
     case json::kind::array: {
       std::vector<Value> items;
       items.reserve(value.get_array().size());
-      for (const json::value& item : value.get_array()) items.push_back(from_json(item, is_input));
-      return Value::list(nullptr, std::move(items));
+      for (const json::value& item : value.get_array()) items.push_back(from_json(item, is_input, meter));
+      return watched(Value::list(nullptr, std::move(items)), meter);
     }
     case json::kind::object: {
       const boost::intrusive_ptr<DictBody> dict(new DictBody());
-      for (const auto& [key, item] : value.get_object()) {
-        dict->set(Value::string(nullptr, MarkedString(std::string(key), is_input)), from_json(item, is_input));
-      }
-      return make_dict(nullptr, dict);
+      for (const auto& [key, item] : value.get_object()) dict->set(text(key), from_json(item, is_input, meter));
+      return watched(make_dict(nullptr, dict), meter);
     }
   }
   return Value::none();
@@ -54,10 +62,12 @@ Template& Template::operator=(Template&&) noexcept = default;
 
 MarkedString Template::render(const std::vector<Variable>& variables, const std::tm& now,
                               const Budgets& budgets) const {
+  Meter meter(budgets);  // before all values, which refer to it
   Context context;
-  for (const Variable& variable : variables) context[variable.name] = from_json(variable.value, variable.is_input);
+  for (const Variable& variable : variables)
+    context[variable.name] = from_json(variable.value, variable.is_input, meter);
   add_globals(context);
-  Interpreter interpreter(*tree_, budgets, context, now);
+  Interpreter interpreter(*tree_, meter, context, now);
   return interpreter.run();
 }
 

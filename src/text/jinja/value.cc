@@ -12,6 +12,7 @@ namespace {
 constexpr size_t kItemBytes = sizeof(Value);
 constexpr size_t kEntryBytes = 2 * sizeof(Value) + 32;
 constexpr size_t kBodyBytes = 64;
+constexpr size_t kObjectBytes = 192;
 
 int checked_depth(int inner) {
   if (inner + 1 > kMaxValueDepth) throw Failure("RecursionError", "a value is nested too deep");
@@ -20,13 +21,19 @@ int checked_depth(int inner) {
 
 }  // namespace
 
-Value Value::undefined(UndefinedBody body) {
+Value Value::undefined(Meter* meter, UndefinedBody body) {
   auto* copy = new UndefinedBody();
   copy->hint = std::move(body.hint);
   copy->owner_type = std::move(body.owner_type);
   copy->name = std::move(body.name);
   copy->is_unsafe = body.is_unsafe;
-  return Value(Kind::kUndefined, copy);
+  return heap(Kind::kUndefined, meter, copy);
+}
+
+Value Value::heap(Kind kind, Meter* meter, Heap* body) {
+  Value result(kind, body);
+  body->charge(meter, kObjectBytes);
+  return result;
 }
 
 Value Value::boolean(bool value) {
@@ -89,11 +96,11 @@ Value make_dict(Meter* meter, boost::intrusive_ptr<DictBody> dict) {
   for (const auto& [key, value] : dict->entries) depth = std::max({depth, key.depth(), value.depth()});
   dict->depth = checked_depth(depth);
   dict->charge(meter, kBodyBytes + dict->entries.size() * kEntryBytes);
-  return Value::heap(Kind::kDict, dict.get());
+  return Value::shared(Kind::kDict, dict.get());
 }
 
-Value make_function(std::string shown, FunctionBody::Code code) {
-  return Value::heap(Kind::kObject, new FunctionBody(std::move(shown), std::move(code)));
+Value make_function(Meter* meter, std::string shown, FunctionBody::Code code) {
+  return Value::heap(Kind::kObject, meter, new FunctionBody(std::move(shown), std::move(code)));
 }
 
 bool Value::is_markup() const {

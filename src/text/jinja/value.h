@@ -69,7 +69,7 @@ class Value {
  public:
   Value() = default;  // missing
   static Value undefined() { return Value(Kind::kUndefined); }
-  static Value undefined(UndefinedBody body);
+  static Value undefined(Meter* meter, UndefinedBody body);
   static Value none() { return Value(Kind::kNone); }
   static Value boolean(bool value);
   static Value integer(int64_t value);
@@ -81,7 +81,9 @@ class Value {
   static Value list(Meter* meter, std::vector<Value> items) { return sequence(Kind::kList, meter, std::move(items)); }
   static Value tuple(Meter* meter, std::vector<Value> items) { return sequence(Kind::kTuple, meter, std::move(items)); }
   static Value sequence(Kind kind, Meter* meter, std::vector<Value> items);
-  static Value heap(Kind kind, Heap* body) { return Value(kind, body); }
+  // Takes over a fresh body, and charges a fixed amount for it.
+  static Value heap(Kind kind, Meter* meter, Heap* body);
+  static Value shared(Kind kind, Heap* body) { return Value(kind, body); }  // one more reference to a body
 
   Kind kind() const { return kind_; }
   bool is(Kind kind) const { return kind_ == kind; }

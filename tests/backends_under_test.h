@@ -1,0 +1,23 @@
+// The backends that op tests compare with the reference: the reference itself, and the cpu backend for every
+// instruction set of the machine with one thread and with three.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "ops/backend.h"
+
+namespace calandra {
+
+struct BackendUnderTest {
+  std::string name;  // "reference", "cpu_avx2_3"
+  std::function<std::unique_ptr<Backend>()> make;
+};
+inline std::ostream& operator<<(std::ostream& out, const BackendUnderTest& backend) { return out << backend.name; }
+
+std::vector<BackendUnderTest> backends_under_test();
+
+}  // namespace calandra

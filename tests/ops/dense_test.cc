@@ -1,0 +1,171 @@
+// Dense ops on every backend against the reference, and against numbers made by hand.
+#include "tests/ops/op_setting.h"
+
+namespace calandra {
+namespace {
+
+using Results = std::vector<Tensor>;
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
+
+class DenseOps : public OpTest {};
+
+TEST_P(DenseOps, LinearOfAPackOfFormats) {
+  for (const DType dtype : kTypes)
+    for (const int64_t K : {1, 31, 257})
+      for (const int64_t T : {0, 1, 5, 40}) {
+        const Tensor x = random(pool, dtype, {T, K}, 1, 1, 0, 3), a = random(pool, DType::kBF16, {33, K}, 2),
+                     b = random(pool, DType::kF32, {5, K}, 3, 1, 0, 2), c = random(pool, DType::kF16, {64, K}, 4),
+                     d = random(pool, DType::kBF16, {1, K}, 5);
+        compare("linear pack K " + std::to_string(K), {.reduction = K}, [&](OpRunner& on) {
+          const LinearPack pack{on.weight(a), on.weight(b), on.weight(c), on.weight(d)};
+          const ops::PackResult parts = on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, pack); });
+          for (const Tensor& part : parts) EXPECT_EQ(part.stride(0), 103);
+          // one tensor, whose rows give the scale of its narrow parts
+          return Results{Tensor(parts[0].data(), dtype, {T, 103})};
+        });
+        for (const DType out : kTypes)
+          compare("linear", {.reduction = K}, [&](OpRunner& on) {
+            const PackedWeight weight = on.weight(a);
+            return Results{on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, weight, out); })};
+          });
+      }
+}
+
+TEST_P(DenseOps, LinearAddAndSwigluMlp) {
+  for (const DType dtype : kTypes)
+    for (const DType stored : {DType::kF32, DType::kBF16, DType::kF16})
+      for (const int64_t T : {0, 1, 3, 30}) {
+        const int64_t D = 77, F = 131;
+        const Tensor x = random(pool, dtype, {T, D}, 1, 1, 0, 5), residual = random(pool, dtype, {T, D}, 2, 1, 0, 1),
+                     gate = random(pool, stored, {F, D}, 3, 0.3f), up = random(pool, stored, {F, D}, 4, 0.3f),
+                     down = random(pool, stored, {D, F}, 5, 0.3f), square = random(pool, stored, {D, D}, 6);
+        compare("linear_add", {.reduction = D, .roundings = 2}, [&](OpRunner& on) {
+          const PackedWeight weight = on.weight(square);
+          return Results{on.run([&](ExecContext& ctx) { return ops::linear_add(ctx, x, weight, residual); })};
+        });
+        // bf16: gate, up, silu and their product are rounded; their errors meet in a random sum of F terms
+        compare("swiglu_mlp", {.reduction = D + F, .roundings = 3}, [&](OpRunner& on) {
+          const LinearPack gate_up{on.weight(gate), on.weight(up)};
+          const PackedWeight weight = on.weight(down);
+          return Results{on.run([&](ExecContext& ctx) { return ops::swiglu_mlp(ctx, x, gate_up, weight, residual); })};
+        });
+      }
+}
+
+TEST_P(DenseOps, ElementwiseProducts) {
+  for (const DType dtype : kTypes)
+    for (const int64_t T : {0, 1, 37})
+      for (const int64_t D : {1, 15, 1031}) {
+        for (const float scale : {1.0f, 30.0f, 200.0f}) {
+          const Tensor x = random(pool, dtype, {T, D}, 1, scale, 0, 3), y = random(pool, dtype, {T, D}, 2, 1, 0, 4);
+          const auto of = [&](const char* op, double roundings, auto function) {
+            compare(op, {.roundings = roundings},
+                    [&](OpRunner& on) { return Results{on.run([&](ExecContext& ctx) { return function(ctx); })}; });
+          };
+          of("silu_mul", 2, [&](ExecContext& ctx) { return ops::silu_mul(ctx, x, y); });
+          of("sigmoid_mul", 2, [&](ExecContext& ctx) { return ops::sigmoid_mul(ctx, y, x); });
+          of("sigmoid", 1, [&](ExecContext& ctx) { return ops::sigmoid(ctx, x); });
+          of("add", 1, [&](ExecContext& ctx) { return ops::add(ctx, x, y); });
+        }
+      }
+}
+
+TEST_P(DenseOps, EmbeddingGivesZerosOutsideTheMatrix) {
+  for (const DType out : kTypes)
+    for (const DType stored : {DType::kF32, DType::kBF16, DType::kF16}) {
+      const Tensor weight = random(pool, stored, {41, 33}, 1, 1, 0, 2);
+      const std::vector<int32_t> ids = {39, 0, -1, 40, 7, INT32_MAX, INT32_MIN, 7};
+      for (const Tensor& rows : {pool.ints(ids), pool.ints({})})
+        compare("embedding", {.c = 0, .roundings = 0}, [&](OpRunner& on) {
+          PackedWeight packed = on.weight(weight);
+          packed.N = 40;  // row 40 is there in memory, so that reading it shows
+          const Tensor y = on.run([&](ExecContext& ctx) { return ops::embedding(ctx, rows, packed, out); });
+          for (int64_t t = 0; t < rows.size(0); ++t) {
+            const bool inside = ids[t] >= 0 && ids[t] < 40;
+            const float want = inside ? element(weight, ids[t], 32) : 0;
+            EXPECT_EQ(element(y, t, 32), out == DType::kBF16 ? static_cast<float>(bf16(want)) : want)
+                << "id " << ids[t];
+          }
+          return Results{y};
+        });
+    }
+}
+
+TEST_P(DenseOps, GatherAndScatterMoveRowsBitForBit) {
+  for (const DType dtype : kTypes) {
+    const Tensor x = random(pool, dtype, {9, 13}, 1, 1, 0, 3), values = random(pool, dtype, {3, 13}, 2, 1, 0, 2);
+    const Tensor rows = pool.ints({8, 0, 0, 5, 8}), places = pool.ints({7, 0, 3}), none = pool.ints({});
+    const Tensor y = tested.run([&](ExecContext& ctx) { return ops::gather_rows(ctx, x, rows); });
+    for (int64_t i = 0; i < 5; ++i) {
+      const int64_t from = rows.as<int32_t>()[i];
+      EXPECT_EQ(row_bytes(y, i, i + 1), row_bytes(x, from, from + 1)) << i;
+    }
+    EXPECT_EQ(tested.run([&](ExecContext& ctx) { return ops::gather_rows(ctx, x, none); }).numel(), 0);
+
+    Tensor changed = random(pool, dtype, {9, 13}, 1, 1, 0, 3);
+    tested.run([&](ExecContext& ctx) {
+      ops::scatter_rows(ctx, changed, places, values);
+      ops::scatter_rows(ctx, changed, none, values.slice(0, 0, 0));
+      return 0;
+    });
+    for (int64_t t = 0; t < 9; ++t) {
+      const int64_t i = t == 7 ? 0 : t == 0 ? 1 : t == 3 ? 2 : -1;
+      EXPECT_EQ(row_bytes(changed, t, t + 1), i < 0 ? row_bytes(x, t, t + 1) : row_bytes(values, i, i + 1)) << t;
+      EXPECT_TRUE(std::isnan(element(changed, t, -1))) << "what stands beside the row";
+    }
+  }
+}
+
+// Exact bits: what else is in the batch does not matter.
+TEST_P(DenseOps, ARowAloneIsTheRowInTheBatch) {
+  for (const DType dtype : kTypes) {
+    const int64_t T = 26, D = 67, F = 90;
+    const Tensor x = random(pool, dtype, {T, D}, 1, 2, 0, 3), y = random(pool, dtype, {T, D}, 2);
+    const LinearPack gate_up{tested.weight(random(pool, DType::kBF16, {F, D}, 3)),
+                             tested.weight(random(pool, DType::kF32, {F, D}, 4))};
+    const PackedWeight down = tested.weight(random(pool, DType::kF16, {D, F}, 5));
+    const auto all = [&](int64_t begin, int64_t end) {
+      return tested.run([&](ExecContext& ctx) {
+        const Tensor a = x.slice(0, begin, end), b = y.slice(0, begin, end);
+        const ops::PackResult parts = ops::linear(ctx, a, gate_up);
+        return Results{parts[0],
+                       parts[1],
+                       ops::swiglu_mlp(ctx, a, gate_up, down, b),
+                       ops::silu_mul(ctx, a, b),
+                       ops::sigmoid_mul(ctx, a, b),
+                       ops::sigmoid(ctx, a),
+                       ops::add(ctx, a, b)};
+      });
+    };
+    const Results whole = all(0, T);
+    for (int64_t t = 0; t < T; ++t) {
+      const Results alone = all(t, t + 1);
+      for (size_t i = 0; i < whole.size(); ++i)
+        ASSERT_EQ(row_bytes(alone[i]), row_bytes(whole[i], t, t + 1))
+            << "result " << i << " row " << t << " on " << name();
+    }
+  }
+}
+
+TEST_P(DenseOps, NumbersMadeByHand) {
+  const auto matrix = [&](Shape shape, const std::vector<float>& values) {
+    const Tensor x = pool.zeros(DType::kF32, shape);
+    std::copy(values.begin(), values.end(), x.as<float>());
+    return x;
+  };
+  const Tensor x = matrix({2, 3}, {1, 2, 3, 0, -1, 4}), w = matrix({2, 3}, {1, 0, -1, 2, 2, 2}),
+               r = matrix({2, 2}, {10, 20, 30, 40});
+  const PackedWeight weight = tested.weight(w);
+  const Tensor y = tested.run([&](ExecContext& ctx) { return ops::linear_add(ctx, x, weight, r); });
+  EXPECT_EQ(row_bytes(y), row_bytes(matrix({2, 2}, {10 - 2, 20 + 12, 30 - 4, 40 + 6})));
+  const Tensor gate = matrix({1, 3}, {0, std::log(3.0f), -std::log(3.0f)}), up = matrix({1, 3}, {5, 4, 8});
+  const Tensor open = tested.run([&](ExecContext& ctx) { return ops::sigmoid_mul(ctx, up, gate); });
+  const Tensor silu = tested.run([&](ExecContext& ctx) { return ops::silu_mul(ctx, gate, up); });
+  EXPECT_TRUE(close_to(open, matrix({1, 3}, {2.5f, 3, 2}), {}, "sigmoid_mul", name()));  // sigmoid(log 3) = 3/4
+  EXPECT_TRUE(close_to(silu, matrix({1, 3}, {0, 3 * std::log(3.0f), -2 * std::log(3.0f)}), {}, "silu_mul", name()));
+}
+
+CALANDRA_ON_ALL_BACKENDS(DenseOps);
+
+}  // namespace
+}  // namespace calandra
