@@ -1,4 +1,5 @@
-// The demo model through the engine: recorded greedy continuations, perplexity, and answers that depend on nothing but request and seed.
+// The demo model through the engine: recorded greedy continuations, perplexity, and answers that depend on nothing but
+// request and seed.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -55,14 +56,16 @@ TEST(Demo, GreedyContinuationsAsRecorded) {
   fmt::print("demo greedy: {} continuations, {} tokens equal\n", requests.size(), compared);
 }
 
-std::vector<std::vector<int32_t>> sampled(const BackendChoice& choice, int64_t max_num_seqs, int64_t budget, int64_t block_size) {
+std::vector<std::vector<int32_t>> sampled(const BackendChoice& choice, int64_t max_num_seqs, int64_t budget,
+                                          int64_t block_size) {
   const Tokenizer tokenizer = Tokenizer::load(kModel);
   ModelUnderTest model(kModel, choice, DType::kBF16);
   const auto runner = model.runner(
       {.max_num_seqs = max_num_seqs, .max_num_batched_tokens = budget, .max_model_len = 256, .block_size = block_size});
-  Engine engine(*runner, &tokenizer, {.seed = 3});
+  Engine engine(*runner, &tokenizer, {{}, 3});
   std::vector<Request> requests;
-  const char* prompts[] = {"Once upon a time", "The", "What is 17 + 25?\n", "A small bird sat on the fence and looked at"};
+  const char* prompts[] = {"Once upon a time", "The", "What is 17 + 25?\n",
+                           "A small bird sat on the fence and looked at"};
   for (int i = 0; i < 8; ++i) {
     Request request;
     request.prompt_token_ids = tokenizer.encode(std::string_view(prompts[i % 4]));
@@ -96,7 +99,7 @@ TEST(Demo, StopsAndLimits) {
   const Tokenizer tokenizer = Tokenizer::load(kModel);
   ModelUnderTest model(kModel, {"cpu", 1, ""}, DType::kF32);
   const auto runner = model.runner({.max_num_seqs = 2, .max_num_batched_tokens = 64, .max_model_len = 128});
-  Engine engine(*runner, &tokenizer, {.eos_token_ids = {6080, 6082}});
+  Engine engine(*runner, &tokenizer, {{6080, 6082}, {}});
   Request request;
   request.prompt_token_ids = tokenizer.encode("Once upon a time, there was a curious little fox named Rusty.");
   request.params.temperature = 0;

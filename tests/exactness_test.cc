@@ -1,5 +1,5 @@
-// The exactness matrix: bit for bit the same logits whatever the threads, batch, chunk and page size (DESIGN 6), on the cpu and the
-// reference backend, for each instruction set of the machine.
+// The exactness matrix: bit for bit the same logits whatever the threads, batch, chunk and page size (DESIGN 6), on the
+// cpu and the reference backend, for each instruction set of the machine.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

@@ -1,4 +1,5 @@
-// Broken checkpoints, one defect each: every one is refused (or warned about) with the words that tell the user where to look.
+// Broken checkpoints, one defect each: every one is refused (or warned about) with the words that tell the user where
+// to look.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

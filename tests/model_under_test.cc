@@ -5,6 +5,7 @@
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/reference/reference.h"
+#include "base/error.h"
 #include "base/json.h"
 
 namespace calandra::testing {
@@ -19,8 +20,10 @@ std::unique_ptr<Backend> make_backend(const BackendChoice& choice) {
   return make_cpu_backend(options);
 }
 
-ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choice, DType dtype) : backend_(make_backend(choice)) {
+ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choice, DType dtype)
+    : backend_(make_backend(choice)) {
   json::value config = read_json_file(folder / "config.json");
+  if (!config.is_object()) throw LoadError("config.json must hold a JSON object");
   const ModelConfig checked = check_config(config.as_object(), (folder / "config.json").string());
   checkpoint_ = std::make_unique<Checkpoint>(folder);
   store_ = std::make_unique<WeightStore>(*backend_, checkpoint_.get());
@@ -36,7 +39,8 @@ std::vector<float> teacher_forced(ModelRunner& runner, Sequence& sequence, int64
     const Tensor hidden = runner.forward({&part, 1}, taps);
     for (int64_t first = 0; first < part.rows; first += ModelRunner::kLogitRows) {
       std::vector<int32_t> rows;
-      for (int64_t row = first; row < std::min(part.rows, first + ModelRunner::kLogitRows); ++row) rows.push_back(static_cast<int32_t>(row));
+      for (int64_t row = first; row < std::min(part.rows, first + ModelRunner::kLogitRows); ++row)
+        rows.push_back(static_cast<int32_t>(row));
       const Tensor block = runner.logits(hidden, rows);
       const float* values = block.as<float>();
       logits.insert(logits.end(), values, values + block.numel());
@@ -60,7 +64,8 @@ std::vector<int32_t> read_ids(const SafetensorsFile& file, const std::string& na
   file.read(*entry, 0, entry->bytes, bytes.data());
   const size_t width = entry->dtype == "I64" ? 8 : 4;
   std::vector<int32_t> ids(entry->bytes / width);
-  for (size_t i = 0; i < ids.size(); ++i) std::memcpy(&ids[i], bytes.data() + i * width, 4);  // little-endian: the low half
+  for (size_t i = 0; i < ids.size(); ++i)
+    std::memcpy(&ids[i], bytes.data() + i * width, 4);  // little-endian: the low half
   return ids;
 }
 

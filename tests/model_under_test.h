@@ -26,7 +26,9 @@ class ModelUnderTest {
 
   const CausalLM& model() const { return *model_; }
   Backend& backend() { return *backend_; }
-  std::unique_ptr<ModelRunner> runner(const RunnerLimits& limits) { return std::make_unique<ModelRunner>(*model_, *backend_, limits); }
+  std::unique_ptr<ModelRunner> runner(const RunnerLimits& limits) {
+    return std::make_unique<ModelRunner>(*model_, *backend_, limits);
+  }
 
  private:
   std::unique_ptr<Backend> backend_;

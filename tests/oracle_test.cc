@@ -19,9 +19,10 @@ struct Case {
   const char* name;
   const char* only_prompt;  // null: every prompt of the case
 };
-const Case kCases[] = {{"dense_fp32_tied", nullptr},   {"dense_bf16_sharded", nullptr},  {"dense_text_only", nullptr},
-                       {"dense_sigmoid_gate", nullptr}, {"dense_yarn", nullptr},          {"dense_ragged_greedy", nullptr},
-                       {"vision_dense", "text_only"},   {"mtp_dense", nullptr}};
+const Case kCases[] = {{"dense_fp32_tied", nullptr},  {"dense_bf16_sharded", nullptr},
+                       {"dense_text_only", nullptr},  {"dense_sigmoid_gate", nullptr},
+                       {"dense_yarn", nullptr},       {"dense_ragged_greedy", nullptr},
+                       {"vision_dense", "text_only"}, {"mtp_dense", nullptr}};
 
 std::set<std::string> prompts_of(const SafetensorsFile& expected, const Case& c) {
   std::set<std::string> prompts;
@@ -47,7 +48,8 @@ class Recorder : public Taps {
       for (int copy = 0; copy < copies; ++copy) {
         for (int64_t j = 0; j < n1; ++j) {
           for (int64_t k = 0; k < n2; ++k) {
-            const int64_t at = i * t.stride(0) + (t.rank() > 1 ? j * t.stride(1) : 0) + (t.rank() > 2 ? k * t.stride(2) : 0);
+            const int64_t at =
+                i * t.stride(0) + (t.rank() > 1 ? j * t.stride(1) : 0) + (t.rank() > 2 ? k * t.stride(2) : 0);
             out.push_back(t.dtype() == DType::kBF16 ? static_cast<float>(t.as<bf16>()[at]) : t.as<float>()[at]);
           }
         }
@@ -111,8 +113,8 @@ TEST_P(Oracle, Float32LogitsTapsAndStates) {
   for (const std::string& prompt : prompts_of(expected, c)) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + "/tokens");
-    const auto runner =
-        model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size(), .taps = true});
+    const auto runner = model.runner(
+        {.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size(), .taps = true});
     Recorder recorder;
     const std::vector<float> logits = teacher_forced(*runner, sequence, 512, &recorder);
     // First the taps, in the order of computation: the first that differs shows where.
@@ -141,7 +143,8 @@ TEST_P(Oracle, Float32LogitsTapsAndStates) {
     again.block_table.clear();
     again.slot = -1;
     again.computed = 0;
-    EXPECT_LE(max_abs_difference(teacher_forced(*runner, again, 512), want), tolerance) << c.name << " " << prompt << " without taps";
+    EXPECT_LE(max_abs_difference(teacher_forced(*runner, again, 512), want), tolerance)
+        << c.name << " " << prompt << " without taps";
     ++prompts;
   }
   EXPECT_GT(prompts, 0);
@@ -160,7 +163,8 @@ TEST_P(Oracle, Bfloat16Logits) {
   for (const std::string& prompt : prompts_of(expected, c)) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + "/tokens");
-    const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size()});
+    const auto runner =
+        model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size()});
     const std::vector<float> logits = teacher_forced(*runner, sequence, 512);
     const std::vector<float> want = read_floats(expected, prompt + "/logits");
     for (size_t i = 0; i < want.size(); ++i) differences.push_back(std::abs(static_cast<double>(logits[i]) - want[i]));
@@ -187,8 +191,11 @@ TEST_P(Oracle, Bfloat16Logits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, Oracle,
-                         ::testing::Combine(::testing::Range(0, static_cast<int>(std::size(kCases))), ::testing::Values("reference", "cpu")),
-                         [](const auto& info) { return std::string(kCases[std::get<0>(info.param)].name) + "_" + std::get<1>(info.param); });
+                         ::testing::Combine(::testing::Range(0, static_cast<int>(std::size(kCases))),
+                                            ::testing::Values("reference", "cpu")),
+                         [](const auto& info) {
+                           return std::string(kCases[std::get<0>(info.param)].name) + "_" + std::get<1>(info.param);
+                         });
 
 int32_t argmax(const float* row, int64_t n) {
   int64_t best = 0;

@@ -29,7 +29,8 @@ Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t outp
   const auto vocab = static_cast<uint64_t>(runner.model().vocab_size());
   std::vector<Sequence> sequences(batch);
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t i = 0; i < input_len; ++i) sequences[b].tokens.push_back(static_cast<int32_t>((i * 7919 + b * 104729 + 17) % vocab));
+    for (int64_t i = 0; i < input_len; ++i)
+      sequences[b].tokens.push_back(static_cast<int32_t>((i * 7919 + b * 104729 + 17) % vocab));
     sequences[b].prompt_size = input_len;
     CHECK(runner.reserve(sequences[b], input_len + output_len));
   }
@@ -40,7 +41,8 @@ Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t outp
     while (sequence.computed < input_len) {
       const ModelRunner::Part part{&sequence, std::min(budget, input_len - sequence.computed)};
       const Tensor hidden = runner.forward({&part, 1});
-      if (sequence.computed == input_len) runner.logits(hidden, std::vector<int32_t>{static_cast<int32_t>(part.rows - 1)});
+      if (sequence.computed == input_len)
+        runner.logits(hidden, std::vector<int32_t>{static_cast<int32_t>(part.rows - 1)});
     }
   }
   run.prefill_s = seconds_since(start);
@@ -72,7 +74,8 @@ double median(std::vector<double> values) {
 int bench_latency(const Options& options) {
   LoadedModel loaded = load_model(options.model);
   const int64_t batch = options.batch_size, input = options.input_len, output = options.output_len;
-  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(options.model, *loaded.model, batch, input + output));
+  ModelRunner runner(*loaded.model, *loaded.backend,
+                     runner_limits(options.model, *loaded.model, batch, input + output));
   const int threads = options.model.threads > 0 ? options.model.threads : default_thread_count();
 
   std::vector<double> prefill, decode;
@@ -86,48 +89,53 @@ int bench_latency(const Options& options) {
     }
   }
   const MachineProbe after = probe_machine(threads);
-  const double read = (before.read_bytes_per_s + after.read_bytes_per_s) / 2, fma = (before.flops_per_s + after.flops_per_s) / 2;
+  const double read = (before.read_bytes_per_s + after.read_bytes_per_s) / 2,
+               fma = (before.flops_per_s + after.flops_per_s) / 2;
 
-  // The least that a step must move: every weight once, the state read and written, keys and values of the mean context.
+  // The least that a step must move: every weight once, the state read and written, keys and values of the mean
+  // context.
   const StepCost cost = loaded.model->step_cost();
   const auto B = static_cast<double>(batch), T = static_cast<double>(input);
   const double mean_keys = T + static_cast<double>(output) / 2;
   const double decode_bytes = cost.weight_bytes + B * (cost.state_bytes + cost.kv_bytes_per_key * mean_keys);
-  const double prefill_flops = B * (T * cost.flops_per_row + T * (T + 1) / 2 * cost.flops_per_row_and_key + cost.flops_per_logit_row);
+  const double prefill_flops =
+      B * (T * cost.flops_per_row + T * (T + 1) / 2 * cost.flops_per_row_and_key + cost.flops_per_logit_row);
   const double decode_s = median(decode), prefill_s = median(prefill);
 
   if (options.json) {
-    std::puts(to_json(json::object{{"model", options.model.shape.empty() ? loaded.folder.string() : options.model.shape},
-                                   {"backend", loaded.backend->name()},
-                                   {"dtype", name_of(loaded.model->dtype())},
-                                   {"threads", threads},
-                                   {"batch_size", batch},
-                                   {"input_len", input},
-                                   {"output_len", output},
-                                   {"load_s", loaded.load_seconds},
-                                   {"prefill_s", prefill_s},
-                                   {"prefill_tok_s", B * T / prefill_s},
-                                   {"prefill_flops_per_s", prefill_flops / prefill_s},
-                                   {"prefill_fraction_of_fma_probe", prefill_flops / prefill_s / fma},
-                                   {"decode_step_s", decode_s},
-                                   {"decode_tok_s", B / decode_s},
-                                   {"decode_bytes_per_step", decode_bytes},
-                                   {"decode_bytes_per_s", decode_bytes / decode_s},
-                                   {"decode_fraction_of_read_probe", decode_bytes / decode_s / read},
-                                   {"probe_read_bytes_per_s", read},
-                                   {"probe_flops_per_s", fma}})
-                  .c_str());
+    std::puts(
+        to_json(json::object{{"model", options.model.shape.empty() ? loaded.folder.string() : options.model.shape},
+                             {"backend", loaded.backend->name()},
+                             {"dtype", name_of(loaded.model->dtype())},
+                             {"threads", threads},
+                             {"batch_size", batch},
+                             {"input_len", input},
+                             {"output_len", output},
+                             {"load_s", loaded.load_seconds},
+                             {"prefill_s", prefill_s},
+                             {"prefill_tok_s", B * T / prefill_s},
+                             {"prefill_flops_per_s", prefill_flops / prefill_s},
+                             {"prefill_fraction_of_fma_probe", prefill_flops / prefill_s / fma},
+                             {"decode_step_s", decode_s},
+                             {"decode_tok_s", B / decode_s},
+                             {"decode_bytes_per_step", decode_bytes},
+                             {"decode_bytes_per_s", decode_bytes / decode_s},
+                             {"decode_fraction_of_read_probe", decode_bytes / decode_s / read},
+                             {"probe_read_bytes_per_s", read},
+                             {"probe_flops_per_s", fma}})
+            .c_str());
     return 0;
   }
   fmt::print("{} on {}, {} threads, {}; batch {}, {} + {} tokens, median of {}\n",
-             options.model.shape.empty() ? loaded.folder.string() : options.model.shape, loaded.backend->name(), threads,
-             name_of(loaded.model->dtype()), batch, input, output, options.repetitions);
+             options.model.shape.empty() ? loaded.folder.string() : options.model.shape, loaded.backend->name(),
+             threads, name_of(loaded.model->dtype()), batch, input, output, options.repetitions);
   fmt::print("  probe     read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s (before and after, mean)\n", read / 1e9, fma / 1e9);
   fmt::print("  load      {:.2f} s\n", loaded.load_seconds);
-  fmt::print("  prefill   {:.3f} s  {:.1f} tok/s  {:.0f} GFLOP/s = {:.0f} % of the FMA probe\n", prefill_s, B * T / prefill_s,
-             prefill_flops / prefill_s / 1e9, 100 * prefill_flops / prefill_s / fma);
-  fmt::print("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} per step)\n", 1e3 * decode_s,
-             B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read, format_bytes(decode_bytes));
+  fmt::print("  prefill   {:.3f} s  {:.1f} tok/s  {:.0f} GFLOP/s = {:.0f} % of the FMA probe\n", prefill_s,
+             B * T / prefill_s, prefill_flops / prefill_s / 1e9, 100 * prefill_flops / prefill_s / fma);
+  fmt::print("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} per step)\n",
+             1e3 * decode_s, B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read,
+             format_bytes(decode_bytes));
   return 0;
 }
 

@@ -89,7 +89,8 @@ Batch one_sequence(Memory& memory, int64_t rows, int64_t context, int64_t page) 
 
 class OpBench {
  public:
-  OpBench(const Options& options, Backend& backend, MachineProbe probe) : options_(options), backend_(backend), probe_(probe) {}
+  OpBench(const Options& options, Backend& backend, MachineProbe probe)
+      : options_(options), backend_(backend), probe_(probe) {}
 
   // `op` must be the same computation each time; the workspace is measured by a dry run first.
   void run(const std::string& name, const Batch* batch, Cost cost, const std::function<void(ExecContext&)>& op) {
@@ -120,8 +121,8 @@ class OpBench {
                                      {"fraction_of_roofline", bound / best}})
                     .c_str());
     } else {
-      fmt::print("  {:<44} {:>9.1f} us  {:>6.1f} GB/s  {:>6.1f} GFLOP/s  {:>4.0f} %\n", name, 1e6 * best, cost.bytes / best / 1e9,
-                 cost.flops / best / 1e9, 100 * bound / best);
+      fmt::print("  {:<44} {:>9.1f} us  {:>6.1f} GB/s  {:>6.1f} GFLOP/s  {:>4.0f} %\n", name, 1e6 * best,
+                 cost.bytes / best / 1e9, cost.flops / best / 1e9, 100 * bound / best);
     }
   }
 
@@ -143,7 +144,8 @@ void bench_linear(OpBench& bench, Backend& backend, const char* what, int64_t N,
 }
 
 void bench_delta(OpBench& bench, Backend& backend, const qwen3_5::Config& c) {
-  const int64_t Hk = c.linear_num_key_heads, Hv = c.linear_num_value_heads, Dk = c.linear_key_head_dim, Dv = c.linear_value_head_dim;
+  const int64_t Hk = c.linear_num_key_heads, Hv = c.linear_num_value_heads, Dk = c.linear_key_head_dim,
+                Dv = c.linear_value_head_dim;
   const int64_t C = c.conv_dim(), W = c.linear_conv_kernel_dim;
   for (const int64_t rows : {1, 5, 512}) {
     Memory memory(backend);
@@ -161,22 +163,22 @@ void bench_delta(OpBench& bench, Backend& backend, const qwen3_5::Config& c) {
     const Tensor b = memory.random(DType::kBF16, {rows, Hv}), a = memory.random(DType::kBF16, {rows, Hv});
     const Batch batch = one_sequence(memory, rows, 64, 16);
     const double S = static_cast<double>(Hv * Dk * Dv), T = static_cast<double>(rows);
-    bench.run(fmt::format("gated_delta_mixer rows {}", rows), &batch, {2 * 4 * S, 7 * S * T},
-              [&](ExecContext& ctx) { ops::gated_delta_mixer(ctx, qkv, z, b, a, weights, conv, delta, accepted, batch); });
+    bench.run(fmt::format("gated_delta_mixer rows {}", rows), &batch, {2 * 4 * S, 7 * S * T}, [&](ExecContext& ctx) {
+      ops::gated_delta_mixer(ctx, qkv, z, b, a, weights, conv, delta, accepted, batch);
+    });
   }
 }
 
 void bench_attention(OpBench& bench, Backend& backend, const qwen3_5::Config& c) {
   const int64_t H = c.num_attention_heads, Hkv = c.num_key_value_heads, Dh = c.head_dim;
   const float scale = 1.0f / 16;
-  const struct {
-    int64_t rows, context;
-  } cases[] = {{1, 511}, {1, 4095}, {5, 4095}, {512, 0}};
+  const struct { int64_t rows, context; } cases[] = {{1, 511}, {1, 4095}, {5, 4095}, {512, 0}};
   for (const auto& [rows, context] : cases) {
     Memory memory(backend);
     const Batch batch = one_sequence(memory, rows, context, 16);
     const int64_t pages = batch.block_table.size(1);
-    const KvPages kv{memory.random(DType::kBF16, {pages, Hkv, 16, Dh}), memory.random(DType::kBF16, {pages, Hkv, 16, Dh})};
+    const KvPages kv{memory.random(DType::kBF16, {pages, Hkv, 16, Dh}),
+                     memory.random(DType::kBF16, {pages, Hkv, 16, Dh})};
     const Tensor q = memory.random(DType::kBF16, {rows, H, Dh});
     const auto T = static_cast<double>(rows), L = static_cast<double>(context);
     const double keys = T * L + T * (T + 1) / 2;
@@ -189,7 +191,8 @@ void bench_attention(OpBench& bench, Backend& backend, const qwen3_5::Config& c)
 void bench_norm(OpBench& bench, Backend& backend, const qwen3_5::Config& c) {
   for (const int64_t rows : {1, 512}) {
     Memory memory(backend);
-    const Tensor x = memory.random(DType::kBF16, {rows, c.hidden_size}), w = memory.random(DType::kF32, {c.hidden_size});
+    const Tensor x = memory.random(DType::kBF16, {rows, c.hidden_size}),
+                 w = memory.random(DType::kF32, {c.hidden_size});
     bench.run(fmt::format("add_rms_norm rows {}", rows), nullptr, {static_cast<double>(8 * rows * c.hidden_size), 0},
               [&](ExecContext& ctx) { ops::add_rms_norm(ctx, x, x, w, 1e-6f, 1); });
   }
@@ -204,10 +207,12 @@ int bench_ops(const Options& options) {
   const int threads = options.model.threads > 0 ? options.model.threads : default_thread_count();
   const MachineProbe probe = probe_machine(threads);
   if (!options.json)
-    fmt::print("ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last column: percent of "
-               "the roofline these give\n",
-               shape, backend->name(), threads, std::max<int64_t>(5, options.repetitions), probe.read_bytes_per_s / 1e9,
-               probe.flops_per_s / 1e9);
+    fmt::print(
+        "ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last "
+        "column: percent of "
+        "the roofline these give\n",
+        shape, backend->name(), threads, std::max<int64_t>(5, options.repetitions), probe.read_bytes_per_s / 1e9,
+        probe.flops_per_s / 1e9);
   OpBench bench(options, *backend, probe);
   const int64_t D = c.hidden_size;
   bench_linear(bench, *backend, "in_proj", c.conv_dim() + c.value_dim() + 2 * c.linear_num_value_heads, D);

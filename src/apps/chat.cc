@@ -37,7 +37,8 @@ class Prompt {
     edit_ = el_init("calandra", stdin, stdout, stderr);
     history_ = history_init();
     history(history_, &event_, H_SETSIZE, 1000);
-    el_set(edit_, EL_PROMPT, +[](EditLine*) { return const_cast<char*>("> "); });
+    el_set(
+        edit_, EL_PROMPT, +[](EditLine*) { return const_cast<char*>("> "); });
     el_set(edit_, EL_EDITOR, "emacs");
     el_set(edit_, EL_SIGNAL, 0);
     el_set(edit_, EL_HIST, history, history_);
@@ -97,12 +98,14 @@ int chat(const Options& options) {
   Prompt prompt;
   std::string system = options.system, line;
   json::array messages = fresh_conversation(system);
-  if (isatty(STDIN_FILENO)) fmt::print("Talking to {}. /help lists the commands, Ctrl-D ends.\n", loaded.folder.filename().string());
+  if (isatty(STDIN_FILENO))
+    fmt::print("Talking to {}. /help lists the commands, Ctrl-D ends.\n", loaded.folder.filename().string());
   while (prompt.read(line)) {
     if (line.empty()) continue;
     if (line[0] == '/') {
       const size_t space = line.find(' ');
-      const std::string command = line.substr(0, space), argument = space == std::string::npos ? "" : line.substr(space + 1);
+      const std::string command = line.substr(0, space),
+                        argument = space == std::string::npos ? "" : line.substr(space + 1);
       if (command == "/exit" || command == "/quit") break;
       if (command == "/reset") {
         messages = fresh_conversation(system);

@@ -8,7 +8,8 @@ namespace calandra::apps {
 namespace {
 
 constexpr const char* kModelHelp =
-    "Model folder, a Hugging Face name in the local cache, or demo:qwen3_5 (the default: a small model that comes with calandra)";
+    "Model folder, a Hugging Face name in the local cache, or demo:qwen3_5 (the default: a small model that comes with "
+    "calandra)";
 
 void add_model_flags(CLI::App* app, ModelOptions& m) {
   const std::string group = "Model";
@@ -39,18 +40,24 @@ void add_model_flags(CLI::App* app, ModelOptions& m) {
       ->check(CLI::PositiveNumber)
       ->group(group);
   app->add_option("--max-num-seqs", m.max_num_seqs, "Sequences of one step")->check(CLI::PositiveNumber)->group(group);
-  app->add_option("--max-num-batched-tokens", m.max_num_batched_tokens, "Tokens of one step; longer prompts are cut into chunks")
+  app->add_option("--max-num-batched-tokens", m.max_num_batched_tokens,
+                  "Tokens of one step; longer prompts are cut into chunks")
       ->check(CLI::PositiveNumber)
       ->group(group);
-  app->add_option("--block-size", m.block_size, "Tokens of a page of keys and values (16)")->check(CLI::Range(1, 4096))->group(group);
+  app->add_option("--block-size", m.block_size, "Tokens of a page of keys and values (16)")
+      ->check(CLI::Range(1, 4096))
+      ->group(group);
   app->add_option("--num-gpu-blocks-override", m.num_gpu_blocks_override, "Pages of keys and values, on any backend")
       ->check(CLI::PositiveNumber)
       ->group(group);
-  app->add_option("--num-state-slots", m.num_state_slots, "Slots of recurrent state")->check(CLI::PositiveNumber)->group(group);
+  app->add_option("--num-state-slots", m.num_state_slots, "Slots of recurrent state")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
 }
 
 void add_shape_flags(CLI::App* app, ModelOptions& m) {
-  app->add_option("--shape", m.shape, "Random weights in the shape of a release: qwen3_5-0.8b, -2b, -4b, -9b, -27b")->group("Model");
+  app->add_option("--shape", m.shape, "Random weights in the shape of a release: qwen3_5-0.8b, -2b, -4b, -9b, -27b")
+      ->group("Model");
   app->add_option("--num-hidden-layers", m.num_hidden_layers, "Cuts the model to this many layers (with dummy weights)")
       ->check(CLI::PositiveNumber)
       ->group("Model");
@@ -78,7 +85,8 @@ void add_sampling_flags(CLI::App* app, SamplingOptions& s) {
 
 void add_chat_flags(CLI::App* app, Options& o) {
   app->add_option("--system", o.system, "System message");
-  app->add_flag("--enable-thinking,!--no-thinking", o.thinking, "Asks the chat template for a thinking or a direct answer");
+  app->add_flag("--enable-thinking,!--no-thinking", o.thinking,
+                "Asks the chat template for a thinking or a direct answer");
   app->add_option("--chat-template-kwargs", o.chat_template_kwargs, "JSON object given to the chat template");
 }
 
@@ -102,16 +110,19 @@ std::optional<Options> parse_command_line(int argc, char** argv, int& status) {
     return sub;
   };
 
-  CLI::App* generate = verb(&app, "generate", "One completion, streamed", Verb::kGenerate,
-                            "  calandra generate 'What does \"ancient\" mean?'\n"
-                            "  calandra generate demo:qwen3_5 --raw 'Once upon a time' --temperature 0 --max-tokens 50\n"
-                            "  calandra generate ./Qwen3.5-0.8B --file prompt.txt --json\n"
-                            "  echo 'What is 2 + 3?' | calandra generate --seed 7");
-  generate->add_option("words", words, "[MODEL] [PROMPT]: one word is the prompt; without one, standard input is read")->expected(0, 2);
+  CLI::App* generate =
+      verb(&app, "generate", "One completion, streamed", Verb::kGenerate,
+           "  calandra generate 'What does \"ancient\" mean?'\n"
+           "  calandra generate demo:qwen3_5 --raw 'Once upon a time' --temperature 0 --max-tokens 50\n"
+           "  calandra generate ./Qwen3.5-0.8B --file prompt.txt --json\n"
+           "  echo 'What is 2 + 3?' | calandra generate --seed 7");
+  generate->add_option("words", words, "[MODEL] [PROMPT]: one word is the prompt; without one, standard input is read")
+      ->expected(0, 2);
   generate->add_option("--file", o.prompt_file, "Reads the prompt from a file");
   generate->add_option("--prompt-ids", o.prompt_ids, "Prompt as token ids: 1,2,3 (no template, no tokenizer needed)");
   generate->add_flag("--raw", o.raw, "The prompt as it is, without the chat template");
-  generate->add_option("--logprobs", o.sampling.logprobs, "Logprobs of each token and of this many likeliest (with --json)");
+  generate->add_option("--logprobs", o.sampling.logprobs,
+                       "Logprobs of each token and of this many likeliest (with --json)");
   generate->add_option("--n", o.sampling.n, "Answers to one prompt")->check(CLI::Range(1, 1024));
   generate->add_flag("--json", o.json, "One JSON line per answer");
   add_chat_flags(generate, o);
@@ -129,15 +140,17 @@ std::optional<Options> parse_command_line(int argc, char** argv, int& status) {
   CLI::App* tokenize = verb(&app, "tokenize", "Text to token ids, and back", Verb::kTokenize,
                             "  calandra tokenize 'Hello there'\n  calandra tokenize --decode '12,400,7'\n"
                             "  calandra tokenize ./Qwen3.5-0.8B --jsonl < rows.jsonl");
-  tokenize->add_option("words", words, "[MODEL] [TEXT]: one word is the text; without one, standard input is read")->expected(0, 2);
+  tokenize->add_option("words", words, "[MODEL] [TEXT]: one word is the text; without one, standard input is read")
+      ->expected(0, 2);
   tokenize->add_flag("--decode", o.decode, "TEXT is ids: 1,2,3");
   tokenize->add_flag("--no-special", o.no_special, "Special tokens in the text are ordinary text");
   tokenize->add_flag("--json", o.json, "JSON line {\"ids\", \"pieces\"}");
   tokenize->add_flag("--jsonl", o.jsonl, "Rows on standard input, a result line for each");
 
-  CLI::App* render = verb(&app, "render", "The prompt text that the chat template gives", Verb::kRender,
-                          "  calandra render --messages chat.json\n"
-                          "  calandra render --template t.jinja --messages chat.json --kwargs '{\"enable_thinking\": true}'");
+  CLI::App* render =
+      verb(&app, "render", "The prompt text that the chat template gives", Verb::kRender,
+           "  calandra render --messages chat.json\n"
+           "  calandra render --template t.jinja --messages chat.json --kwargs '{\"enable_thinking\": true}'");
   positional_model(render, o.model);
   render->add_option("--messages", o.messages, "JSON file: a list of messages; - for standard input");
   render->add_option("--template", o.template_file, "Jinja file instead of the model's template");
@@ -146,27 +159,34 @@ std::optional<Options> parse_command_line(int argc, char** argv, int& status) {
   render->add_option("--now", o.now, "Clock of the template, 'YYYY-MM-DD HH:MM:SS'");
   render->add_flag("--jsonl", o.jsonl, "Rows on standard input, a result line for each");
 
-  CLI::App* logits = verb(&app, "logits", "Teacher-forced forward, for research and tests", Verb::kLogits,
-                          "  calandra logits ./model --input in.safetensors --output out.safetensors --dtype float32\n"
-                          "  calandra logits ./model --input in.safetensors --output out.safetensors --taps 'layers.3.*' --state");
+  CLI::App* logits =
+      verb(&app, "logits", "Teacher-forced forward, for research and tests", Verb::kLogits,
+           "  calandra logits ./model --input in.safetensors --output out.safetensors --dtype float32\n"
+           "  calandra logits ./model --input in.safetensors --output out.safetensors --taps 'layers.3.*' --state");
   positional_model(logits, o.model);
   logits->add_option("--input", o.input, "safetensors file with input_ids [T]")->required();
   logits->add_option("--output", o.output, "safetensors file to write")->required();
-  logits->add_option("--taps", o.taps, "Glob of intermediate tensors to write: embedding, layers.L, layers.L.<name>, final_norm");
+  logits->add_option("--taps", o.taps,
+                     "Glob of intermediate tensors to write: embedding, layers.L, layers.L.<name>, final_norm");
   logits->add_flag("--state", o.state, "Writes the recurrent state and the convolution window of every linear layer");
-  logits->add_option("--chunk", o.chunk, "Cuts the prefill into chunks of this many tokens")->check(CLI::PositiveNumber);
+  logits->add_option("--chunk", o.chunk, "Cuts the prefill into chunks of this many tokens")
+      ->check(CLI::PositiveNumber);
   add_model_flags(logits, o.model);
 
-  CLI::App* sample = verb(&app, "sample", "The sampler on given logits", Verb::kSample,
-                          "  calandra sample --jsonl < distributions.jsonl\n  calandra sample --jsonl --logits logits.json < rows.jsonl");
+  CLI::App* sample = verb(
+      &app, "sample", "The sampler on given logits", Verb::kSample,
+      "  calandra sample --jsonl < distributions.jsonl\n  calandra sample --jsonl --logits logits.json < rows.jsonl");
   sample->add_flag("--jsonl", o.jsonl, "Rows on standard input, a result line for each")->required();
   sample->add_option("--logits", o.logits_file, "JSON file of named logit vectors");
 
-  CLI::App* eval = verb(&app, "eval", "Perplexity of a text", Verb::kEval,
-                        "  calandra eval --text book.txt\n  calandra eval ./Qwen3.5-0.8B --text book.txt --window 4096 --json");
+  CLI::App* eval =
+      verb(&app, "eval", "Perplexity of a text", Verb::kEval,
+           "  calandra eval --text book.txt\n  calandra eval ./Qwen3.5-0.8B --text book.txt --window 4096 --json");
   positional_model(eval, o.model);
   eval->add_option("--text", o.text_file, "Text file, UTF-8")->required();
-  eval->add_option("--window", o.window, "Tokens of a window; each starts from empty state")->check(CLI::Range(2, 1 << 24))->capture_default_str();
+  eval->add_option("--window", o.window, "Tokens of a window; each starts from empty state")
+      ->check(CLI::Range(2, 1 << 24))
+      ->capture_default_str();
   eval->add_flag("--json", o.json, "One JSON line");
   add_model_flags(eval, o.model);
 
@@ -185,10 +205,16 @@ std::optional<Options> parse_command_line(int argc, char** argv, int& status) {
                            "  calandra bench latency --shape qwen3_5-0.8b --load-format dummy --threads 2\n"
                            "  calandra bench latency ./Qwen3.5-4B --input-len 2048 --output-len 64");
   positional_model(latency, o.model);
-  latency->add_option("--input-len", o.input_len, "Tokens of each prompt")->check(CLI::PositiveNumber)->capture_default_str();
-  latency->add_option("--output-len", o.output_len, "Tokens of each answer")->check(CLI::Range(2, 1 << 20))->capture_default_str();
+  latency->add_option("--input-len", o.input_len, "Tokens of each prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  latency->add_option("--output-len", o.output_len, "Tokens of each answer")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
   latency->add_option("--batch-size", o.batch_size, "Sequences")->check(CLI::PositiveNumber)->capture_default_str();
-  latency->add_option("--repetitions", o.repetitions, "Runs; the median is reported")->check(CLI::PositiveNumber)->capture_default_str();
+  latency->add_option("--repetitions", o.repetitions, "Runs; the median is reported")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   latency->add_flag("--json", o.json, "One JSON line");
   add_shape_flags(latency, o.model);
   add_model_flags(latency, o.model);

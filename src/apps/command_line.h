@@ -8,7 +8,19 @@
 
 namespace calandra::apps {
 
-enum class Verb { kGenerate, kChat, kTokenize, kRender, kLogits, kSample, kEval, kInspect, kBenchLatency, kBenchOps, kVersion };
+enum class Verb {
+  kGenerate,
+  kChat,
+  kTokenize,
+  kRender,
+  kLogits,
+  kSample,
+  kEval,
+  kInspect,
+  kBenchLatency,
+  kBenchOps,
+  kVersion
+};
 
 // Which model, on what. vLLM's names for what vLLM has.
 struct ModelOptions {
@@ -75,8 +87,8 @@ struct Options {
   std::string filter;
 };
 
-// Parses argv and the --config file. Returns nothing when help or a usage error was printed; `status` is then the exit status
-// (0 or 2).
+// Parses argv and the --config file. Returns nothing when help or a usage error was printed; `status` is then the exit
+// status (0 or 2).
 std::optional<Options> parse_command_line(int argc, char** argv, int& status);
 
 }  // namespace calandra::apps

@@ -9,13 +9,15 @@ namespace calandra::apps {
 namespace {
 
 const Tokenizer& tokenizer_of(const LoadedModel& loaded) {
-  if (!loaded.tokenizer) throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
+  if (!loaded.tokenizer)
+    throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
   return *loaded.tokenizer;
 }
 
 std::string template_of(const LoadedModel& loaded) {
   const std::string source(tokenizer_of(loaded).chat_template());
-  if (source.empty()) throw LoadError(loaded.folder.string() + " has no chat template; use --raw for a plain completion");
+  if (source.empty())
+    throw LoadError(loaded.folder.string() + " has no chat template; use --raw for a plain completion");
   return source;
 }
 
@@ -38,7 +40,8 @@ SamplingParams sampling_params(const Options& options, const json::object& gener
   json::object fields;
   for (const char* key : {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
     if (const json::value* value = generation_config.if_contains(key)) fields[key] = *value;
-  if (const json::value* sample = generation_config.if_contains("do_sample"); sample != nullptr && *sample == false) fields["temperature"] = 0.0;
+  if (const json::value* sample = generation_config.if_contains("do_sample"); sample != nullptr && *sample == false)
+    fields["temperature"] = 0.0;
 
   const auto set = [&](const char* key, const auto& value) {
     if (value) fields[key] = *value;
@@ -57,8 +60,10 @@ SamplingParams sampling_params(const Options& options, const json::object& gener
   if (options.model.seed) fields["seed"] = *options.model.seed;
   if (!o.logit_bias.empty()) fields["logit_bias"] = parse_json(o.logit_bias, "--logit-bias");
   if (!o.stop.empty()) fields["stop"] = json::array(o.stop.begin(), o.stop.end());
-  if (!o.stop_token_ids.empty()) fields["stop_token_ids"] = json::array(o.stop_token_ids.begin(), o.stop_token_ids.end());
-  if (!o.allowed_token_ids.empty()) fields["allowed_token_ids"] = json::array(o.allowed_token_ids.begin(), o.allowed_token_ids.end());
+  if (!o.stop_token_ids.empty())
+    fields["stop_token_ids"] = json::array(o.stop_token_ids.begin(), o.stop_token_ids.end());
+  if (!o.allowed_token_ids.empty())
+    fields["allowed_token_ids"] = json::array(o.allowed_token_ids.begin(), o.allowed_token_ids.end());
   if (!o.bad_words.empty()) fields["bad_words"] = json::array(o.bad_words.begin(), o.bad_words.end());
   if (o.ignore_eos) fields["ignore_eos"] = true;
   if (o.include_stop_str_in_output) fields["include_stop_str_in_output"] = true;

@@ -42,7 +42,8 @@ double window_nll(ModelRunner& runner, std::vector<int32_t> tokens, const std::f
       const Tensor logits = runner.logits(hidden, rows);
       host.resize(logits.numel());
       runner.backend().copy_bytes(host.data(), logits.data(), logits.bytes());
-      for (size_t i = 0; i < rows.size(); ++i) nll += negative_log_likelihood(host.data() + i * V, V, sequence.tokens[begin + rows[i] + 1]);
+      for (size_t i = 0; i < rows.size(); ++i)
+        nll += negative_log_likelihood(host.data() + i * V, V, sequence.tokens[begin + rows[i] + 1]);
     }
     on_progress(sequence.computed);
   }
@@ -68,7 +69,8 @@ int eval(const Options& options) {
   for (int64_t begin = 0; begin < total; begin += options.window) {
     const int64_t end = std::min(total, begin + options.window);
     if (end - begin < 2) break;  // a single token predicts nothing
-    const double sum = window_nll(runner, {ids.begin() + begin, ids.begin() + end}, [&](int64_t done) { bar.update(begin + done); });
+    const double sum =
+        window_nll(runner, {ids.begin() + begin, ids.begin() + end}, [&](int64_t done) { bar.update(begin + done); });
     windows.push_back(sum / static_cast<double>(end - begin - 1));
     nll += sum;
     predicted += end - begin - 1;
@@ -84,8 +86,8 @@ int eval(const Options& options) {
                                    {"window_nll", std::move(windows)}})
                   .c_str());
   } else {
-    fmt::print("tokens {}  windows of {}  predicted {}\nnll {:.6f}  perplexity {:.4f}\n", format_count(total), options.window,
-               format_count(predicted), nll, std::exp(nll));
+    fmt::print("tokens {}  windows of {}  predicted {}\nnll {:.6f}  perplexity {:.4f}\n", format_count(total),
+               options.window, format_count(predicted), nll, std::exp(nll));
   }
   return 0;
 }

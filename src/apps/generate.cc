@@ -25,7 +25,8 @@ std::vector<int32_t> prompt_ids(const Options& options, const LoadedModel& loade
   if (text.empty()) text = read_standard_input();
   if (text.empty()) throw UsageError("the prompt is empty; give it as an argument, with --file or on standard input");
   if (options.raw) {
-    if (!loaded.tokenizer) throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
+    if (!loaded.tokenizer)
+      throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
     return loaded.tokenizer->encode(text, {.add_special = true});
   }
   json::array messages;
@@ -70,7 +71,8 @@ int generate(const Options& options) {
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
 
   const int64_t needed = prompt_size + request.params.max_tokens.value_or(4096);
-  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(options.model, *loaded.model, request.params.n, needed));
+  ModelRunner runner(*loaded.model, *loaded.backend,
+                     runner_limits(options.model, *loaded.model, request.params.n, needed));
   Engine engine(runner, tokenizer, {loaded.eos_token_ids, options.model.seed});
 
   const auto start = Clock::now();

@@ -47,7 +47,10 @@ int inspect(const Options& options) {
       json::array tensors;
       for (const SafetensorsFile& file : loaded.checkpoint->files())
         for (const auto& entry : file.entries())
-          tensors.push_back({{"name", entry.name}, {"dtype", entry.dtype}, {"shape", json::array(entry.shape.begin(), entry.shape.end())}, {"file", file.path().filename().string()}});
+          tensors.push_back({{"name", entry.name},
+                             {"dtype", entry.dtype},
+                             {"shape", json::array(entry.shape.begin(), entry.shape.end())},
+                             {"file", file.path().filename().string()}});
       out["tensors"] = std::move(tensors);
     }
     std::puts(to_json(out).c_str());
@@ -58,22 +61,26 @@ int inspect(const Options& options) {
   const auto line = [](const std::string& name, const std::string& value) { fmt::print("  {:<20} {}\n", name, value); };
   line("architecture", loaded.config.architecture);
   for (const auto& [name, value] : describe(loaded.config)) line(name, value);
-  line("parameters", fmt::format("{} ({:.2f} B) of the text model", format_count(weights.parameters), static_cast<double>(weights.parameters) / 1e9));
+  line("parameters", fmt::format("{} ({:.2f} B) of the text model", format_count(weights.parameters),
+                                 static_cast<double>(weights.parameters) / 1e9));
   line("activations", fmt::format("{} on the {} backend", name_of(model.dtype()), loaded.backend->name()));
-  fmt::print("memory for {} sequences of up to {} tokens, steps of {} tokens\n", limits.max_num_seqs, limits.max_model_len,
-             limits.max_num_batched_tokens);
+  fmt::print("memory for {} sequences of up to {} tokens, steps of {} tokens\n", limits.max_num_seqs,
+             limits.max_model_len, limits.max_num_batched_tokens);
   line("weights", format_bytes(static_cast<double>(weights.packed_bytes)));
-  line("pages", fmt::format("{}  ({} of {} tokens, {} per token)", format_bytes(static_cast<double>(plan.pages * plan.page_bytes)), plan.pages,
+  line("pages", fmt::format("{}  ({} of {} tokens, {} per token)",
+                            format_bytes(static_cast<double>(plan.pages * plan.page_bytes)), plan.pages,
                             limits.block_size, format_bytes(static_cast<double>(bytes_per_token))));
   line("slots", fmt::format("{}  ({} of {}: the recurrent state of one sequence, however long)",
-                            format_bytes(static_cast<double>(plan.slots * plan.slot_bytes)), plan.slots, format_bytes(static_cast<double>(plan.slot_bytes))));
+                            format_bytes(static_cast<double>(plan.slots * plan.slot_bytes)), plan.slots,
+                            format_bytes(static_cast<double>(plan.slot_bytes))));
   line("workspace", format_bytes(static_cast<double>(plan.workspace_bytes)));
   line("batch", format_bytes(static_cast<double>(plan.batch_bytes)));
   line("total", format_bytes(static_cast<double>(weights.packed_bytes + plan.total())));
   if (options.tensors && loaded.checkpoint) {
     for (const SafetensorsFile& file : loaded.checkpoint->files()) {
       fmt::print("{}\n", file.path().filename().string());
-      for (const auto& entry : file.entries()) fmt::print("  {:<64} {:>5} [{}]\n", entry.name, entry.dtype, fmt::join(entry.shape, ", "));
+      for (const auto& entry : file.entries())
+        fmt::print("  {:<64} {:>5} [{}]\n", entry.name, entry.dtype, fmt::join(entry.shape, ", "));
     }
   }
   return 0;

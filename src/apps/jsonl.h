@@ -10,8 +10,8 @@
 
 namespace calandra::apps {
 
-// A row that is no JSON object, or for which `answer` throws UsageError or LoadError, gives {"error": {"class", "message"}}.
-// Returns the exit status 0.
+// A row that is no JSON object, or for which `answer` throws UsageError or LoadError, gives {"error": {"class",
+// "message"}}. Returns the exit status 0.
 int answer_rows(const std::function<json::object(const json::object& row)>& answer);
 
 // Token ids "1, 2,3". Throws UsageError naming `what`.

@@ -74,7 +74,8 @@ LoadedModel load_model(const ModelOptions& options, bool weights) {
   std::string config_file;
   if (!options.shape.empty()) {
     if (!options.model.empty()) throw UsageError("give MODEL or --shape, not both");
-    if (weights && options.load_format != "dummy") throw UsageError("--shape has no weight files: add --load-format dummy");
+    if (weights && options.load_format != "dummy")
+      throw UsageError("--shape has no weight files: add --load-format dummy");
     config = config_of_shape(options.shape);
     config_file = "--shape " + options.shape;
   } else {
@@ -100,7 +101,9 @@ LoadedModel load_model(const ModelOptions& options, bool weights) {
     const json::value id = *loaded.tokenizer->eos_id();
     add_ids(loaded.eos_token_ids, &id);
   }
-  const DType dtype = options.dtype == "auto" ? loaded.config.dtype : options.dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
+  const DType dtype = options.dtype == "auto"       ? loaded.config.dtype
+                      : options.dtype == "bfloat16" ? DType::kBF16
+                                                    : DType::kF32;
 
   loaded.backend = make_backend(options);
   const bool dummy = options.load_format == "dummy" || !options.shape.empty();
@@ -124,7 +127,8 @@ RunnerLimits runner_limits(const ModelOptions& options, const CausalLM& model, i
   limits.max_num_seqs = options.max_num_seqs.value_or(sequences);
   limits.max_model_len = options.max_model_len.value_or(std::min(model_len, model.max_position_embeddings()));
   if (limits.max_model_len > model.max_position_embeddings())
-    throw UsageError(fmt::format("--max-model-len {} is above the model's {}", limits.max_model_len, model.max_position_embeddings()));
+    throw UsageError(fmt::format("--max-model-len {} is above the model's {}", limits.max_model_len,
+                                 model.max_position_embeddings()));
   limits.max_num_batched_tokens = std::min(options.max_num_batched_tokens.value_or(512),
                                            std::max(limits.max_model_len * limits.max_num_seqs, limits.max_num_seqs));
 #ifdef CALANDRA_HOSTILE

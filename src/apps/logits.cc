@@ -86,7 +86,8 @@ std::vector<int32_t> read_input_ids(const std::string& path, int64_t vocab_size)
     } else {
       std::memcpy(&id, bytes.data() + i * 8, 8);
     }
-    if (id < 0 || id >= vocab_size) throw LoadError(fmt::format("{}: input_ids[{}] is {}, the vocabulary has {}", path, i, id, vocab_size));
+    if (id < 0 || id >= vocab_size)
+      throw LoadError(fmt::format("{}: input_ids[{}] is {}, the vocabulary has {}", path, i, id, vocab_size));
     ids.push_back(static_cast<int32_t>(id));
   }
   return ids;
@@ -111,7 +112,8 @@ void collect_state(ModelRunner& runner, const Sequence& sequence, std::map<std::
       } else {
         c.rows = host.size(1);
         c.row_shape = {host.size(0)};
-        for (int64_t channel = 0; channel < host.size(1); ++channel) append_as_f32(host.slice(1, channel, channel + 1), c.values);
+        for (int64_t channel = 0; channel < host.size(1); ++channel)
+          append_as_f32(host.slice(1, channel, channel + 1), c.values);
       }
     }
   }
@@ -127,7 +129,8 @@ int logits(const Options& options) {
   sequence.prompt_size = sequence.size();
   const int64_t T = sequence.size();
   if (T > model.max_position_embeddings())
-    throw LoadError(fmt::format("{}: {} tokens are more than the model's {}", options.input, T, model.max_position_embeddings()));
+    throw LoadError(
+        fmt::format("{}: {} tokens are more than the model's {}", options.input, T, model.max_position_embeddings()));
 
   ModelOptions model_options = options.model;
   if (options.chunk) model_options.max_num_batched_tokens = *options.chunk;
@@ -146,7 +149,8 @@ int logits(const Options& options) {
     const Tensor hidden = runner.forward({&part, 1}, options.taps.empty() ? nullptr : &taps);
     for (int64_t first = 0; first < part.rows; first += ModelRunner::kLogitRows) {
       std::vector<int32_t> rows;
-      for (int64_t row = first; row < std::min(part.rows, first + ModelRunner::kLogitRows); ++row) rows.push_back(static_cast<int32_t>(row));
+      for (int64_t row = first; row < std::min(part.rows, first + ModelRunner::kLogitRows); ++row)
+        rows.push_back(static_cast<int32_t>(row));
       const Tensor block = runner.logits(hidden, rows);
       const size_t at = out.values.size();
       out.values.resize(at + block.numel());

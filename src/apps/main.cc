@@ -1,4 +1,5 @@
-// The `calandra` program: picks the verb, turns errors into messages and exit statuses (0 fine, 1 the work failed, 2 usage).
+// The `calandra` program: picks the verb, turns errors into messages and exit statuses (0 fine, 1 the work failed, 2
+// usage).
 #include <cstdio>
 #include <exception>
 
@@ -12,17 +13,29 @@ namespace {
 
 int run(const Options& options) {
   switch (options.verb) {
-    case Verb::kGenerate: return generate(options);
-    case Verb::kChat: return chat(options);
-    case Verb::kTokenize: return tokenize(options);
-    case Verb::kRender: return render(options);
-    case Verb::kLogits: return logits(options);
-    case Verb::kSample: return sample(options);
-    case Verb::kEval: return eval(options);
-    case Verb::kInspect: return inspect(options);
-    case Verb::kBenchLatency: return bench_latency(options);
-    case Verb::kBenchOps: return bench_ops(options);
-    case Verb::kVersion: std::puts("calandra " CALANDRA_VERSION); return 0;
+    case Verb::kGenerate:
+      return generate(options);
+    case Verb::kChat:
+      return chat(options);
+    case Verb::kTokenize:
+      return tokenize(options);
+    case Verb::kRender:
+      return render(options);
+    case Verb::kLogits:
+      return logits(options);
+    case Verb::kSample:
+      return sample(options);
+    case Verb::kEval:
+      return eval(options);
+    case Verb::kInspect:
+      return inspect(options);
+    case Verb::kBenchLatency:
+      return bench_latency(options);
+    case Verb::kBenchOps:
+      return bench_ops(options);
+    case Verb::kVersion:
+      std::puts("calandra " CALANDRA_VERSION);
+      return 0;
   }
   return 2;
 }

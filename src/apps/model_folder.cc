@@ -17,7 +17,8 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-[[noreturn]] void not_found(const std::string& what, const std::vector<fs::path>& looked_at, const std::string& advice) {
+[[noreturn]] void not_found(const std::string& what, const std::vector<fs::path>& looked_at,
+                            const std::string& advice) {
   std::string message = what + " was not found; looked at";
   for (const fs::path& path : looked_at) message += " " + path.string();
   throw LoadError(message + ". " + advice);
@@ -36,8 +37,10 @@ fs::path find_demo(const std::string& name) {
   const fs::path executable = fs::read_symlink("/proc/self/exe", error);
   for (fs::path above = executable.parent_path(); above.has_relative_path(); above = above.parent_path())
     if (try_folder(above / "demo" / folder)) return looked_at.back();
-  if (try_folder(executable.parent_path().parent_path() / "share" / "calandra" / "demo" / folder)) return looked_at.back();
-  not_found("the demo model " + name, looked_at, "Set CALANDRA_DEMO_DIR to the folder that holds " + folder.string() + ".");
+  if (try_folder(executable.parent_path().parent_path() / "share" / "calandra" / "demo" / folder))
+    return looked_at.back();
+  not_found("the demo model " + name, looked_at,
+            "Set CALANDRA_DEMO_DIR to the folder that holds " + folder.string() + ".");
 }
 
 // models--ORG--NAME/snapshots/<commit of refs/main>, as huggingface_hub lays it out.
@@ -45,8 +48,10 @@ fs::path find_in_hub_cache(const std::string& name) {
   std::vector<fs::path> caches;
   if (const std::string dir = environment("HF_HUB_CACHE"); !dir.empty()) caches.push_back(dir);
   if (const std::string dir = environment("HF_HOME"); !dir.empty()) caches.push_back(fs::path(dir) / "hub");
-  if (const std::string dir = environment("XDG_CACHE_HOME"); !dir.empty()) caches.push_back(fs::path(dir) / "huggingface" / "hub");
-  if (const std::string dir = environment("HOME"); !dir.empty()) caches.push_back(fs::path(dir) / ".cache" / "huggingface" / "hub");
+  if (const std::string dir = environment("XDG_CACHE_HOME"); !dir.empty())
+    caches.push_back(fs::path(dir) / "huggingface" / "hub");
+  if (const std::string dir = environment("HOME"); !dir.empty())
+    caches.push_back(fs::path(dir) / ".cache" / "huggingface" / "hub");
   std::string entry = "models--" + name;
   entry.replace(entry.find('/'), 1, "--");
   std::vector<fs::path> looked_at;
@@ -69,11 +74,13 @@ fs::path find_model_folder(const std::string& model) {
   if (model.starts_with("demo:"))
     throw LoadError("there is no demo model " + model + "; this version has demo:qwen3_5");
   if (fs::is_directory(model)) return model;
-  if (fs::exists(model)) throw LoadError(model + " is a file; a model is a folder with config.json and model.safetensors");
-  const bool is_name = std::count(model.begin(), model.end(), '/') == 1 && model.front() != '/' && model.front() != '.' &&
-                       model.back() != '/' && model.find("..") == std::string::npos;
+  if (fs::exists(model))
+    throw LoadError(model + " is a file; a model is a folder with config.json and model.safetensors");
+  const bool is_name = std::count(model.begin(), model.end(), '/') == 1 && model.front() != '/' &&
+                       model.front() != '.' && model.back() != '/' && model.find("..") == std::string::npos;
   if (is_name) return find_in_hub_cache(model);
-  throw LoadError("there is no folder " + model + "; MODEL is a folder, a Hugging Face name like Qwen/Qwen3.5-0.8B, or demo:qwen3_5");
+  throw LoadError("there is no folder " + model +
+                  "; MODEL is a folder, a Hugging Face name like Qwen/Qwen3.5-0.8B, or demo:qwen3_5");
 }
 
 }  // namespace calandra::apps

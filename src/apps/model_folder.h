@@ -6,9 +6,11 @@
 
 namespace calandra::apps {
 
-// A folder; "demo:qwen3_5" (also the meaning of an empty name); or a Hugging Face name ("Qwen/Qwen3.5-0.8B") in the local cache
+// A folder; "demo:qwen3_5" (also the meaning of an empty name); or a Hugging Face name ("Qwen/Qwen3.5-0.8B") in the
+// local cache
 // ($HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub). Throws LoadError that says where it looked.
-// The demo model lies in $CALANDRA_DEMO_DIR, or in demo/ beside or above the executable, or in its installation's share folder.
+// The demo model lies in $CALANDRA_DEMO_DIR, or in demo/ beside or above the executable, or in its installation's share
+// folder.
 std::filesystem::path find_model_folder(const std::string& model);
 
 }  // namespace calandra::apps

@@ -56,14 +56,16 @@ int render(const Options& options) {
     if (!given.is_object()) throw UsageError("--kwargs must be a JSON object");
     kwargs = std::move(given.get_object());
   }
-  if (!kwargs.contains("add_generation_prompt") && !kwargs.contains("continue_final_message")) kwargs["add_generation_prompt"] = true;
+  if (!kwargs.contains("add_generation_prompt") && !kwargs.contains("continue_final_message"))
+    kwargs["add_generation_prompt"] = true;
   try {
     const ChatTemplate chat_template(source, std::move(special_tokens));
     const RenderedPrompt prompt = chat_template.render(with_parsed_arguments(std::move(messages)), tools, kwargs, now);
     std::fwrite(prompt.text.data(), 1, prompt.text.size(), stdout);
   } catch (const jinja::Failure& failure) {
-    throw LoadError("the chat template failed" + (failure.line() > 0 ? " in line " + std::to_string(failure.line()) : std::string()) +
-                    ": " + failure.what());
+    throw LoadError("the chat template failed" +
+                    (failure.line() > 0 ? " in line " + std::to_string(failure.line()) : std::string()) + ": " +
+                    failure.what());
   }
   return 0;
 }

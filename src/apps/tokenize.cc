@@ -31,7 +31,8 @@ int tokenize(const Options& options) {
   if (options.json) {
     json::array pieces;
     for (const int32_t id : ids) pieces.push_back(json::string(tokenizer.id_to_token(id)));
-    std::puts(to_json(json::object{{"ids", json::array(ids.begin(), ids.end())}, {"pieces", std::move(pieces)}}).c_str());
+    std::puts(
+        to_json(json::object{{"ids", json::array(ids.begin(), ids.end())}, {"pieces", std::move(pieces)}}).c_str());
     return 0;
   }
   for (const int32_t id : ids) fmt::print("{:>8}  {}\n", id, to_json(json::string(tokenizer.id_to_token(id))));

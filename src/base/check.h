@@ -1,4 +1,5 @@
-// CHECK: programmer errors. A failed check prints both values and the scope trail, then aborts; checks stay on in release builds.
+// CHECK: programmer errors. A failed check prints both values and the scope trail, then aborts; checks stay on in
+// release builds.
 #pragma once
 
 #include <sstream>
@@ -39,20 +40,21 @@ inline std::string both_values(const std::string& a, const std::string& b) { ret
 
 }  // namespace calandra
 
-#define CHECK(condition)                                                       \
-  do {                                                                         \
+#define CHECK(condition)                                                            \
+  do {                                                                              \
     if (!(condition)) ::calandra::check_failed(__FILE__, __LINE__, #condition, ""); \
   } while (0)
-#define CHECK_MSG(condition, message)                                               \
-  do {                                                                              \
+#define CHECK_MSG(condition, message)                                                      \
+  do {                                                                                     \
     if (!(condition)) ::calandra::check_failed(__FILE__, __LINE__, #condition, (message)); \
   } while (0)
-#define CHECK_OP_(a, op, b)                                                                                      \
-  do {                                                                                                           \
-    const auto& check_a_ = (a);                                                                                  \
-    const auto& check_b_ = (b);                                                                                  \
-    if (!(check_a_ op check_b_))                                                                                 \
-      ::calandra::check_failed(__FILE__, __LINE__, #a " " #op " " #b, ::calandra::detail::both_values(check_a_, check_b_)); \
+#define CHECK_OP_(a, op, b)                                                          \
+  do {                                                                               \
+    const auto& check_a_ = (a);                                                      \
+    const auto& check_b_ = (b);                                                      \
+    if (!(check_a_ op check_b_))                                                     \
+      ::calandra::check_failed(__FILE__, __LINE__, #a " " #op " " #b,                \
+                               ::calandra::detail::both_values(check_a_, check_b_)); \
   } while (0)
 #define CHECK_EQ(a, b) CHECK_OP_(a, ==, b)
 #define CHECK_NE(a, b) CHECK_OP_(a, !=, b)

@@ -6,8 +6,9 @@
 
 namespace calandra {
 
-// Environment or input at start: a broken model file, an unsupported config, not enough memory. The message names the file, the
-// tensor or key, what was expected, what was found, and what to do. Thrown before the step loop starts; caught once, in apps/.
+// Environment or input at start: a broken model file, an unsupported config, not enough memory. The message names the
+// file, the tensor or key, what was expected, what was found, and what to do. Thrown before the step loop starts;
+// caught once, in apps/.
 class LoadError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

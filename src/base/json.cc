@@ -27,8 +27,12 @@ void append_double(std::string& out, double x) {
 
 void append(std::string& out, const json::value& value) {
   switch (value.kind()) {
-    case json::kind::double_: append_double(out, value.get_double()); return;
-    case json::kind::string: append_string(out, value.get_string()); return;
+    case json::kind::double_:
+      append_double(out, value.get_double());
+      return;
+    case json::kind::string:
+      append_string(out, value.get_string());
+      return;
     case json::kind::array: {
       out += '[';
       bool first = true;
@@ -53,7 +57,9 @@ void append(std::string& out, const json::value& value) {
       out += '}';
       return;
     }
-    default: out += json::serialize(value); return;
+    default:
+      out += json::serialize(value);
+      return;
   }
 }
 
@@ -70,8 +76,8 @@ json::value parse_json(std::string_view text, std::string_view what) {
   if (error) {
     const std::string_view before = text.substr(0, std::min(read, text.size()));
     const size_t line = 1 + std::count(before.begin(), before.end(), '\n');
-    throw LoadError(std::string(what) + " is not valid JSON: " + error.message() + " near line " + std::to_string(line) +
-                    ", byte " + std::to_string(read));
+    throw LoadError(std::string(what) + " is not valid JSON: " + error.message() + " near line " +
+                    std::to_string(line) + ", byte " + std::to_string(read));
   }
   return parser.release();
 }
@@ -80,7 +86,8 @@ std::string read_text_file(const std::filesystem::path& file, size_t max_bytes) 
   std::error_code code;
   const auto status = std::filesystem::status(file, code);
   if (!std::filesystem::exists(status)) throw LoadError("cannot read " + file.string() + ": no such file");
-  if (!std::filesystem::is_regular_file(status)) throw LoadError("cannot read " + file.string() + ": not a regular file");
+  if (!std::filesystem::is_regular_file(status))
+    throw LoadError("cannot read " + file.string() + ": not a regular file");
   const auto bytes = std::filesystem::file_size(file, code);
   if (code) throw LoadError("cannot read " + file.string() + ": " + code.message());
   if (bytes > max_bytes)

@@ -11,8 +11,8 @@ namespace calandra {
 
 namespace json = boost::json;
 
-// Parses one JSON text. `what` names the text in the error ("config.json of DIR"). Throws LoadError with line and column.
-// Depth is limited to 256; bytes that are not UTF-8 are refused.
+// Parses one JSON text. `what` names the text in the error ("config.json of DIR"). Throws LoadError with line and
+// column. Depth is limited to 256; bytes that are not UTF-8 are refused.
 json::value parse_json(std::string_view text, std::string_view what);
 
 // Reads and parses a file of at most `max_bytes`. Throws LoadError naming the file.

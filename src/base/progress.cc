@@ -51,7 +51,9 @@ void ProgressBar::draw(std::chrono::steady_clock::time_point now) {
   const double seconds = std::max(1e-3, std::chrono::duration<double>(now - start_).count());
   const double share = total_ > 0 ? std::clamp(static_cast<double>(done_) / static_cast<double>(total_), 0.0, 1.0) : 0;
   const double rate = static_cast<double>(done_) / seconds;
-  const auto amount = [&](double n) { return unit_ == "B" ? format_bytes(n) : format_count(static_cast<int64_t>(n)) + " " + unit_; };
+  const auto amount = [&](double n) {
+    return unit_ == "B" ? format_bytes(n) : format_count(static_cast<int64_t>(n)) + " " + unit_;
+  };
   constexpr int kWidth = 24;
   const int filled = static_cast<int>(share * kWidth);
   std::string line = fmt::format("\r{} [{}{}] {:3.0f} %  {} of {}  {}/s", title_, std::string(filled, '#'),

@@ -44,7 +44,8 @@ void PagePool::copy(int32_t from, int32_t to, int64_t tokens, const CopyBytes& c
   for (const std::vector<Tensor>& tensors : layers_) {
     for (const Tensor& tensor : tensors) {
       for (int64_t head = 0; head < tensor.size(1); ++head)
-        copy_bytes(tensor[to][head].data(), tensor[from][head].data(), tokens * tensor.size(3) * size_of(tensor.dtype()));
+        copy_bytes(tensor[to][head].data(), tensor[from][head].data(),
+                   tokens * tensor.size(3) * size_of(tensor.dtype()));
     }
   }
 }

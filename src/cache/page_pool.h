@@ -1,5 +1,6 @@
-// PagePool: small fixed pages of keys and values, reference-counted (DESIGN 4). One page id stands for the same tokens in every
-// attention layer. A page with one owner is written by that owner; a shared page is immutable: whoever continues in it takes a copy.
+// PagePool: small fixed pages of keys and values, reference-counted (DESIGN 4). One page id stands for the same tokens
+// in every attention layer. A page with one owner is written by that owner; a shared page is immutable: whoever
+// continues in it takes a copy.
 #pragma once
 
 #include <optional>
@@ -11,7 +12,8 @@ namespace calandra {
 
 class PagePool {
  public:
-  // `specs` per layer, in layer order; layers without paged tensors keep none. `page_tokens` is 16 in production, 1 in hostile builds.
+  // `specs` per layer, in layer order; layers without paged tensors keep none. `page_tokens` is 16 in production, 1 in
+  // hostile builds.
   PagePool(const std::vector<CacheSpec>& specs, int64_t pages, int64_t page_tokens, const Allocate& allocate);
 
   int64_t page_tokens() const { return page_tokens_; }

@@ -4,7 +4,8 @@ namespace calandra {
 
 int64_t SlotPool::bytes_per_slot(const std::vector<CacheSpec>& specs, int64_t hidden_size, DType hidden_dtype,
                                  int64_t pending_capacity) {
-  int64_t bytes = 2 * sizeof(int32_t) + (1 + pending_capacity) * hidden_size * static_cast<int64_t>(size_of(hidden_dtype));
+  int64_t bytes =
+      2 * sizeof(int32_t) + (1 + pending_capacity) * hidden_size * static_cast<int64_t>(size_of(hidden_dtype));
   for (const CacheSpec& spec : specs) bytes += spec.bytes_per_slot(pending_capacity);
   return bytes;
 }

@@ -1,5 +1,5 @@
-// SlotPool: exact-size slots of recurrent state (DESIGN 4). A slot holds, per recurrent layer, the state after N tokens, the
-// convolution window and the pending updates of up to M drafts; and once: N, accepted and the hidden rows.
+// SlotPool: exact-size slots of recurrent state (DESIGN 4). A slot holds, per recurrent layer, the state after N
+// tokens, the convolution window and the pending updates of up to M drafts; and once: N, accepted and the hidden rows.
 #pragma once
 
 #include <optional>
@@ -12,8 +12,8 @@ namespace calandra {
 class SlotPool {
  public:
   // `hidden_size` and `hidden_dtype` of the rows after the final norm; `pending_capacity` M >= 0.
-  SlotPool(const std::vector<CacheSpec>& specs, int64_t hidden_size, DType hidden_dtype, int64_t slots, int64_t pending_capacity,
-           const Allocate& allocate);
+  SlotPool(const std::vector<CacheSpec>& specs, int64_t hidden_size, DType hidden_dtype, int64_t slots,
+           int64_t pending_capacity, const Allocate& allocate);
 
   int64_t slots() const { return slots_; }
   int64_t free_slots() const { return static_cast<int64_t>(free_.size()); }
@@ -21,7 +21,8 @@ class SlotPool {
   int64_t bytes_per_slot() const { return bytes_per_slot_; }
   int64_t bytes() const { return bytes_per_slot_ * slots_; }
 
-  // A free slot, or nothing. Its content is whatever its last owner left: a sequence that begins reads the empty state (src -1).
+  // A free slot, or nothing. Its content is whatever its last owner left: a sequence that begins reads the empty state
+  // (src -1).
   std::optional<int32_t> take();
   void release(int32_t slot);
 
@@ -30,7 +31,8 @@ class SlotPool {
   const Tensor& accepted() const { return accepted_; }  // [slots] i32
   const Tensor& hidden() const { return hidden_; }      // [slots, 1 + M, D]
 
-  static int64_t bytes_per_slot(const std::vector<CacheSpec>& specs, int64_t hidden_size, DType hidden_dtype, int64_t pending_capacity);
+  static int64_t bytes_per_slot(const std::vector<CacheSpec>& specs, int64_t hidden_size, DType hidden_dtype,
+                                int64_t pending_capacity);
 
  private:
   int64_t slots_;

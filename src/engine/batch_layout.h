@@ -12,8 +12,8 @@ struct BatchSizes {
 
 // Number of int32 for a batch of these sizes.
 int64_t batch_ints(const BatchSizes& sizes);
-// A Batch whose tensors lie in `block` (host or device), every one at a fixed place. logit and sampling rows are left out: they
-// are given to ModelRunner::logits and sample directly.
+// A Batch whose tensors lie in `block` (host or device), every one at a fixed place. logit and sampling rows are left
+// out: they are given to ModelRunner::logits and sample directly.
 Batch lay_out(int32_t* block, const BatchSizes& sizes, Device device);
 
 }  // namespace calandra

@@ -10,9 +10,12 @@ namespace calandra {
 
 std::string_view name_of(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "abort";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "abort";
   }
   return "?";
 }
@@ -26,7 +29,8 @@ bool repeats(const Sequence& s) {
     const int64_t window = size * r.min_count;
     if (window > s.outputs()) break;
     const auto end = s.tokens.end();
-    if (std::equal(end - window + size, end, end - window)) return true;  // every token equals the one a pattern earlier
+    if (std::equal(end - window + size, end, end - window))
+      return true;  // every token equals the one a pattern earlier
   }
   return false;
 }
@@ -50,7 +54,8 @@ Engine::Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions op
 
 // Seeds of requests without one: a fixed sequence of the engine's seed.
 uint64_t Engine::next_seed() {
-  const auto words = philox4x32({static_cast<uint32_t>(seeds_drawn_), static_cast<uint32_t>(seeds_drawn_ >> 32), 0, 1}, *options_.seed);
+  const auto words = philox4x32({static_cast<uint32_t>(seeds_drawn_), static_cast<uint32_t>(seeds_drawn_ >> 32), 0, 1},
+                                *options_.seed);
   ++seeds_drawn_;
   return words[0] | uint64_t{words[1]} << 32;
 }
@@ -63,13 +68,15 @@ std::optional<RequestError> Engine::check(const Request& request) const {
   if (size == 0) return bad("prompt", "the prompt is empty");
   for (const int32_t id : request.prompt_token_ids)
     if (id < 0 || id >= runner_.model().vocab_size())
-      return bad("prompt", "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(runner_.model().vocab_size()));
+      return bad("prompt", "token id " + std::to_string(id) + " is outside the vocabulary of " +
+                               std::to_string(runner_.model().vocab_size()));
   if (size >= runner_.limits().max_model_len)
     return bad("prompt",
                "the prompt has " + std::to_string(size) + " tokens; prompt and answer together may have " +
                    std::to_string(runner_.limits().max_model_len) + " (--max-model-len)",
                "context_length_exceeded");
-  if (!request.params.stop.empty() && tokenizer_ == nullptr) return bad("stop", "stop strings need a tokenizer; use stop_token_ids");
+  if (!request.params.stop.empty() && tokenizer_ == nullptr)
+    return bad("stop", "stop strings need a tokenizer; use stop_token_ids");
   const SamplingParams& params = request.params;
   if (params.prompt_logprobs) return bad("prompt_logprobs", "prompt_logprobs are not supported yet");
   if (params.thinking_token_budget) return bad("thinking_token_budget", "thinking_token_budget is not supported yet");
@@ -77,7 +84,8 @@ std::optional<RequestError> Engine::check(const Request& request) const {
   return params.check({.vocab_size = runner_.model().vocab_size(), .max_n = 1024, .max_logprobs = -1});
 }
 
-std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& requests, const OnToken& on_token, const OnPrefill& on_prefill) {
+std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& requests, const OnToken& on_token,
+                                             const OnPrefill& on_prefill) {
   std::vector<std::vector<Answer>> answers(requests.size());
   std::vector<std::unique_ptr<Running>> waiting;
   int64_t prompt_total = 0;
@@ -101,16 +109,17 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
       s.seed = seed;
       s.choice = choice;
       if (tokenizer_ != nullptr && !s.params.bad_words.empty()) {
-        for (std::vector<int32_t>& word : tokenize_bad_words(*tokenizer_, s.params.bad_words)) s.params.bad_words_token_ids.push_back(std::move(word));
+        for (std::vector<int32_t>& word : tokenize_bad_words(*tokenizer_, s.params.bad_words))
+          s.params.bad_words_token_ids.push_back(std::move(word));
       }
       running->longest = runner_.limits().max_model_len;
       if (s.params.max_tokens) running->longest = std::min(running->longest, s.prompt_size + *s.params.max_tokens);
       if (tokenizer_ != nullptr)
-        running->detokenizer.emplace(*tokenizer_,
-                                     DetokenizerOptions{.skip_special = s.params.skip_special_tokens,
-                                                        .stop = s.params.stop,
-                                                        .include_stop_str_in_output = s.params.include_stop_str_in_output,
-                                                        .min_tokens = s.params.min_tokens});
+        running->detokenizer.emplace(
+            *tokenizer_, DetokenizerOptions{.skip_special = s.params.skip_special_tokens,
+                                            .stop = s.params.stop,
+                                            .include_stop_str_in_output = s.params.include_stop_str_in_output,
+                                            .min_tokens = s.params.min_tokens});
       prompt_total += s.prompt_size;
       waiting.push_back(std::move(running));
     }
@@ -126,8 +135,9 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
       active.push_back(std::move(waiting[next++]));
     if (active.empty()) {  // alone and still too large for the caches
       Answer& answer = *waiting[next++]->answer;
-      answer.error = RequestError{400, "context_length_exceeded", "max_tokens",
-                                  "the caches are too small for this request; raise --num-gpu-blocks-override or lower max_tokens"};
+      answer.error = RequestError{
+          400, "context_length_exceeded", "max_tokens",
+          "the caches are too small for this request; raise --num-gpu-blocks-override or lower max_tokens"};
       continue;
     }
 
@@ -166,7 +176,8 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
   return answers;
 }
 
-void Engine::choose(const Tensor& hidden, std::span<Running* const> running, std::span<const int32_t> rows, const OnToken& on_token) {
+void Engine::choose(const Tensor& hidden, std::span<Running* const> running, std::span<const int32_t> rows,
+                    const OnToken& on_token) {
   const Tensor logits = runner_.logits(hidden, rows);
   sampling_batch_.clear();
   for (size_t i = 0; i < running.size(); ++i)
@@ -179,10 +190,11 @@ void Engine::accept(Running& running, const ops::SampledRow& sampled, const OnTo
   Sequence& s = running.sequence;
   Answer& answer = *running.answer;
   if (sampled.status != ops::RowStatus::kOk) {
-    answer.error = RequestError{500, "internal_error", "",
-                                sampled.status == ops::RowStatus::kNotFinite
-                                    ? "the model computed NaN or infinity; the answer ends here"
-                                    : "no token is left to choose from: allowed_token_ids, bad_words and logit_bias exclude all"};
+    answer.error =
+        RequestError{500, "internal_error", "",
+                     sampled.status == ops::RowStatus::kNotFinite
+                         ? "the model computed NaN or infinity; the answer ends here"
+                         : "no token is left to choose from: allowed_token_ids, bad_words and logit_bias exclude all"};
     s.finished = true;
     return;
   }
@@ -192,7 +204,8 @@ void Engine::accept(Running& running, const ops::SampledRow& sampled, const OnTo
   if (s.params.logprobs) answer.logprobs.push_back(sampled.logprobs);
 
   // A token that stops: an end-of-text id or one of the request's; its text is left out unless asked for.
-  const bool is_eos = !s.params.ignore_eos && std::count(options_.eos_token_ids.begin(), options_.eos_token_ids.end(), token) > 0;
+  const bool is_eos =
+      !s.params.ignore_eos && std::count(options_.eos_token_ids.begin(), options_.eos_token_ids.end(), token) > 0;
   const bool is_stop = std::count(s.params.stop_token_ids.begin(), s.params.stop_token_ids.end(), token) > 0;
   const bool stops = (is_eos || is_stop) && s.outputs() >= s.params.min_tokens;
   std::string text;

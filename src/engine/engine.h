@@ -1,4 +1,5 @@
-// Engine, first form: runs requests to their end, several sequences at once, prompts in chunks mixed with decoding rows.
+// Engine, first form: runs requests to their end, several sequences at once, prompts in chunks mixed with decoding
+// rows.
 #pragma once
 
 #include <functional>
@@ -27,10 +28,10 @@ struct Answer {
   std::vector<int32_t> token_ids;  // the token that stopped it included
   std::string text;                // empty without a tokenizer
   FinishReason finish_reason = FinishReason::kLength;
-  std::string stop_reason;                 // the stop string; empty otherwise
-  std::optional<int32_t> stop_token;       // the stop token of the request (not EOS)
+  std::string stop_reason;                   // the stop string; empty otherwise
+  std::optional<int32_t> stop_token;         // the stop token of the request (not EOS)
   std::vector<ops::TokenLogprobs> logprobs;  // one per token, when asked for
-  std::optional<RequestError> error;       // set: nothing was computed
+  std::optional<RequestError> error;         // set: nothing was computed
 };
 
 // One step of one choice, as it happens.
@@ -64,7 +65,8 @@ class Engine {
  private:
   struct Running;
   std::optional<RequestError> check(const Request& request) const;
-  void choose(const Tensor& hidden, std::span<Running* const> running, std::span<const int32_t> rows, const OnToken& on_token);
+  void choose(const Tensor& hidden, std::span<Running* const> running, std::span<const int32_t> rows,
+              const OnToken& on_token);
   void accept(Running& running, const ops::SampledRow& sampled, const OnToken& on_token);
   uint64_t next_seed();
 

@@ -13,7 +13,8 @@ RunnerLimits complete(RunnerLimits limits) {
   CHECK_GT(limits.max_num_seqs, 0);
   CHECK_GT(limits.block_size, 0);
   limits.max_num_batched_tokens = std::max(limits.max_num_batched_tokens, limits.max_num_seqs);
-  if (limits.num_blocks == 0) limits.num_blocks = limits.max_num_seqs * pages_for(limits.max_model_len, limits.block_size);
+  if (limits.num_blocks == 0)
+    limits.num_blocks = limits.max_num_seqs * pages_for(limits.max_model_len, limits.block_size);
   if (limits.num_state_slots == 0) limits.num_state_slots = limits.max_num_seqs;
   return limits;
 }
@@ -163,7 +164,8 @@ Batch ModelRunner::build(std::span<const Part> parts) {
       host.token_ids.as<int32_t>()[row] = s.tokens[index];
       host.token_index.as<int32_t>()[row] = index;
       host.row_sequence.as<int32_t>()[row] = b;
-      for (int axis = 0; axis < 3; ++axis) host.positions.as<int32_t>()[axis * sizes.rows + row] = index;  // text: all axes equal
+      for (int axis = 0; axis < 3; ++axis)
+        host.positions.as<int32_t>()[axis * sizes.rows + row] = index;  // text: all axes equal
     }
   }
   host.query_start.as<int32_t>()[parts.size()] = row;

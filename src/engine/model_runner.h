@@ -22,7 +22,7 @@ struct RunnerLimits {
   int64_t num_blocks = 0;                // pages; 0: as many as max_num_seqs sequences of max_model_len need
   int64_t num_state_slots = 0;           // 0: max_num_seqs
   int64_t pending_capacity = 0;          // drafts of one sequence
-  bool taps = false;                     // forwards may be given taps: ops then run part by part and need more workspace
+  bool taps = false;  // forwards may be given taps: ops then run part by part and need more workspace
 };
 
 // Bytes of everything that is allocated at start, and of what one sequence takes.
@@ -55,7 +55,8 @@ class ModelRunner {
   // Runs one step: model, state, caches; afterwards every sequence's `computed` has grown by its rows.
   //   returns [T, D] after the final norm, rows in order of the parts; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
-  // Logits of some rows of the last forward, [N, V] f32 on the device; at most kLogitRows at once. Valid until the next call.
+  // Logits of some rows of the last forward, [N, V] f32 on the device; at most kLogitRows at once. Valid until the next
+  // call.
   static constexpr int64_t kLogitRows = 256;
   Tensor logits(const Tensor& hidden, std::span<const int32_t> rows);
   // One token for each row of logits.

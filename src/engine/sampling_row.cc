@@ -19,7 +19,8 @@ bool is_begun(const std::vector<int32_t>& word, std::span<const int32_t> outputs
 
 }  // namespace
 
-void add_sampling_row(ops::SamplingBatch& batch, Sequence& s, int32_t logit_row, std::span<const int32_t> eos_token_ids) {
+void add_sampling_row(ops::SamplingBatch& batch, Sequence& s, int32_t logit_row,
+                      std::span<const int32_t> eos_token_ids) {
   const SamplingParams& p = s.params;
   ops::SamplingRow row;
   row.logit_row = logit_row;

@@ -19,7 +19,7 @@ struct Sequence {
   int64_t computed = 0;              // P: tokens run and kept
   std::vector<int32_t> block_table;  // pages
   int32_t slot = -1;                 // recurrent state; -1 before the first step
-  TokenCounts counts;  // up to date only while penalties are in use
+  TokenCounts counts;                // up to date only while penalties are in use
   bool finished = false;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }

@@ -1,4 +1,5 @@
-// Which tokens occurred in a sequence, and how often among the outputs: what penalties ask for. Kept up to date token by token.
+// Which tokens occurred in a sequence, and how often among the outputs: what penalties ask for. Kept up to date token
+// by token.
 #pragma once
 
 #include <span>

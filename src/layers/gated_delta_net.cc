@@ -11,8 +11,8 @@ GatedDeltaNet::GatedDeltaNet(WeightReader reader, const Sizes& s) : sizes(s) {
   reader.linear(in_proj.part(1), "in_proj_z.weight", {{"value_dim", value_dim}, hidden});
   reader.linear(in_proj.part(2), "in_proj_b.weight", {{"linear_num_value_heads", Hv}, hidden});
   reader.linear(in_proj.part(3), "in_proj_a.weight", {{"linear_num_value_heads", Hv}, hidden});
-  reader.tensor(weights.conv1d, "conv1d.weight", {{"2 * key_dim + value_dim", C}, {"1", 1}, {"linear_conv_kernel_dim", s.kernel}},
-                {C, s.kernel});
+  reader.tensor(weights.conv1d, "conv1d.weight",
+                {{"2 * key_dim + value_dim", C}, {"1", 1}, {"linear_conv_kernel_dim", s.kernel}}, {C, s.kernel});
   reader.vector(weights.A_log, "A_log", {"linear_num_value_heads", Hv});
   reader.vector(weights.dt_bias, "dt_bias", {"linear_num_value_heads", Hv});
   reader.vector(weights.norm, "norm.weight", {"linear_value_head_dim", s.value_head_dim});
@@ -35,7 +35,8 @@ Tensor GatedDeltaNet::forward(ExecContext& ctx, const Batch& batch, LayerCache& 
 }
 
 CacheSpec GatedDeltaNet::cache_spec(DType dtype) const {
-  const int64_t Hk = sizes.num_key_heads, Hv = sizes.num_value_heads, Dk = sizes.key_head_dim, Dv = sizes.value_head_dim;
+  const int64_t Hk = sizes.num_key_heads, Hv = sizes.num_value_heads, Dk = sizes.key_head_dim,
+                Dv = sizes.value_head_dim;
   const int64_t C = 2 * Hk * Dk + Hv * Dv;
   CacheSpec spec;
   spec.slotted = {{"conv", dtype, {sizes.kernel - 1, C}, false},  // in the order that forward takes them

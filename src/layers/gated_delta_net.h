@@ -19,7 +19,8 @@ struct GatedDeltaNet {
   GatedDeltaNet(WeightReader reader, const Sizes& sizes);
 
   // x [T, D], normalised   returns [T, D]
-  Tensor forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const SlotCounts& slots, const Tensor& x) const;
+  Tensor forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const SlotCounts& slots,
+                 const Tensor& x) const;
   CacheSpec cache_spec(DType dtype) const;
 
   Sizes sizes;

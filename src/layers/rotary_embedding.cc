@@ -9,12 +9,13 @@
 namespace calandra {
 namespace {
 
-// YaRN, arXiv:2309.00071 as HF's _compute_yarn_parameters: frequencies that turn less than beta_slow times within the original
-// context are divided by factor, those above beta_fast stay, a linear ramp between.
+// YaRN, arXiv:2309.00071 as HF's _compute_yarn_parameters: frequencies that turn less than beta_slow times within the
+// original context are divided by factor, those above beta_fast stay, a linear ramp between.
 std::vector<double> yarn(const RopeParameters& p) {
   const double dim = static_cast<double>(p.rotary_dim);
   const auto correction_dim = [&](double rotations) {
-    return dim * std::log(static_cast<double>(p.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi)) /
+    return dim *
+           std::log(static_cast<double>(p.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi)) /
            (2 * std::log(p.rope_theta));
   };
   double low = correction_dim(p.beta_fast);

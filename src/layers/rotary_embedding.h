@@ -13,8 +13,8 @@ namespace calandra {
 struct RopeParameters {
   enum class Type { kDefault, kYarn };
   Type rope_type = Type::kDefault;
-  double rope_theta = 10000;         // HF's default when rope_parameters are absent
-  int64_t rotary_dim = 0;            // head_dim * partial_rotary_factor, even
+  double rope_theta = 10000;               // HF's default when rope_parameters are absent
+  int64_t rotary_dim = 0;                  // head_dim * partial_rotary_factor, even
   std::array<int64_t, 3> mrope_section{};  // frequencies of the T, H, W axes; zeros: all frequencies take T
   // yarn
   double factor = 1;

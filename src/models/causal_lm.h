@@ -19,12 +19,12 @@ struct ModelCaches {
 
 // What a step must move and compute at least: the yardstick of benches.
 struct StepCost {
-  double weight_bytes = 0;             // read once per step, the head included
-  double state_bytes = 0;              // of one sequence, read once and written once
-  double kv_bytes_per_key = 0;         // read per row of a decode step and key seen
-  double flops_per_row = 0;            // projections and recurrences
-  double flops_per_row_and_key = 0;    // attention
-  double flops_per_logit_row = 0;      // output head
+  double weight_bytes = 0;           // read once per step, the head included
+  double state_bytes = 0;            // of one sequence, read once and written once
+  double kv_bytes_per_key = 0;       // read per row of a decode step and key seen
+  double flops_per_row = 0;          // projections and recurrences
+  double flops_per_row_and_key = 0;  // attention
+  double flops_per_logit_row = 0;    // output head
 };
 
 class CausalLM {

@@ -28,7 +28,8 @@ int64_t ConfigFields::integer(std::string_view key, int64_t min, int64_t max, st
   int64_t n = 0;
   if (value.is_int64()) {
     n = value.get_int64();
-  } else if (value.is_double() && std::floor(value.get_double()) == value.get_double() && std::abs(value.get_double()) < 1e15) {
+  } else if (value.is_double() && std::floor(value.get_double()) == value.get_double() &&
+             std::abs(value.get_double()) < 1e15) {
     n = static_cast<int64_t>(value.get_double());  // 1e7 written as a float
   } else {
     fail(key, "must be an integer, found " + to_json(value));

@@ -24,7 +24,8 @@ struct ModelConfig {
 // Throws LoadError for an unknown architecture, a number format that is not supported, or broken fields.
 ModelConfig check_config(json::object config, const std::string& file);
 
-// Builds the model; its constructor notes every weight with `reader`, WeightStore::load fills them in. `dtype` f32 | bf16.
+// Builds the model; its constructor notes every weight with `reader`, WeightStore::load fills them in. `dtype` f32 |
+// bf16.
 std::unique_ptr<CausalLM> make_model(const ModelConfig& config, WeightReader reader, Backend& backend, DType dtype);
 
 // Tensors that a checkpoint of this architecture may hold and that are not read, each with its reason.
@@ -33,7 +34,8 @@ std::vector<UnusedTensors> unused_tensors(const ModelConfig& config);
 // One line per fact for `calandra inspect`: {"hidden_size", "1024"}, ….
 std::vector<std::pair<std::string, std::string>> describe(const ModelConfig& config);
 
-// The config.json of a release by name ("qwen3_5-0.8b"), for random weights in its shape. Throws UsageError listing the names.
+// The config.json of a release by name ("qwen3_5-0.8b"), for random weights in its shape. Throws UsageError listing the
+// names.
 json::object config_of_shape(const std::string& name);
 
 }  // namespace calandra

@@ -15,8 +15,8 @@ struct RopeFrequencies {
   float scale = 1;  // multiplies cos and sin (attention scaling of YaRN)
 };
 
-// Cosines and sines of every row, once per step for all layers. Angles in f64, one rounding to `dtype` (HF casts them to the
-// activation type).
+// Cosines and sines of every row, once per step for all layers. Angles in f64, one rounding to `dtype` (HF casts them
+// to the activation type).
 //   positions [3, T] i32   returns [2, T, R / 2] in dtype: cosines, sines
 Tensor rope_table(ExecContext& ctx, const Tensor& positions, const RopeFrequencies& frequencies, DType dtype);
 
@@ -39,10 +39,10 @@ struct QkNorm {
 Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const QkNorm& norm,
                           const Tensor& table, KvPages& pages, const Batch& batch);
 
-// Causal softmax attention over the pages: row t of sequence b sees the keys [first_key[b], token_index[t]], as stored, its own
-// included. Query head h reads key head h / (H / Hkv). Scores, softmax and the weighted sum in f32, one rounding at the end. Keys
-// are visited in blocks at absolute positions, so that a result depends on neither chunk, batch, page size nor threads.
-// Rows of inactive sequences give zeros.
+// Causal softmax attention over the pages: row t of sequence b sees the keys [first_key[b], token_index[t]], as stored,
+// its own included. Query head h reads key head h / (H / Hkv). Scores, softmax and the weighted sum in f32, one
+// rounding at the end. Keys are visited in blocks at absolute positions, so that a result depends on neither chunk,
+// batch, page size nor threads. Rows of inactive sequences give zeros.
 //   q [T, H, Dh]   first_key [B] i32, absent: 0   returns [T, H, Dh]
 Tensor paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                        const Tensor& first_key = {});

@@ -1,7 +1,8 @@
-// Backend: the op set. One pure virtual function per elementary op; a composite op has a default body that calls its parts.
-// The free functions of ops/*.h are the only callers: they have checked shapes and types and allocated the outputs. A function
-// here never throws, never allocates device memory and knows nothing of layers. Inputs may have a row stride; the axes after
-// the first are dense; outputs are dense. Empty inputs do nothing. Contracts stand in ops/<family>.h.
+// Backend: the op set. One pure virtual function per elementary op; a composite op has a default body that calls its
+// parts. The free functions of ops/*.h are the only callers: they have checked shapes and types and allocated the
+// outputs. A function here never throws, never allocates device memory and knows nothing of layers. Inputs may have a
+// row stride; the axes after the first are dense; outputs are dense. Empty inputs do nothing. Contracts stand in
+// ops/<family>.h.
 #pragma once
 
 #include "ops/attention.h"
@@ -28,8 +29,8 @@ class Backend {
   virtual size_t packed_bytes(DType dtype, int64_t N, int64_t K) const = 0;
   // Between host and device memory, or within the device. Complete on return.
   virtual void copy_bytes(void* to, const void* from, size_t bytes) = 0;
-  // Work done once per step for all layers (tile schedules, scratch). Called before the model's forward, also in a dry run with the
-  // largest batch, and the only function that may allocate.
+  // Work done once per step for all layers (tile schedules, scratch). Called before the model's forward, also in a dry
+  // run with the largest batch, and the only function that may allocate.
   virtual void plan(ExecContext& ctx, const Batch& batch) = 0;
 
   // dense
@@ -42,11 +43,13 @@ class Backend {
   virtual void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) = 0;
   virtual void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) = 0;
   // norm
-  virtual void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset, Tensor& out) = 0;
+  virtual void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                        Tensor& out) = 0;
   virtual void gated_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
                               ops::GateActivation act, Tensor& out) = 0;
   // attention
-  virtual void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies, Tensor& out) = 0;
+  virtual void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies,
+                          Tensor& out) = 0;
   virtual void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, Tensor& out) = 0;
   virtual void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) = 0;
   virtual void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
@@ -54,26 +57,31 @@ class Backend {
   // recurrence
   virtual void causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
                                   const Tensor& accepted, const Batch& batch, Tensor& out) = 0;
-  virtual void log_decay(ExecContext& ctx, const Tensor& a, const Tensor& A_log, const Tensor& dt_bias, Tensor& out) = 0;
+  virtual void log_decay(ExecContext& ctx, const Tensor& a, const Tensor& A_log, const Tensor& dt_bias,
+                         Tensor& out) = 0;
   virtual void l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) = 0;
   virtual void gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
-                                const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch, Tensor& out) = 0;
+                                const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
+                                Tensor& out) = 0;
   virtual void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) = 0;
   // choose
-  virtual void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& out) = 0;
+  virtual void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+                      ops::SamplingResult& out) = 0;
 
-  // Composite ops. The default bodies (ops/composite.cc) call the parts, which makes every tap of the parts visible; an override
-  // must fall back to the default when ctx.taps is set, and in a dry run allocates its scratch and returns.
-  virtual void linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual, Tensor& out);
+  // Composite ops. The default bodies (ops/composite.cc) call the parts, which makes every tap of the parts visible; an
+  // override must fall back to the default when ctx.taps is set, and in a dry run allocates its scratch and returns.
+  virtual void linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual,
+                          Tensor& out);
   virtual void swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
                           const Tensor& residual, Tensor& out);
   virtual void add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                             float weight_offset, Tensor& sum, Tensor& norm);
-  virtual void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const ops::QkNorm& norm,
-                                  const Tensor& table, KvPages& pages, const Batch& batch, Tensor& out);
+  virtual void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                  const ops::QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch,
+                                  Tensor& out);
   virtual void gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
-                                 const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta, const Tensor& accepted,
-                                 const Batch& batch, Tensor& out);
+                                 const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
+                                 const Tensor& accepted, const Batch& batch, Tensor& out);
 };
 
 }  // namespace calandra

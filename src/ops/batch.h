@@ -1,8 +1,8 @@
 // Batch: one step, all sequences flattened (DESIGN 3). Views; the ModelRunner owns the memory.
 //   T rows (tokens)   B sequences   S segments   N logit rows   R sampling rows   P pages in a block table row
 //
-// Rows of a sequence are consecutive and so are its segments. A segment is a run of rows after which the recurrences write
-// their state; dense ops and attention do not see segments. Everything here is device memory except the bounds.
+// Rows of a sequence are consecutive and so are its segments. A segment is a run of rows after which the recurrences
+// write their state; dense ops and attention do not see segments. Everything here is device memory except the bounds.
 #pragma once
 
 #include "tensor/tensor.h"

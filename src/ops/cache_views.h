@@ -12,8 +12,8 @@ struct KvPages {
   int64_t page_tokens() const { return k.size(2); }
 };
 
-// Counts of each slot, shared by all layers: N tokens folded into S, and how many pending tokens were accepted (P = N + accepted).
-// The recurrences read `accepted` and never write either; commit_slots writes both after the last layer.
+// Counts of each slot, shared by all layers: N tokens folded into S, and how many pending tokens were accepted (P = N +
+// accepted). The recurrences read `accepted` and never write either; commit_slots writes both after the last layer.
 struct SlotCounts {
   Tensor N;         // [slots] i32
   Tensor accepted;  // [slots] i32

@@ -1,5 +1,5 @@
-// Dense ops: projections and elementwise products. x and results are f32 | bf16; sums over K in f32, in an order that depends on
-// neither the number of rows nor the number of threads.
+// Dense ops: projections and elementwise products. x and results are f32 | bf16; sums over K in f32, in an order that
+// depends on neither the number of rows nor the number of threads.
 #pragma once
 
 #include <array>
@@ -25,7 +25,8 @@ Tensor linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight,
 
 // residual + down(silu(gate(x)) * up(x)).  HF Qwen3_5MLP; gate_up is the pack (gate, up).
 //   x, residual [T, D]   returns [T, D]
-Tensor swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down, const Tensor& residual);
+Tensor swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
+                  const Tensor& residual);
 
 // silu(gate) * up, silu rounded to the type of gate first (HF).   gate, up [T, F]   returns [T, F]
 Tensor silu_mul(ExecContext& ctx, const Tensor& gate, const Tensor& up);

@@ -1,8 +1,8 @@
 // ExecContext: what a computation needs besides its inputs. First parameter of every op and layer.
 #pragma once
 
-#include "parallel/communicator.h"
 #include "ops/workspace.h"
+#include "parallel/communicator.h"
 
 namespace calandra {
 

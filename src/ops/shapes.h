@@ -31,9 +31,9 @@ struct NamedShape {
   std::optional<DType> dtype;  // absent: f32 or bf16
 };
 
-// Binds the axes of all tensors; a mismatch aborts with the op, the tensor's number, the axis and both sizes. The axes after the
-// first must be dense, only the row stride is free (a tensor of one axis must be dense). Axis names must outlive the result (string
-// literals).
+// Binds the axes of all tensors; a mismatch aborts with the op, the tensor's number, the axis and both sizes. The axes
+// after the first must be dense, only the row stride is free (a tensor of one axis must be dense). Axis names must
+// outlive the result (string literals).
 Dims match_shapes(const char* op, std::initializer_list<NamedShape> tensors);
 
 }  // namespace calandra

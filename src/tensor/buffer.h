@@ -13,12 +13,14 @@ class Buffer {
 
   Buffer() = default;
   // Takes ownership; `free` is called once, with these values.
-  Buffer(void* data, size_t bytes, Device device, Free free) : data_(data), bytes_(bytes), device_(device), free_(free) {}
+  Buffer(void* data, size_t bytes, Device device, Free free)
+      : data_(data), bytes_(bytes), device_(device), free_(free) {}
   Buffer(Buffer&& other) noexcept { *this = static_cast<Buffer&&>(other); }
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
 
-  // Zeroed host memory, 64-byte aligned, on huge pages where the kernel grants them. Throws LoadError when there is not enough.
+  // Zeroed host memory, 64-byte aligned, on huge pages where the kernel grants them. Throws LoadError when there is not
+  // enough.
   static Buffer host(size_t bytes);
 
   void* data() const { return data_; }

@@ -67,8 +67,8 @@ class Tensor {
   }
   std::byte* bytes_at(int64_t element) const { return static_cast<std::byte*>(data_) + element * size_of(dtype_); }
 
-  // Another shape of the same elements. The tensor must be dense, or the change must concern only the last axes that are
-  // dense among themselves (a row-strided [T, H*D] becomes [T, H, D]). One size may be -1.
+  // Another shape of the same elements. The tensor must be dense, or the change must concern only the last axes that
+  // are dense among themselves (a row-strided [T, H*D] becomes [T, H, D]). One size may be -1.
   Tensor view(Shape shape) const;
   // Elements [begin, end) of one axis.
   Tensor slice(int axis, int64_t begin, int64_t end) const;

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <vector>
 
 #include "tensor/buffer.h"
 
@@ -13,7 +14,7 @@ class StagingBudget {
  public:
   explicit StagingBudget(size_t bytes) : bytes_(bytes) {}
 
-  // Memory of one tensor, and its share of the budget until destruction.
+  // Memory of one tensor, with undefined content, and its share of the budget until destruction.
   class Loan {
    public:
     Loan(StagingBudget& budget, size_t bytes);
@@ -23,22 +24,23 @@ class StagingBudget {
 
    private:
     StagingBudget& budget_;
-    const size_t bytes_;
     Buffer buffer_;
   };
   // Waits until the sum of all loans is within the budget. A tensor larger than the whole budget gets its memory
   // besides, one such tensor at a time: together at most the budget and the largest tensor.
   Loan borrow(size_t bytes) { return Loan(*this, bytes); }
 
-  size_t most_used() const { return most_used_; }  // bytes lent at once so far; read it when no loan is out
-
  private:
+  bool take_spare(size_t bytes, Buffer& buffer);
+  void make_room(size_t bytes);
+
   const size_t bytes_;
   std::mutex mutex_;
   std::condition_variable returned_;
-  size_t used_ = 0;       // by loans within the budget
-  size_t oversized_ = 0;  // by the one loan above it
-  size_t most_used_ = 0;
+  size_t lent_ = 0;  // within the budget
+  bool oversized_lent_ = false;
+  std::vector<Buffer> spares_;  // returned; kept because the kernel clears new memory, a sixth of the time of a load
+  size_t spare_bytes_ = 0;
 };
 
 }  // namespace calandra

@@ -17,7 +17,7 @@ namespace calandra {
 namespace {
 
 constexpr size_t kNamesInMessage = 20;
-constexpr size_t kStagingBytes = size_t{256} << 20;
+constexpr size_t kStagingBytes = size_t{256} << 20, kStagingBytesPerThread = size_t{64} << 20;
 
 std::string list(const std::vector<std::string>& names) {
   std::string text;
@@ -46,19 +46,30 @@ bool covers(const UnusedTensors& unused, std::string_view name) {
   return layer >= unused.from_layer;
 }
 
-// Values that no computation survives, by bit patterns of the exponent.
+// Whether all exponent bits are set somewhere: adding their lowest then carries into the sign. In blocks of fixed size,
+// which the compiler vectorises.
+template <class T>
+bool has_full_exponent(const T* x, int64_t n, T exponent) {
+  constexpr int64_t kBlock = 64;
+  const T lowest = exponent & (~exponent + 1);
+  T sum = 0;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock)
+    for (int64_t j = i; j < i + kBlock; ++j) sum |= static_cast<T>((x[j] & exponent) + lowest);
+  for (; i < n; ++i) sum |= static_cast<T>((x[i] & exponent) + lowest);
+  return (sum & ~(static_cast<T>(~T{0}) >> 1)) != 0;
+}
+
 bool has_nan_or_infinity(const Tensor& t) {
-  const int64_t n = t.numel();
-  bool found = false;
-  if (t.dtype() == DType::kF32) {
-    const auto* x = static_cast<const uint32_t*>(t.data());
-    for (int64_t i = 0; i < n; ++i) found |= (x[i] & 0x7f800000u) == 0x7f800000u;
-  } else {
-    const uint16_t mask = t.dtype() == DType::kBF16 ? 0x7f80 : 0x7c00;
-    const auto* x = static_cast<const uint16_t*>(t.data());
-    for (int64_t i = 0; i < n; ++i) found |= (x[i] & mask) == mask;
+  const auto* half = static_cast<const uint16_t*>(t.data());
+  switch (t.dtype()) {
+    case DType::kBF16:
+      return has_full_exponent<uint16_t>(half, t.numel(), 0x7f80);
+    case DType::kF16:
+      return has_full_exponent<uint16_t>(half, t.numel(), 0x7c00);
+    default:
+      return has_full_exponent(static_cast<const uint32_t*>(t.data()), t.numel(), 0x7f800000u);
   }
-  return found;
 }
 
 template <class T>
@@ -218,7 +229,7 @@ void WeightStore::carry_out_all(int threads, const Progress& progress) {
   int64_t total = 0;
   for (const Note& note : notes_) total += bytes_of(note);
 
-  StagingBudget staging(kStagingBytes);
+  StagingBudget staging(std::max(kStagingBytes, kStagingBytesPerThread * std::max(threads, 1)));
   std::atomic<size_t> next{0};
   std::atomic<int64_t> done{0};
   std::exception_ptr failure;

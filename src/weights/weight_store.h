@@ -25,10 +25,10 @@ class WeightStore {
   WeightReader reader() { return WeightReader(*this, ""); }
 
   // Carries out all that was noted, on `threads` threads, in the order of the files; the result does not depend on
-  // their number. Beside the packed weights it takes the memory of the largest tensor and 256 MiB. Throws LoadError:
-  // missing tensors (by name), a shape or type that does not fit, tensors that nothing read and that `unused` does not
-  // name, a file that changed meanwhile. The unused tensors are listed in one warning, those that hold NaN or infinity
-  // in another.
+  // their number. Beside the packed weights it takes the memory of the largest tensor and 256 MiB (64 MiB per thread,
+  // if that is more). Throws LoadError: missing tensors (by name), a shape or type that does not fit, tensors that
+  // nothing read and that `unused` does not name, a file that changed meanwhile. The unused tensors are listed in one
+  // warning, those that hold NaN or infinity in another.
   using Progress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;  // called from several threads
   void load(std::span<const UnusedTensors> unused, int threads, const Progress& progress = {});
 

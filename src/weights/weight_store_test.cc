@@ -154,6 +154,18 @@ TEST(WeightStore, ValuesThatAreNotFiniteAreOneWarning) {
   EXPECT_EQ(std::count(warning.begin(), warning.end(), '\n'), 1);
 }
 
+TEST(WeightStore, OneBadValueAnywhereIsFound) {
+  for (const int at : {0, 63, 64, 100, 127, 128, 129}) {
+    std::vector<bf16> x(130, bf16(-3e38f));
+    x[at] = bf16(-INFINITY);
+    const Model model({{"w", Tensor(x.data(), DType::kBF16, {10, 13})}});
+    PackedWeight w;
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(error_of(model, [&](WeightReader r) { r.linear(w, "w", {{"N", 10}, {"K", 13}}); }), "");
+    EXPECT_NE(testing::internal::GetCapturedStderr().find("infinite values: w"), std::string::npos) << at;
+  }
+}
+
 TEST(WeightStore, ThreadsDoNotChangeTheResult) {
   std::deque<std::vector<bf16>> values;
   std::vector<NamedTensor> tensors;

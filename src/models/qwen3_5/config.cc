@@ -10,7 +10,8 @@
 namespace calandra::qwen3_5 {
 namespace {
 
-// Sizes above any release by a factor of eight or more: what is larger is a broken file, and products stay far from overflow.
+// Sizes above any release by a factor of eight or more: what is larger is a broken file, and products stay far from
+// overflow.
 constexpr int64_t kMaxHeads = 1 << 14;
 constexpr int64_t kMaxHeadDim = 1 << 12;
 constexpr int64_t kMaxWidth = 1 << 20;
@@ -50,14 +51,16 @@ RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim,
   const double rotary = fields.number("partial_rotary_factor", 1e-6, 1, factor_outside);
   rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * rotary);
   if (rope.rotary_dim % 2 != 0 || rope.rotary_dim == 0)
-    fields.fail("partial_rotary_factor", fmt::format("{} of head_dim {} leaves no even number of rotary dims", rotary, head_dim));
+    fields.fail("partial_rotary_factor",
+                fmt::format("{} of head_dim {} leaves no even number of rotary dims", rotary, head_dim));
   rope.rope_theta = fields.number("rope_theta", 1, 1e15, 10000.0);
 
   const std::string type = fields.text("rope_type", fields.text("type", "default"));
   if (type == "yarn") {
     rope.rope_type = RopeParameters::Type::kYarn;
     rope.factor = fields.number("factor", 1, 1e6);
-    rope.original_max_position_embeddings = fields.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
+    rope.original_max_position_embeddings =
+        fields.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
     rope.attention_factor = fields.number("attention_factor", 0, 1e3, 0.0);
     rope.beta_fast = fields.number("beta_fast", 1e-6, 1e6, 32.0);
     rope.beta_slow = fields.number("beta_slow", 1e-6, 1e6, 1.0);
@@ -81,18 +84,22 @@ RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim,
       sum += rope.mrope_section[axis];
     }
     if (sum > rope.rotary_dim / 2)
-      log_warning("{}: mrope_section {} exceeds the {} rotary frequencies; what is beyond them has no effect", fields.where(),
-                  to_json(section), rope.rotary_dim / 2);
+      log_warning("{}: mrope_section {} exceeds the {} rotary frequencies; what is beyond them has no effect",
+                  fields.where(), to_json(section), rope.rotary_dim / 2);
   }
   return rope;
 }
 
 void refuse_what_is_not_computed(const ConfigFields& text) {
-  if (text.boolean("attention_bias", false)) text.fail("attention_bias", "true is not supported: no release of the family has it");
-  if (!text.boolean("attn_output_gate", true)) text.fail("attn_output_gate", "false is not supported: no release of the family has it");
-  if (text.text("hidden_act", "silu") != "silu") text.fail("hidden_act", "must be silu, found " + text.text("hidden_act"));
+  if (text.boolean("attention_bias", false))
+    text.fail("attention_bias", "true is not supported: no release of the family has it");
+  if (!text.boolean("attn_output_gate", true))
+    text.fail("attn_output_gate", "false is not supported: no release of the family has it");
+  if (text.text("hidden_act", "silu") != "silu")
+    text.fail("hidden_act", "must be silu, found " + text.text("hidden_act"));
   if (text.has("layer_scale")) text.fail("layer_scale", "is not supported: no release of the family has it");
-  if (text.has("num_experts")) text.fail("num_experts", "given: mixtures of experts are not supported yet; only dense models are");
+  if (text.has("num_experts"))
+    text.fail("num_experts", "given: mixtures of experts are not supported yet; only dense models are");
   if (const std::string dtype = text.text("mamba_ssm_dtype", "float32"); dtype != "float32")
     log_warning("{}: mamba_ssm_dtype {} is ignored, the recurrent state is kept in float32", text.where(), dtype);
 }
@@ -124,8 +131,8 @@ Config parse_config(const json::object& object, const std::string& file) {
   c.linear_num_key_heads = text.integer("linear_num_key_heads", 1, kMaxHeads, 16);
   c.linear_num_value_heads = text.integer("linear_num_value_heads", 1, kMaxHeads, 32);
   if (c.linear_num_value_heads % c.linear_num_key_heads != 0)
-    text.fail("linear_num_value_heads",
-              fmt::format("{} is no multiple of linear_num_key_heads {}", c.linear_num_value_heads, c.linear_num_key_heads));
+    text.fail("linear_num_value_heads", fmt::format("{} is no multiple of linear_num_key_heads {}",
+                                                    c.linear_num_value_heads, c.linear_num_key_heads));
 
   // QUIRK: HF ignores output_gate_type and always takes silu; vLLM and the releases' config mean it.
   const std::string gate = text.text("output_gate_type", "swish");
@@ -155,12 +162,14 @@ std::vector<std::pair<std::string, std::string>> describe(const Config& c) {
   return {
       {"vocab_size", std::to_string(c.vocab_size)},
       {"hidden_size", std::to_string(c.hidden_size)},
-      {"layers", fmt::format("{} ({} linear_attention, {} full_attention)", c.num_hidden_layers, c.num_hidden_layers - full, full)},
-      {"attention heads", fmt::format("{} query, {} key/value of {}, rotary {}{}", c.num_attention_heads, c.num_key_value_heads,
-                                      c.head_dim, c.rope.rotary_dim,
-                                      c.rope.rope_type == RopeParameters::Type::kYarn ? " (yarn)" : "")},
-      {"linear heads", fmt::format("{} key, {} value of {} and {}, convolution {}", c.linear_num_key_heads, c.linear_num_value_heads,
-                                   c.linear_key_head_dim, c.linear_value_head_dim, c.linear_conv_kernel_dim)},
+      {"layers", fmt::format("{} ({} linear_attention, {} full_attention)", c.num_hidden_layers,
+                             c.num_hidden_layers - full, full)},
+      {"attention heads",
+       fmt::format("{} query, {} key/value of {}, rotary {}{}", c.num_attention_heads, c.num_key_value_heads,
+                   c.head_dim, c.rope.rotary_dim, c.rope.rope_type == RopeParameters::Type::kYarn ? " (yarn)" : "")},
+      {"linear heads",
+       fmt::format("{} key, {} value of {} and {}, convolution {}", c.linear_num_key_heads, c.linear_num_value_heads,
+                   c.linear_key_head_dim, c.linear_value_head_dim, c.linear_conv_kernel_dim)},
       {"intermediate_size", std::to_string(c.intermediate_size)},
       {"context", fmt::format("{} tokens", c.max_position_embeddings)},
       {"output head", c.tie_word_embeddings ? "tied to the embedding" : "own matrix"},

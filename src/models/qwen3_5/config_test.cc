@@ -21,10 +21,15 @@ TEST(Qwen3_5Config, EveryReleaseShape) {
   struct {
     const char* name;
     int64_t full_attention, conv_dim;
-  } expected[] = {{"qwen3_5-0.8b", 6, 6144}, {"qwen3_5-2b", 6, 6144}, {"qwen3_5-4b", 8, 8192}, {"qwen3_5-9b", 8, 8192}, {"qwen3_5-27b", 16, 10240}};
+  } expected[] = {{"qwen3_5-0.8b", 6, 6144},
+                  {"qwen3_5-2b", 6, 6144},
+                  {"qwen3_5-4b", 8, 8192},
+                  {"qwen3_5-9b", 8, 8192},
+                  {"qwen3_5-27b", 16, 10240}};
   for (const auto& e : expected) {
     const qwen3_5::Config c = qwen3_5::parse_config(config_of_shape(e.name), e.name);
-    EXPECT_EQ(std::count(c.layer_kinds.begin(), c.layer_kinds.end(), qwen3_5::LayerKind::kFullAttention), e.full_attention);
+    EXPECT_EQ(std::count(c.layer_kinds.begin(), c.layer_kinds.end(), qwen3_5::LayerKind::kFullAttention),
+              e.full_attention);
     EXPECT_EQ(c.layer_kinds[3], qwen3_5::LayerKind::kFullAttention);
     EXPECT_EQ(c.conv_dim(), e.conv_dim);
     EXPECT_EQ(c.rope.rotary_dim, 64);

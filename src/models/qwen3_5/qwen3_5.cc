@@ -103,7 +103,8 @@ StepCost Qwen3_5::step_cost() const {
     cost.flops_per_row += pack(layer.mlp.gate_up) + matrix(layer.mlp.down_proj);
     if (const auto* delta = std::get_if<GatedDeltaNet>(&layer.mixer)) {
       const double S = static_cast<double>(c.linear_num_value_heads) * Dk * Dv;
-      cost.flops_per_row += pack(delta->in_proj) + matrix(delta->out_proj) + 7 * S;  // decay 1, S^T k 2, rank one 2, S^T q 2
+      cost.flops_per_row +=
+          pack(delta->in_proj) + matrix(delta->out_proj) + 7 * S;  // decay 1, S^T k 2, rank one 2, S^T q 2
       cost.state_bytes += 2 * (4 * S + activation * static_cast<double>((c.linear_conv_kernel_dim - 1) * c.conv_dim()));
     } else {
       const auto& attention = std::get<GatedAttention>(layer.mixer);

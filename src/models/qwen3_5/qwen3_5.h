@@ -1,4 +1,5 @@
-// Qwen3.5 text model (dense).  Reference: transformers 5.17 modeling_qwen3_5.py; docs/models/qwen3_5.md has equations and quirks.
+// Qwen3.5 text model (dense).  Reference: transformers 5.17 modeling_qwen3_5.py; docs/models/qwen3_5.md has equations
+// and quirks.
 //   T rows   D hidden_size   V vocab_size   R rotary dims
 #pragma once
 

@@ -4,8 +4,8 @@ namespace calandra::qwen3_5 {
 
 std::span<const ReleaseShape> release_shapes() {
   static constexpr ReleaseShape kShapes[] = {
-      {"qwen3_5-0.8b", 1024, 24, 8, 2, 16, 3584, true}, {"qwen3_5-2b", 2048, 24, 8, 2, 16, 6144, true},
-      {"qwen3_5-4b", 2560, 32, 16, 4, 32, 9216, true},  {"qwen3_5-9b", 4096, 32, 16, 4, 32, 12288, false},
+      {"qwen3_5-0.8b", 1024, 24, 8, 2, 16, 3584, true},   {"qwen3_5-2b", 2048, 24, 8, 2, 16, 6144, true},
+      {"qwen3_5-4b", 2560, 32, 16, 4, 32, 9216, true},    {"qwen3_5-9b", 4096, 32, 16, 4, 32, 12288, false},
       {"qwen3_5-27b", 5120, 64, 24, 4, 48, 17408, false},
   };
   return kShapes;

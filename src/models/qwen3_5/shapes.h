@@ -9,7 +9,8 @@ namespace calandra::qwen3_5 {
 
 struct ReleaseShape {
   const char* name;
-  int64_t hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, linear_num_value_heads, intermediate_size;
+  int64_t hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, linear_num_value_heads,
+      intermediate_size;
   bool tie_word_embeddings;
 };
 

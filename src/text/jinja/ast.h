@@ -50,9 +50,11 @@ struct Expr {
   BinaryOp op = BinaryOp::kAdd;
   int line = 0;
   int depth = 1;
-  std::string name;  // variable, attribute, filter or test
-  Value value;       // of a constant
-  Slot slot;         // of a name
+  bool is_constant = false;    // jinja2 replaces it by its value when it compiles
+  bool negates_power = false;  // see power() in the parser
+  std::string name;            // variable, attribute, filter or test
+  Value value;                 // of a constant
+  Slot slot;                   // of a name
   Expr* a =
       nullptr;  // operands; for kCondition: test, then, else; for kSlice: start, stop, step; for calls: what is called
   Expr* b = nullptr;

@@ -72,6 +72,9 @@ Value Interpreter::eval_inner(const Expr* expr, Frame& frame) {
     case ExprKind::kBinary: {
       const Value left = eval(expr->a, frame);
       const Value right = eval(expr->b, frame);
+      if (expr->negates_power && left.is_number() && less(left, Value::integer(0))) {
+        return negate(*this, binary(*this, expr->op, negate(*this, left), right));
+      }
       return binary(*this, expr->op, left, right);
     }
     case ExprKind::kConcat:

@@ -239,23 +239,23 @@ Interpreter::Flow Interpreter::loop_items(const Stmt* stmt, const Value& iterabl
       while (auto item = source->next(in)) {
         in.meter().step();
         in.enter(stmt->test_scope, *kept);
-        // The names of the target, as the test sees them.
-        const std::function<void(const Expr*, const Value&, size_t&)> bind = [&](const Expr* target, const Value& value,
-                                                                                 size_t& at) {
+        // The names of the target, as the test sees them; what is unpacked goes on as a tuple.
+        const std::function<Value(const Expr*, const Value&, size_t&)> bind = [&](const Expr* target,
+                                                                                  const Value& value, size_t& at) {
           if (target->kind == ExprKind::kName) {
-            kept->slots[static_cast<size_t>(stmt->parameter_slots[at++])] = value;
-            return;
+            return kept->slots[static_cast<size_t>(stmt->parameter_slots[at++])] = value;
           }
-          const std::vector<Value> parts = collect(in, value);
+          std::vector<Value> parts = collect(in, value);
           if (parts.size() != target->items.size()) {
             value_error((parts.size() < target->items.size() ? "not enough" : "too many") +
                         std::string(" values to unpack"));
           }
-          for (size_t i = 0; i < parts.size(); ++i) bind(target->items[i], parts[i], at);
+          for (size_t i = 0; i < parts.size(); ++i) parts[i] = bind(target->items[i], parts[i], at);
+          return Value::tuple(&in.meter(), std::move(parts));
         };
         size_t at = 0;
-        bind(stmt->target, *item, at);
-        if (truth(in.eval(stmt->test, *kept))) return item;
+        const Value bound = bind(stmt->target, *item, at);
+        if (truth(in.eval(stmt->test, *kept))) return bound;
       }
       return std::nullopt;
     });

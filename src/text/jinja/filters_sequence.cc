@@ -224,16 +224,17 @@ Value group_by(Interpreter& in, const Value& value, Arguments a) {
 
 Value batch(Interpreter& in, const Value& value, Arguments a) {
   const auto bound = bind("batch", {"linecount", "fill_with"}, 1, std::move(a));
-  const int64_t count = to_index(bound[0], "linecount");
   const std::vector<Value> items = collect(in, value);
   std::vector<Value> lines, line;
   for (const Value& item : items) {
-    if (static_cast<int64_t>(line.size()) == count) lines.push_back(Value::list(&in.meter(), std::exchange(line, {})));
+    if (equal(Value::integer(static_cast<int64_t>(line.size())), bound[0]))
+      lines.push_back(Value::list(&in.meter(), std::exchange(line, {})));
     line.push_back(item);
   }
   if (!line.empty()) {
     const bool fills = !bound[1].is_missing() && !bound[1].is_none();
-    if (fills && count > static_cast<int64_t>(line.size())) {
+    const int64_t count = fills ? to_index(bound[0], "linecount") : 0;
+    if (count > static_cast<int64_t>(line.size())) {
       in.meter().check(static_cast<size_t>(std::min<int64_t>(count, int64_t{1} << 40)) * sizeof(Value));
       line.resize(static_cast<size_t>(count), bound[1]);
     }

@@ -37,7 +37,7 @@ class TextBuilder {
 
  private:
   void grow(size_t bytes) {
-    meter_.check(bytes);
+    meter_.take(bytes);
     charged_ += bytes;
     meter_.work(bytes);
   }

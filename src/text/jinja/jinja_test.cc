@@ -57,10 +57,19 @@ TEST(Loops, ElseRunsUnlessAPassEnds) {
   EXPECT_EQ(render("{% for i in [1, 2] %}{{ i }}{% if i == 2 %}{% break %}{% endif %}{% else %}E{% endfor %}"), "12");
 }
 
+TEST(Loops, ElseRunsIfEveryPassIsCutShort) {
+  EXPECT_EQ(render("{% for i in [1, 2] %}{% continue %}{% else %}E{% endfor %}"), "E");
+  EXPECT_EQ(render("{% for i in [1, 2] %}{% if i == 2 %}{% continue %}{% endif %}{% else %}E{% endfor %}"), "");
+}
+
 TEST(Loops, IteratorsAreReadOnce) {
   EXPECT_EQ(render("{% set g = [1, 2]|map('string') %}{{ g|list }}{{ g|list }}"), "['1', '2'][]");
   EXPECT_EQ(render("{% for i in [1, 2, 3]|select %}{{ loop.length }}{{ loop.last }} {% endfor %}"),
             "3False 3False 3True ");
+}
+
+TEST(Numbers, NegativeConstantsInPowersFollowJinja) {
+  EXPECT_EQ(render("{{ -2 ** 2 }} {{ -2 ** x }} {{ (-2) ** x }} {{ -x ** 2 }}", {{"x", 2}}), "4 -4 -4 4");
 }
 
 TEST(Numbers, IntegersHaveAnySize) {
@@ -128,9 +137,9 @@ TEST(Budgets, StopEndlessWork) {
 
 TEST(Budgets, CountWhatIsHidden) {
   // Text of outer macros that waits while inner ones run, undefined values, bound methods, comparisons of big values.
-  EXPECT_EQ(
-      failure_of("{% macro m(n) %}{{ 'x' * 10000000 }}{% if n %}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(50) }}"),
-      "BudgetError@1");
+  EXPECT_EQ(failure_of("{% macro m(n) %}{{ 'x' * 10000000 }}{% if n %}{% set y = m(n - 1) %}{% endif %}{% endmacro "
+                       "%}{{ m(50)|length }}"),
+            "BudgetError@1");
   EXPECT_EQ(failure_of("{% set ns = namespace(v=[]) %}{% for i in range(50) %}{% set ns.v = [ns.v, "
                        "range(9999)|map(attribute='zz')|list] %}{% endfor %}"),
             "BudgetError@1");

@@ -10,6 +10,12 @@ namespace {
 constexpr int kMaxNesting = 150;    // of brackets and blocks in the source
 constexpr int kMaxTreeDepth = 400;  // of operators, filters, attributes one on the other
 
+// Filters that need the context are not computed by the compiler.
+bool is_evaluated_late(const Expr& expr) {
+  static const std::set<std::string_view> kLate = {"map", "select", "reject", "selectattr", "rejectattr", "random"};
+  return expr.kind == ExprKind::kFilter && (kLate.contains(expr.name) || expr.a == nullptr);
+}
+
 }  // namespace
 
 ParserState::Nesting::Nesting(ParserState& parser) : parser_(parser) {
@@ -83,8 +89,11 @@ Expr* ParserState::make(ExprKind kind, int line) {
 
 Expr* ParserState::finish(Expr* expr) const {
   int depth = 0;
+  bool is_constant = expr->kind != ExprKind::kCall && !is_evaluated_late(*expr);
   const auto add = [&](const Expr* part) {
-    if (part != nullptr) depth = std::max(depth, part->depth);
+    if (part == nullptr) return;
+    depth = std::max(depth, part->depth);
+    is_constant = is_constant && (part->is_constant || part->kind == ExprKind::kConst);
   };
   add(expr->a);
   add(expr->b);
@@ -94,6 +103,7 @@ Expr* ParserState::finish(Expr* expr) const {
   for (const Expr* item : expr->items) add(item);
   for (const auto& [name, value] : expr->named) add(value);
   expr->depth = depth + 1;
+  expr->is_constant = is_constant;
   if (expr->depth > kMaxTreeDepth) syntax_error("an expression is too deep");
   return expr;
 }
@@ -224,11 +234,14 @@ Expr* ExpressionParser::product() {
 }
 
 // QUIRK: groups from the left, unlike Python: 2 ** 3 ** 2 is 64.
+// QUIRK: jinja2 writes a computed constant into Python code without parentheses, so (-2) ** x there is -(2 ** x).
 Expr* ExpressionParser::power() {
   Expr* left = unary(true);
   while (current().is_operator("**")) {
     const int line = advance().line;
+    const bool is_constant = left->is_constant;
     left = binary(BinaryOp::kPow, left, unary(true), line);
+    left->negates_power = is_constant && !left->is_constant;
   }
   return left;
 }
