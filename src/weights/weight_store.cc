@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "weights/dummy_weights.h"
+#include "weights/stored_values.h"
 
 namespace calandra {
 namespace {
@@ -44,37 +45,6 @@ bool covers(const UnusedTensors& unused, std::string_view name) {
   int64_t layer = -1;
   std::from_chars(rest.data(), rest.data() + rest.size(), layer);
   return layer >= unused.from_layer;
-}
-
-// Whether all exponent bits are set somewhere: adding their lowest then carries into the sign. In blocks of fixed size,
-// which the compiler vectorises.
-template <class T>
-bool has_full_exponent(const T* x, int64_t n, T exponent) {
-  constexpr int64_t kBlock = 64;
-  const T lowest = exponent & (~exponent + 1);
-  T sum = 0;
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock)
-    for (int64_t j = i; j < i + kBlock; ++j) sum |= static_cast<T>((x[j] & exponent) + lowest);
-  for (; i < n; ++i) sum |= static_cast<T>((x[i] & exponent) + lowest);
-  return (sum & ~(static_cast<T>(~T{0}) >> 1)) != 0;
-}
-
-bool has_nan_or_infinity(const Tensor& t) {
-  const auto* half = static_cast<const uint16_t*>(t.data());
-  switch (t.dtype()) {
-    case DType::kBF16:
-      return has_full_exponent<uint16_t>(half, t.numel(), 0x7f80);
-    case DType::kF16:
-      return has_full_exponent<uint16_t>(half, t.numel(), 0x7c00);
-    default:
-      return has_full_exponent(static_cast<const uint32_t*>(t.data()), t.numel(), 0x7f800000u);
-  }
-}
-
-template <class T>
-void widen(const T* from, float* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
 }
 
 }  // namespace
@@ -204,18 +174,7 @@ void WeightStore::carry_out(const Note& note, StagingBudget& staging) {
     keep(std::move(prepared.storage));
     return;
   }
-  std::vector<float> wide(values.numel());
-  switch (dtype) {
-    case DType::kBF16:
-      widen(values.as<bf16>(), wide.data(), values.numel());
-      break;
-    case DType::kF16:
-      widen(values.as<f16>(), wide.data(), values.numel());
-      break;
-    default:
-      widen(values.as<float>(), wide.data(), values.numel());
-      break;
-  }
+  const std::vector<float> wide = to_f32(values);
   Buffer buffer = backend_.allocate(wide.size() * sizeof(float));
   backend_.copy_bytes(buffer.data(), wide.data(), wide.size() * sizeof(float));
   *note.small = buffer.tensor(DType::kF32, shape);

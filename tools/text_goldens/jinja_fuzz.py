@@ -329,7 +329,7 @@ def expected(env, template):
     try:
         output = env.from_string(template).render(**json.loads(json.dumps(CONTEXT)))
         output.encode()
-        return None if " at 0x" in output.lower() or len(output) > 100_000 or re.search(r"\dj\)", output) else {"output": output}
+        return None if re.search("0x[0-9a-f]{9,}", output.lower()) or len(output) > 100_000 or re.search(r"\dj\)", output) else {"output": output}
     except MemoryError:
         return None
     except Exception as error:

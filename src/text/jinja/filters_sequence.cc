@@ -131,7 +131,7 @@ Value sort(Interpreter& in, const Value& value, Arguments a) {
   for (const Value& item : items) {
     keys.push_back(Value::list(&in.meter(), sort_keys(in, item, bound[2], truth_or(bound[1], false))));
   }
-  return Value::list(&in.meter(), sorted(in, items, keys, truth_or(bound[0], false)));
+  return Value::list(&in.meter(), sorted(in, items, keys, integer_or(bound[0], 0, "reverse") != 0));
 }
 
 Value dict_sort(Interpreter& in, const Value& value, Arguments a) {
@@ -146,7 +146,7 @@ Value dict_sort(Interpreter& in, const Value& value, Arguments a) {
     const Value& sorts = by == "key" ? key : item;
     keys.push_back(truth_or(bound[0], false) ? sorts : without_case(in, sorts));
   }
-  return Value::list(&in.meter(), sorted(in, items, keys, truth_or(bound[2], false)));
+  return Value::list(&in.meter(), sorted(in, items, keys, integer_or(bound[2], 0, "reverse") != 0));
 }
 
 Value extreme(Interpreter& in, const Value& value, Arguments a, bool largest) {
@@ -174,24 +174,35 @@ Value maximum(Interpreter& in, const Value& value, Arguments a) { return extreme
 
 // --- parts ---
 
+// An iterator whose items are all made when the first is asked for; until then nothing is an error.
+Value made_when_read(Interpreter& in, std::function<std::vector<Value>(Interpreter&)> make) {
+  const auto items = std::make_shared<std::vector<Value>>();
+  return generator(in, [items, make, at = size_t{0}](Interpreter& reader) mutable -> std::optional<Value> {
+    if (at == 0) *items = make(reader);
+    return at < items->size() ? std::optional((*items)[at++]) : std::nullopt;
+  });
+}
+
 Value unique(Interpreter& in, const Value& value, Arguments a) {
   const auto bound = bind("unique", {"case_sensitive", "attribute"}, 0, std::move(a));
   const boost::intrusive_ptr<DictBody> seen(new DictBody());
   const bool case_sensitive = truth_or(bound[0], false);
-  const auto source = iterate(in, value);
-  return generator(
-      in, [seen, case_sensitive, source, attribute = bound[1]](Interpreter& interpreter) -> std::optional<Value> {
-        while (auto item = source->next(interpreter)) {
-          interpreter.meter().step();
-          Value key = attribute_path(interpreter, *item, attribute, Value());
-          if (!case_sensitive) key = without_case(interpreter, key);
-          if (seen->find(key) != nullptr) continue;
-          seen->set(key, Value::none());
-          interpreter.meter().check(seen->entries.size() * 128);
-          return item;
-        }
-        return std::nullopt;
-      });
+  return generator(in,
+                   [seen, case_sensitive, value, source = boost::intrusive_ptr<IteratorBody>(),
+                    attribute = bound[1]](Interpreter& interpreter) mutable -> std::optional<Value> {
+                     if (!source) source = iterate(interpreter, value);
+
+                     while (auto item = source->next(interpreter)) {
+                       interpreter.meter().step();
+                       Value key = attribute_path(interpreter, *item, attribute, Value());
+                       if (!case_sensitive) key = without_case(interpreter, key);
+                       if (seen->find(key) != nullptr) continue;
+                       seen->set(key, Value::none());
+                       interpreter.meter().check(seen->entries.size() * 128);
+                       return item;
+                     }
+                     return std::nullopt;
+                   });
 }
 
 Value group_by(Interpreter& in, const Value& value, Arguments a) {
@@ -222,8 +233,7 @@ Value group_by(Interpreter& in, const Value& value, Arguments a) {
   return Value::list(&in.meter(), std::move(groups));
 }
 
-Value batch(Interpreter& in, const Value& value, Arguments a) {
-  const auto bound = bind("batch", {"linecount", "fill_with"}, 1, std::move(a));
+std::vector<Value> make_batches(Interpreter& in, const Value& value, const std::vector<Value>& bound) {
   const std::vector<Value> items = collect(in, value);
   std::vector<Value> lines, line;
   for (const Value& item : items) {
@@ -240,11 +250,15 @@ Value batch(Interpreter& in, const Value& value, Arguments a) {
     }
     lines.push_back(Value::list(&in.meter(), std::move(line)));
   }
-  return iterator_over(in, std::move(lines));
+  return lines;
 }
 
-Value slice(Interpreter& in, const Value& value, Arguments a) {
-  const auto bound = bind("slice", {"slices", "fill_with"}, 1, std::move(a));
+Value batch(Interpreter& in, const Value& value, Arguments a) {
+  return made_when_read(in, [value, bound = bind("batch", {"linecount", "fill_with"}, 1, std::move(a))](
+                                Interpreter& reader) { return make_batches(reader, value, bound); });
+}
+
+std::vector<Value> make_slices(Interpreter& in, const Value& value, const std::vector<Value>& bound) {
   const std::vector<Value> items = collect(in, value);
   const int64_t slices = to_index(bound[0], "slices");
   if (slices == 0) fail("ZeroDivisionError", "integer division or modulo by zero");
@@ -261,7 +275,12 @@ Value slice(Interpreter& in, const Value& value, Arguments a) {
     parts.push_back(Value::list(&in.meter(), std::move(part)));
     begin = end;
   }
-  return iterator_over(in, std::move(parts));
+  return parts;
+}
+
+Value slice(Interpreter& in, const Value& value, Arguments a) {
+  return made_when_read(in, [value, bound = bind("slice", {"slices", "fill_with"}, 1, std::move(a))](
+                                Interpreter& reader) { return make_slices(reader, value, bound); });
 }
 
 Value random_item(Interpreter& in, const Value& value, Arguments a) {

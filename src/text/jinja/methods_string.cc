@@ -207,7 +207,6 @@ Value partition(Interpreter& in, const Value& self, Arguments arguments, bool fr
 
 Value join(Interpreter& in, const Value& self, Arguments arguments) {
   const auto bound = bind("join", {""}, 1, std::move(arguments));
-  require_defined(bound[0]);
   if (!is_iterable(bound[0])) type_error("can only join an iterable");
   TextBuilder out(in.meter());
   size_t index = 0;
