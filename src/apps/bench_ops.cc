@@ -104,7 +104,7 @@ class OpBench {
     Workspace workspace(measured, backend_.allocate(measured.bytes()));
     ExecContext ctx{backend_, workspace, one};
     double best = std::numeric_limits<double>::infinity();
-    for (int64_t repetition = 0; repetition < std::max<int64_t>(5, options_.repetitions); ++repetition) {
+    for (int64_t repetition = 0; repetition < options_.repetitions; ++repetition) {
       workspace.reset();
       if (batch != nullptr) backend_.plan(ctx, *batch);
       const auto start = std::chrono::steady_clock::now();
@@ -211,7 +211,7 @@ int bench_ops(const Options& options) {
         "ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last "
         "column: percent of "
         "the roofline these give\n",
-        shape, backend->name(), threads, std::max<int64_t>(5, options.repetitions), probe.read_bytes_per_s / 1e9,
+        shape, backend->name(), threads, options.repetitions, probe.read_bytes_per_s / 1e9,
         probe.flops_per_s / 1e9);
   OpBench bench(options, *backend, probe);
   const int64_t D = c.hidden_size;

@@ -115,6 +115,8 @@ TEST(Failures, NameTheLine) {
   EXPECT_EQ(failure_of("\n\n{{ raise_exception('no') }}"), "TemplateError@3");
   EXPECT_EQ(failure_of("{% include 'x' %}"), "TypeError@1");
   EXPECT_EQ(failure_of("{{ 'x'|urlize }}"), "UnsupportedError@1");
+  EXPECT_EQ(failure_of("{{ ''.encode(nothing) }}"), "UndefinedError@1");
+  EXPECT_EQ(failure_of("{{ ''.encode(5) }}"), "TypeError@1");
 }
 
 TEST(Budgets, StopEndlessWork) {

@@ -391,7 +391,9 @@ constexpr MethodEntry kMethods[] = {
     {"encode",
      [](Interpreter& in, const Value& self, Arguments a) {
        const auto bound = bind("encode", {"encoding", "errors"}, 0, std::move(a));
-       if (!bound[0].is_missing() && bound[0].text() != "utf-8" && bound[0].text() != "utf8") fail("LookupError", "only UTF-8 is supported");
+       const std::string encoding = bound[0].is_missing() ? "utf-8" : string_argument(bound[0], "encode() argument 'encoding'").text();
+       if (encoding != "utf-8" && encoding != "utf8") fail("LookupError", "only UTF-8 is supported");
+       if (!bound[1].is_missing()) string_argument(bound[1], "encode() argument 'errors'");
        return Value::bytes(&in.meter(), self.as_string());
      }},
     WITHOUT("upper", map_case(in, self, true)),

@@ -109,7 +109,11 @@ bool Value::is_markup() const {
 BigInt Value::as_big() const {
   return kind_ == Kind::kBig ? static_cast<const BigBody*>(body_.get())->value : BigInt(scalar_.integer);
 }
-const MarkedString& Value::as_string() const { return static_cast<const StringBody*>(body_.get())->text; }
+const MarkedString& Value::as_string() const {
+  // Arguments of templates come here; a missing check of their kind must fail the template, not read another body.
+  if (kind_ != Kind::kString && kind_ != Kind::kBytes) type_error("expected a string, not '" + type_name(*this) + "'");
+  return static_cast<const StringBody*>(body_.get())->text;
+}
 const std::vector<Value>& Value::items() const { return static_cast<const ListBody*>(body_.get())->items; }
 const DictBody& Value::as_dict() const { return *static_cast<const DictBody*>(body_.get()); }
 const RangeBody& Value::as_range() const { return *static_cast<const RangeBody*>(body_.get()); }
