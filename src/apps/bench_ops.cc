@@ -211,8 +211,7 @@ int bench_ops(const Options& options) {
         "ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last "
         "column: percent of "
         "the roofline these give\n",
-        shape, backend->name(), threads, options.repetitions, probe.read_bytes_per_s / 1e9,
-        probe.flops_per_s / 1e9);
+        shape, backend->name(), threads, options.repetitions, probe.read_bytes_per_s / 1e9, probe.flops_per_s / 1e9);
   OpBench bench(options, *backend, probe);
   const int64_t D = c.hidden_size;
   bench_linear(bench, *backend, "in_proj", c.conv_dim() + c.value_dim() + 2 * c.linear_num_value_heads, D);
