@@ -7,7 +7,7 @@
 
 #include "base/json.h"
 #include "engine/engine.h"
-#include "tests/model_under_test.h"
+#include "tests/oracle_tools.h"
 
 namespace calandra {
 namespace {
@@ -15,7 +15,13 @@ namespace {
 using namespace calandra::testing;
 namespace fs = std::filesystem;
 
-const fs::path kModel = CALANDRA_SOURCE_DIR "/demo/demo-qwen3_5";
+const fs::path kDemo = CALANDRA_SOURCE_DIR "/demo";
+const fs::path kModel = kDemo / "demo-qwen3_5";
+
+class BothDemos : public ::testing::TestWithParam<const char*> {
+ protected:
+  const fs::path model_ = kDemo / GetParam();
+};
 
 std::vector<int32_t> ids_of(const json::value& array) {
   std::vector<int32_t> ids;
@@ -23,12 +29,12 @@ std::vector<int32_t> ids_of(const json::value& array) {
   return ids;
 }
 
-TEST(Demo, GreedyContinuationsAsRecorded) {
-  const Tokenizer tokenizer = Tokenizer::load(kModel);
-  ModelUnderTest model(kModel, {"cpu", 2, ""}, DType::kF32);
+TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
+  const Tokenizer tokenizer = Tokenizer::load(model_);
+  ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32);
   const auto runner = model.runner({.max_num_seqs = 20, .max_num_batched_tokens = 256, .max_model_len = 1024});
   Engine engine(*runner, &tokenizer, {});
-  const json::value file = read_json_file(kModel / "expected_greedy.json");
+  const json::value file = read_json_file(model_ / "expected_greedy.json");
   std::vector<Request> requests;
   for (const json::value& c : file.at("cases").as_array()) {
     Request request;
@@ -53,7 +59,53 @@ TEST(Demo, GreedyContinuationsAsRecorded) {
     EXPECT_TRUE(std::equal(got.begin(), got.begin() + exact, want.begin())) << c.at("prompt").as_string();
     compared += static_cast<int64_t>(exact);
   }
-  fmt::print("demo greedy: {} continuations, {} tokens equal\n", requests.size(), compared);
+  fmt::print("{} greedy: {} continuations, {} tokens equal\n", GetParam(), requests.size(), compared);
+}
+
+// Three chained greedy drafts behind every position of the recorded answers, the true prefix before it: how often the
+// first 1, 2 and 3 all equal the answer.
+TEST_P(BothDemos, DraftAgreementAsRecorded) {
+  ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32, {.drafter = true});
+  const json::value file = read_json_file(model_ / "expected_greedy.json");
+  const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = 1024});
+  int64_t positions = 0, accepted[3] = {};
+  for (const json::value& c : file.at("cases").as_array()) {
+    const std::vector<int32_t> prompt = ids_of(c.at("prompt_ids")), output = ids_of(c.at("output_ids"));
+    const auto length = static_cast<int64_t>(
+        c.at("first_stop").is_int64() ? static_cast<size_t>(c.at("first_stop").as_int64()) : output.size());
+    Sequence sequence;
+    sequence.tokens = prompt;
+    sequence.tokens.insert(sequence.tokens.end(), output.begin(), output.begin() + length);
+    ASSERT_TRUE(runner->reserve(sequence, sequence.size() + 4));
+    const std::vector<float> hidden = target_hidden(*runner, sequence, 512);
+    const int64_t D = model.model().hidden_size(), V = model.model().vocab_size();
+    // One first pass over all true pairs; the drafts behind position p then overwrite the entries beyond it, which a
+    // pass from the next position on writes anew.
+    const std::vector<int32_t> all = sequence.tokens;
+    const MtpPass pass = mtp_pass(*runner, sequence, hidden, {all.begin() + 1, all.end()}, 0, 512);
+    const auto last_prompt = static_cast<int64_t>(prompt.size()) - 1;
+    for (int64_t p = last_prompt + length - 4; p >= last_prompt; --p) {
+      // Entry p + 1 pairs hidden p with token p + 1; its result drafts token p + 2. From the end to the front, so that
+      // every position still finds the true entries before it.
+      Sequence prefix = sequence;
+      prefix.tokens.resize(p + 1);
+      const MtpPass here{{pass.hidden.begin() + p * D, pass.hidden.begin() + (p + 1) * D},
+                         {pass.logits.begin() + p * V, pass.logits.begin() + (p + 1) * V}};
+      const Drafts drafts = chained_drafts(*runner, prefix, here, 3, true);
+      ++positions;
+      for (int64_t k = 0; k < 3 && drafts.tokens[k] == all[p + 2 + k]; ++k) ++accepted[k];
+    }
+    runner->release(sequence);
+  }
+  EXPECT_EQ(positions, file.at("draft_positions").as_int64());
+  for (int k = 0; k < 3; ++k) {
+    const double recorded = file.at("draft_acceptance").as_array()[k].to_number<double>();
+    EXPECT_NEAR(static_cast<double>(accepted[k]), recorded * static_cast<double>(positions), 3.0) << "k = " << k + 1;
+  }
+  fmt::print("{} drafts: {} positions, agreement {:.3f} {:.3f} {:.3f}\n", GetParam(), positions,
+             static_cast<double>(accepted[0]) / static_cast<double>(positions),
+             static_cast<double>(accepted[1]) / static_cast<double>(positions),
+             static_cast<double>(accepted[2]) / static_cast<double>(positions));
 }
 
 std::vector<std::vector<int32_t>> sampled(const BackendChoice& choice, int64_t max_num_seqs, int64_t budget,
@@ -154,12 +206,12 @@ TEST(Demo, StopsAndLimits) {
 }
 
 // The whole recorded evaluation takes minutes; three windows from the middle of the text show the same.
-TEST(Demo, PerplexityOfSomeWindowsAsRecorded) {
+TEST_P(BothDemos, PerplexityOfSomeWindowsAsRecorded) {
   const fs::path folder = CALANDRA_SOURCE_DIR "/../shared/demo/eval";
   if (!fs::exists(folder / "eval.txt")) GTEST_SKIP() << "skipped: the text is not part of the repository";
-  const Tokenizer tokenizer = Tokenizer::load(kModel);
-  ModelUnderTest model(kModel, {"cpu", 2, ""}, DType::kF32);
-  const json::value recorded = read_json_file(folder / "expected.json").at("demo-qwen3_5");
+  const Tokenizer tokenizer = Tokenizer::load(model_);
+  ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32);
+  const json::value recorded = read_json_file(folder / "expected.json").at(GetParam());
   const std::vector<int32_t> ids = tokenizer.encode(read_text_file(folder / "eval.txt"));
   EXPECT_EQ(static_cast<int64_t>(ids.size()), recorded.at("tokens").as_int64());
   const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = 1024});
@@ -179,6 +231,10 @@ TEST(Demo, PerplexityOfSomeWindowsAsRecorded) {
     runner->release(s);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, BothDemos, ::testing::Values("demo-qwen3_5", "demo-bailing"), [](const auto& info) {
+  return std::string(info.param == std::string("demo-bailing") ? "bailing" : "qwen3_5");
+});
 
 }  // namespace
 }  // namespace calandra

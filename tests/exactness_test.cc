@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 
@@ -15,7 +16,12 @@ namespace {
 using namespace calandra::testing;
 namespace fs = std::filesystem;
 
-const fs::path kModel = CALANDRA_SOURCE_DIR "/demo/demo-qwen3_5";
+// The demo models cover dense Qwen3.5 and Bailing V2.5 (lightning and latent attention, experts, FP8); the oracle's
+// small cases the other architectures.
+fs::path folder_of(const std::string& model) {
+  if (model.starts_with("demo")) return fs::path(CALANDRA_SOURCE_DIR "/demo") / model;
+  return find_case(model == "linear_v2_fp32" ? "bailing" : "qwen3_5", model);
+}
 
 std::vector<int32_t> prompt(int64_t length, uint32_t seed, int64_t vocab_size) {
   std::vector<int32_t> tokens;
@@ -39,21 +45,29 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 struct Param {
+  std::string model;
   BackendChoice choice;
   DType dtype;
 };
 
 std::vector<Param> params() {
   std::vector<Param> out;
-  out.push_back({{"reference", 1, ""}, DType::kF32});
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const Isa isa : machine_isas()) out.push_back({{"cpu", 2, std::string(name_of(isa))}, dtype});
+  out.push_back({"demo-qwen3_5", {"reference", 1, ""}, DType::kF32});
+  for (const char* model : {"demo-qwen3_5", "demo-bailing", "moe_fused", "linear_v2_fp32"}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      for (const Isa isa : machine_isas()) out.push_back({model, {"cpu", 2, std::string(name_of(isa))}, dtype});
+    }
   }
   return out;
 }
 
 class Exactness : public ::testing::TestWithParam<Param> {
  protected:
+  void SetUp() override {
+    model_ = folder_of(GetParam().model);
+    if (model_.empty()) GTEST_SKIP() << "skipped: " << GetParam().model << " is only in the shared oracle";
+  }
+  fs::path model_;
   // The reference is slow: shorter sequences there.
   int64_t length() const { return GetParam().choice.backend == "reference" ? 66 : 200; }
 };
@@ -66,7 +80,7 @@ std::vector<float> run(ModelUnderTest& model, std::vector<int32_t> tokens, int64
 }
 
 TEST_P(Exactness, ChunksAndPages) {
-  ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
+  ModelUnderTest model(model_, GetParam().choice, GetParam().dtype);
   const std::vector<int32_t> tokens = prompt(length(), 1, model.model().vocab_size());
   const std::vector<float> whole = run(model, tokens, length(), 16);
   const bool reference = GetParam().choice.backend == "reference";  // slow: each chunk with one page size
@@ -80,7 +94,7 @@ TEST_P(Exactness, ChunksAndPages) {
 
 // Seven sequences of different lengths, prefilled and decoded together, against each alone.
 TEST_P(Exactness, BatchOfSevenEqualsEachAlone) {
-  ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
+  ModelUnderTest model(model_, GetParam().choice, GetParam().dtype);
   const int64_t V = model.model().vocab_size();
   const auto runner = model.runner({.max_num_seqs = 7, .max_num_batched_tokens = 512, .max_model_len = 128});
   std::vector<Sequence> sequences;
@@ -122,7 +136,7 @@ TEST_P(Exactness, Threads) {
   for (const int threads : counts) {
     BackendChoice choice = GetParam().choice;
     choice.threads = threads;
-    ModelUnderTest model(kModel, choice, GetParam().dtype);
+    ModelUnderTest model(model_, choice, GetParam().dtype);
     const std::vector<float> got = run(model, prompt(length(), 2, model.model().vocab_size()), 64, 16);
     if (want.empty()) want = got;
     EXPECT_TRUE(same_bits(got, want)) << threads << " threads";
@@ -131,7 +145,7 @@ TEST_P(Exactness, Threads) {
 
 // A slot and pages that another sequence used before give the same as fresh ones.
 TEST_P(Exactness, RecycledMemory) {
-  ModelUnderTest model(kModel, GetParam().choice, GetParam().dtype);
+  ModelUnderTest model(model_, GetParam().choice, GetParam().dtype);
   const int64_t V = model.model().vocab_size();
   const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 64, .max_model_len = 64});
   const auto once = [&](uint32_t seed) {
@@ -148,7 +162,9 @@ TEST_P(Exactness, RecycledMemory) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Exactness, ::testing::ValuesIn(params()), [](const auto& info) {
-  return info.param.choice.backend + info.param.choice.isa + "_" + std::string(name_of(info.param.dtype));
+  std::string model = info.param.model;
+  std::replace(model.begin(), model.end(), '-', '_');
+  return model + "_" + info.param.choice.backend + info.param.choice.isa + "_" + std::string(name_of(info.param.dtype));
 });
 
 }  // namespace

@@ -20,15 +20,17 @@ std::unique_ptr<Backend> make_backend(const BackendChoice& choice) {
   return make_cpu_backend(options);
 }
 
-ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choice, DType dtype)
+ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choice, DType dtype,
+                               const ModelParts& parts, const json::object& overrides)
     : backend_(make_backend(choice)) {
   json::value config = read_json_file(folder / "config.json");
   if (!config.is_object()) throw LoadError("config.json must hold a JSON object");
-  const ModelConfig checked = check_config(config.as_object(), (folder / "config.json").string());
+  for (const auto& [key, value] : overrides) config.as_object()[key] = value;
+  config_ = check_config(config.as_object(), (folder / "config.json").string());
   checkpoint_ = std::make_unique<Checkpoint>(folder);
-  store_ = std::make_unique<WeightStore>(*backend_, checkpoint_.get());
-  model_ = make_model(checked, store_->reader(), *backend_, dtype);
-  store_->load(unused_tensors(checked), 2);
+  store_ = std::make_unique<WeightStore>(*backend_, checkpoint_.get(), config_.fp8);
+  model_ = make_model(config_, store_->reader(), *backend_, dtype, parts);
+  store_->load(unused_tensors(config_, parts), 2);
 }
 
 std::vector<float> teacher_forced(ModelRunner& runner, Sequence& sequence, int64_t chunk, Taps* taps) {

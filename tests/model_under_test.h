@@ -22,15 +22,19 @@ std::unique_ptr<Backend> make_backend(const BackendChoice& choice);
 
 class ModelUnderTest {
  public:
-  ModelUnderTest(const std::filesystem::path& folder, const BackendChoice& choice, DType dtype);
+  // `overrides` replaces keys of the config.
+  ModelUnderTest(const std::filesystem::path& folder, const BackendChoice& choice, DType dtype,
+                 const ModelParts& parts = {}, const json::object& overrides = {});
 
   const CausalLM& model() const { return *model_; }
   Backend& backend() { return *backend_; }
+  const ModelConfig& config() const { return config_; }
   std::unique_ptr<ModelRunner> runner(const RunnerLimits& limits) {
     return std::make_unique<ModelRunner>(*model_, *backend_, limits);
   }
 
  private:
+  ModelConfig config_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<WeightStore> store_;

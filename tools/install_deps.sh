@@ -9,6 +9,7 @@ packages=(
   libspdlog-dev libfmt-dev                 # logging, formatting (header-only use)
   libcli11-dev                             # command line
   libpcre2-dev libutf8proc-dev             # tokenizer: split patterns, normalisation
+  libjpeg62-turbo-dev libpng-dev zlib1g-dev libwebp-dev   # image decoders
   libhwloc-dev                             # cores, caches and memory nodes
   libedit-dev libbsd-dev libmd-dev libncurses-dev   # line editing in chat, with its static archives
   libgtest-dev libgmock-dev                # unit tests

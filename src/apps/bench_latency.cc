@@ -97,7 +97,8 @@ int bench_latency(const Options& options) {
   const StepCost cost = loaded.model->step_cost();
   const auto B = static_cast<double>(batch), T = static_cast<double>(input);
   const double mean_keys = T + static_cast<double>(output) / 2;
-  const double decode_bytes = cost.weight_bytes + B * (cost.state_bytes + cost.kv_bytes_per_key * mean_keys);
+  const double decode_bytes =
+      cost.weight_bytes_of(static_cast<int64_t>(B)) + B * (cost.state_bytes + cost.kv_bytes_per_key * mean_keys);
   const double prefill_flops =
       B * (T * cost.flops_per_row + T * (T + 1) / 2 * cost.flops_per_row_and_key + cost.flops_per_logit_row);
   const double decode_s = median(decode), prefill_s = median(prefill);

@@ -11,6 +11,7 @@
 #include <iostream>
 
 #include "apps/conversation.h"
+#include "apps/pictures.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -24,6 +25,7 @@ extern "C" void on_interrupt(int) { interrupted = true; }
 constexpr const char* kHelp =
     "/reset          forgets the conversation\n"
     "/system TEXT    sets the system message and forgets the conversation\n"
+    "/image FILE     shows a picture with the next message\n"
     "/think on|off   asks for thinking or direct answers\n"
     "/save FILE      writes the conversation as JSON messages\n"
     "/help           this list\n"
@@ -85,7 +87,7 @@ json::array fresh_conversation(const std::string& system) {
 }  // namespace
 
 int chat(const Options& options) {
-  LoadedModel loaded = load_model(options.model);
+  LoadedModel loaded = load_model(options.model, {.vision = true});
   Conversation conversation(loaded, options);
   const SamplingParams params = sampling_params(options, loaded.generation_config);
   ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(options.model, *loaded.model, 1, 8192));
@@ -96,6 +98,8 @@ int chat(const Options& options) {
   sigaction(SIGINT, &action, nullptr);
 
   Prompt prompt;
+  Pictures pictures(loaded);
+  Pictures::Count shown;  // pictures of earlier messages
   std::string system = options.system, line;
   json::array messages = fresh_conversation(system);
   if (isatty(STDIN_FILENO))
@@ -107,11 +111,22 @@ int chat(const Options& options) {
       const std::string command = line.substr(0, space),
                         argument = space == std::string::npos ? "" : line.substr(space + 1);
       if (command == "/exit" || command == "/quit") break;
-      if (command == "/reset") {
+      const auto forget = [&] {
         messages = fresh_conversation(system);
+        pictures.clear();
+        shown = {};
+      };
+      if (command == "/reset") {
+        forget();
       } else if (command == "/system") {
         system = argument;
-        messages = fresh_conversation(system);
+        forget();
+      } else if (command == "/image" && !argument.empty()) {
+        try {
+          pictures.add_image(argument);
+        } catch (const LoadError& error) {
+          log_error("{}", error.what());
+        }
       } else if (command == "/think" && (argument == "on" || argument == "off")) {
         conversation.set_thinking(argument == "on");
       } else if (command == "/save" && !argument.empty()) {
@@ -126,19 +141,21 @@ int chat(const Options& options) {
       continue;
     }
 
-    messages.push_back({{"role", "user"}, {"content", line}});
+    messages.push_back({{"role", "user"}, {"content", pictures.content(line, shown)}});
     interrupted = false;
     try {
-      const std::vector<std::vector<Answer>> answers =
-          engine.run({Request{conversation.encode(messages), params}}, [](const TokenEvent& event) {
-            std::fwrite(event.text.data(), 1, event.text.size(), stdout);
-            std::fflush(stdout);
-            return !interrupted.load();
-          });
+      Request request{conversation.encode(messages), params};
+      pictures.place(request);
+      const std::vector<std::vector<Answer>> answers = engine.run({request}, [](const TokenEvent& event) {
+        std::fwrite(event.text.data(), 1, event.text.size(), stdout);
+        std::fflush(stdout);
+        return !interrupted.load();
+      });
       const Answer& answer = answers[0][0];
       if (answer.error) throw LoadError(answer.error->message);
       std::puts(answer.finish_reason == FinishReason::kCancelled ? " [stopped]" : "");
       messages.push_back({{"role", "assistant"}, {"content", answer.text}});
+      shown = pictures.count();
     } catch (const LoadError& error) {
       log_error("{}", error.what());
       messages.pop_back();

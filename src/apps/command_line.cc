@@ -56,7 +56,8 @@ void add_model_flags(CLI::App* app, ModelOptions& m) {
 }
 
 void add_shape_flags(CLI::App* app, ModelOptions& m) {
-  app->add_option("--shape", m.shape, "Random weights in the shape of a release: qwen3_5-0.8b, -2b, -4b, -9b, -27b")
+  app->add_option("--shape", m.shape,
+                  "Random weights in the shape of a release: qwen3_5-0.8b … -397b-a17b, ling-2.6-flash, ring-2.5-1t, …")
       ->group("Model");
   app->add_option("--num-hidden-layers", m.num_hidden_layers, "Cuts the model to this many layers (with dummy weights)")
       ->check(CLI::PositiveNumber)
@@ -115,12 +116,22 @@ std::optional<Options> parse_command_line(int argc, char** argv, int& status) {
            "  calandra generate 'What does \"ancient\" mean?'\n"
            "  calandra generate demo:qwen3_5 --raw 'Once upon a time' --temperature 0 --max-tokens 50\n"
            "  calandra generate ./Qwen3.5-0.8B --file prompt.txt --json\n"
+           "  calandra generate --image photo.jpg 'What is in this picture?'\n"
            "  echo 'What is 2 + 3?' | calandra generate --seed 7");
   generate->add_option("words", words, "[MODEL] [PROMPT]: one word is the prompt; without one, standard input is read")
       ->expected(0, 2);
   generate->add_option("--file", o.prompt_file, "Reads the prompt from a file");
   generate->add_option("--prompt-ids", o.prompt_ids, "Prompt as token ids: 1,2,3 (no template, no tokenizer needed)");
   generate->add_flag("--raw", o.raw, "The prompt as it is, without the chat template");
+  // One value each: the prompt may follow.
+  generate->add_option("--image", o.images, "Image file: JPEG, PNG, WebP or GIF (repeatable)")
+      ->allow_extra_args(false)
+      ->check(CLI::ExistingFile);
+  generate->add_option("--video", o.videos, "Video file (needs ffmpeg), or a folder of numbered images (repeatable)")
+      ->allow_extra_args(false)
+      ->check(CLI::ExistingPath);
+  generate->add_option("--video-fps", o.video_fps, "Frames per second of a folder of images")
+      ->check(CLI::PositiveNumber);
   generate->add_option("--logprobs", o.sampling.logprobs,
                        "Logprobs of each token and of this many likeliest (with --json)");
   generate->add_option("--n", o.sampling.n, "Answers to one prompt")->check(CLI::Range(1, 1024));
@@ -164,13 +175,21 @@ std::optional<Options> parse_command_line(int argc, char** argv, int& status) {
            "  calandra logits ./model --input in.safetensors --output out.safetensors --dtype float32\n"
            "  calandra logits ./model --input in.safetensors --output out.safetensors --taps 'layers.3.*' --state");
   positional_model(logits, o.model);
-  logits->add_option("--input", o.input, "safetensors file with input_ids [T]")->required();
+  logits
+      ->add_option("--input", o.input,
+                   "safetensors file: input_ids [T], next_token, pixel_values, image_grid_thw, and the same of videos")
+      ->required();
   logits->add_option("--output", o.output, "safetensors file to write")->required();
   logits->add_option("--taps", o.taps,
                      "Glob of intermediate tensors to write: embedding, layers.L, layers.L.<name>, final_norm");
   logits->add_flag("--state", o.state, "Writes the recurrent state and the convolution window of every linear layer");
   logits->add_option("--chunk", o.chunk, "Cuts the prefill into chunks of this many tokens")
       ->check(CLI::PositiveNumber);
+  logits->add_option("--mtp", o.mtp, "Writes mtp_logits.1 and this many chained drafts of the MTP layers")
+      ->check(CLI::Range(1, 64));
+  logits->add_option("--image", o.images, "Image files, in the order of the placeholders in input_ids (repeatable)")
+      ->allow_extra_args(false)
+      ->check(CLI::ExistingFile);
   add_model_flags(logits, o.model);
 
   CLI::App* sample = verb(

@@ -63,6 +63,8 @@ struct Options {
 
   std::string prompt, prompt_file, prompt_ids;  // generate
   bool raw = false;
+  std::vector<std::string> images, videos;  // generate, logits
+  std::optional<double> video_fps;
   std::string system;                // generate, chat
   std::optional<bool> thinking;      // generate, chat: --enable-thinking / --no-thinking
   std::string chat_template_kwargs;  // generate, chat
@@ -74,6 +76,7 @@ struct Options {
 
   std::string input, output, taps;  // logits
   bool state = false;
+  int64_t mtp = 0;
   std::optional<int64_t> chunk;
 
   std::string logits_file;  // sample

@@ -7,6 +7,7 @@
 
 #include "apps/conversation.h"
 #include "apps/jsonl.h"
+#include "apps/pictures.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/progress.h"
@@ -18,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
-std::vector<int32_t> prompt_ids(const Options& options, const LoadedModel& loaded) {
+std::vector<int32_t> prompt_ids(const Options& options, const LoadedModel& loaded, const Pictures& pictures) {
   if (!options.prompt_ids.empty()) return parse_ids(options.prompt_ids, "--prompt-ids");
   std::string text = options.prompt;
   if (!options.prompt_file.empty()) text = read_text_file(options.prompt_file);
@@ -31,7 +32,7 @@ std::vector<int32_t> prompt_ids(const Options& options, const LoadedModel& loade
   }
   json::array messages;
   if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
-  messages.push_back({{"role", "user"}, {"content", text}});
+  messages.push_back({{"role", "user"}, {"content", pictures.content(text, {})}});
   return Conversation(loaded, options).encode(messages);
 }
 
@@ -62,12 +63,17 @@ json::array logprobs_of(const Answer& answer, const Tokenizer* tokenizer) {
 }  // namespace
 
 int generate(const Options& options) {
-  LoadedModel loaded = load_model(options.model);
+  const bool with_pictures = !options.images.empty() || !options.videos.empty();
+  LoadedModel loaded = load_model(options.model, {.vision = with_pictures});
   const Tokenizer* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
   Request request;
   request.params = sampling_params(options, loaded.generation_config);
   if (!request.params.max_tokens && options.raw) request.params.max_tokens = 256;
-  request.prompt_token_ids = prompt_ids(options, loaded);
+  Pictures pictures(loaded);
+  for (const std::string& file : options.images) pictures.add_image(file);
+  for (const std::string& path : options.videos) pictures.add_video(path, options.video_fps);
+  request.prompt_token_ids = prompt_ids(options, loaded, pictures);
+  pictures.place(request);
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
 
   const int64_t needed = prompt_size + request.params.max_tokens.value_or(4096);

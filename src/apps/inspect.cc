@@ -13,7 +13,7 @@ namespace calandra::apps {
 int inspect(const Options& options) {
   ModelOptions model_options = options.model;
   model_options.load_format = model_options.shape.empty() ? model_options.load_format : "dummy";
-  LoadedModel loaded = load_model(model_options, /*weights=*/false);
+  LoadedModel loaded = load_model(model_options, {}, /*weights=*/false);
   const CausalLM& model = *loaded.model;
   const RunnerLimits limits = runner_limits(options.model, model, 8, 4096);
   const MemoryPlan plan = ModelRunner::plan_memory(model, *loaded.backend, limits);

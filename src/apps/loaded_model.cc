@@ -67,7 +67,7 @@ std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
   return make_cpu_backend(cpu);
 }
 
-LoadedModel load_model(const ModelOptions& options, bool weights) {
+LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, bool weights) {
   const auto start = std::chrono::steady_clock::now();
   LoadedModel loaded;
   json::object config;
@@ -108,12 +108,12 @@ LoadedModel load_model(const ModelOptions& options, bool weights) {
   loaded.backend = make_backend(options);
   const bool dummy = options.load_format == "dummy" || !options.shape.empty();
   if (!dummy) loaded.checkpoint = std::make_unique<Checkpoint>(loaded.folder);
-  loaded.store = std::make_unique<WeightStore>(*loaded.backend, loaded.checkpoint.get());
-  loaded.model = make_model(loaded.config, loaded.store->reader(), *loaded.backend, dtype);
+  loaded.store = std::make_unique<WeightStore>(*loaded.backend, loaded.checkpoint.get(), loaded.config.fp8);
+  loaded.model = make_model(loaded.config, loaded.store->reader(), *loaded.backend, dtype, parts);
   if (weights) {
     const int threads = options.threads > 0 ? options.threads : default_thread_count();
     ProgressBar bar(dummy ? "making random weights" : "loading weights", 0, "B");
-    const std::vector<UnusedTensors> unused = unused_tensors(loaded.config);
+    const std::vector<UnusedTensors> unused = unused_tensors(loaded.config, parts);
     loaded.store->load(unused, threads, [&](int64_t done, int64_t total) { bar.update(done, total); });
   }
   loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

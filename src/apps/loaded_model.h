@@ -29,7 +29,7 @@ struct LoadedModel {
 };
 
 // Reads config and weights (with a progress bar). `weights` false: builds the model without reading any (inspect).
-LoadedModel load_model(const ModelOptions& options, bool weights = true);
+LoadedModel load_model(const ModelOptions& options, const ModelParts& parts = {}, bool weights = true);
 
 // The tokenizer of MODEL's folder alone. Throws LoadError.
 Tokenizer load_tokenizer(const ModelOptions& options);

@@ -71,8 +71,9 @@ fs::path find_in_hub_cache(const std::string& name) {
 
 fs::path find_model_folder(const std::string& model) {
   if (model.empty() || model == "demo:qwen3_5") return find_demo("qwen3_5");
+  if (model == "demo:bailing") return find_demo("bailing");
   if (model.starts_with("demo:"))
-    throw LoadError("there is no demo model " + model + "; this version has demo:qwen3_5");
+    throw LoadError("there is no demo model " + model + "; there are demo:qwen3_5 and demo:bailing");
   if (fs::is_directory(model)) return model;
   if (fs::exists(model))
     throw LoadError(model + " is a file; a model is a folder with config.json and model.safetensors");
@@ -80,7 +81,7 @@ fs::path find_model_folder(const std::string& model) {
                        model.front() != '.' && model.back() != '/' && model.find("..") == std::string::npos;
   if (is_name) return find_in_hub_cache(model);
   throw LoadError("there is no folder " + model +
-                  "; MODEL is a folder, a Hugging Face name like Qwen/Qwen3.5-0.8B, or demo:qwen3_5");
+                  "; MODEL is a folder, a Hugging Face name like Qwen/Qwen3.5-0.8B, demo:qwen3_5 or demo:bailing");
 }
 
 }  // namespace calandra::apps

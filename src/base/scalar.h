@@ -56,4 +56,24 @@ struct f16 {
   }
 };
 
+// Four exponent bits, three of fraction, no infinity ("fn"): the largest number is 448, 0x7f and 0xff are NaN.
+struct f8_e4m3 {
+  uint8_t bits = 0;
+
+  explicit operator float() const {
+    const uint32_t sign = (bits & 0x80u) << 24, magnitude = bits & 0x7fu;
+    if (magnitude == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000u);
+    if (magnitude < 8) {  // subnormal: the fraction in units of 2^-9
+      const float value = static_cast<float>(magnitude) * 0x1p-9f;
+      return sign != 0 ? -value : value;
+    }
+    return std::bit_cast<float>(sign | ((magnitude << 20) + (120u << 23)));
+  }
+  static f8_e4m3 from_bits(uint8_t bits) {
+    f8_e4m3 x;
+    x.bits = bits;
+    return x;
+  }
+};
+
 }  // namespace calandra

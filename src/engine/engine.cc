@@ -105,6 +105,9 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
       Sequence& s = running->sequence;
       s.tokens = request.prompt_token_ids;
       s.prompt_size = s.size();
+      s.images = request.images;
+      s.positions = request.positions;
+      s.position_delta = request.position_delta;
       s.params = request.params;
       s.seed = seed;
       s.choice = choice;

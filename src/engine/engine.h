@@ -17,6 +17,10 @@ namespace calandra {
 struct Request {
   std::vector<int32_t> prompt_token_ids;
   SamplingParams params;
+  // With images or videos (Sequence): their places, and the rotary positions of the whole prompt.
+  std::vector<ImageSpan> images = {};
+  std::vector<std::array<int32_t, 3>> positions = {};
+  int32_t position_delta = 0;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };

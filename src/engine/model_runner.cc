@@ -19,9 +19,29 @@ RunnerLimits complete(RunnerLimits limits) {
   return limits;
 }
 
-BatchSizes largest_batch(const RunnerLimits& limits) {
-  return {limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_num_seqs,
-          pages_for(limits.max_model_len, limits.block_size)};
+BatchSizes largest_batch(const CausalLM& model, const RunnerLimits& limits) {
+  return {.rows = limits.max_num_batched_tokens,
+          .sequences = limits.max_num_seqs,
+          .segments = limits.max_num_seqs,
+          .pages_per_sequence = pages_for(limits.max_model_len, limits.block_size),
+          .image_rows = model.vision() != nullptr ? limits.max_num_batched_tokens : 0,
+          .mtp = model.drafter() != nullptr};
+}
+
+// Of the decoder layers, then of the MTP layers.
+std::vector<CacheSpec> cache_specs(const CausalLM& model) {
+  std::vector<CacheSpec> specs = model.cache_specs();
+  if (model.drafter() != nullptr)
+    for (CacheSpec& spec : model.drafter()->cache_specs()) specs.push_back(std::move(spec));
+  return specs;
+}
+
+int64_t row_bytes(const CausalLM& model) { return model.hidden_size() * static_cast<int64_t>(size_of(model.dtype())); }
+
+// Rows of one step that images replace, and the hidden rows that a draft pass reads.
+int64_t kept_bytes(const CausalLM& model, const RunnerLimits& limits) {
+  return ((model.vision() != nullptr) + (model.drafter() != nullptr)) * limits.max_num_batched_tokens *
+         row_bytes(model);
 }
 
 // The workspace that the largest batch needs, found by running it without computing.
@@ -34,7 +54,9 @@ Workspace measure(const CausalLM& model, Backend& backend, const RunnerLimits& l
     void tap(int, const char*, const Tensor&) override {}
   } no_taps;
   if (limits.taps) ctx.taps = &no_taps;
-  Batch batch = lay_out(nullptr, largest_batch(limits), backend.device());
+  BatchSizes sizes = largest_batch(model, limits);
+  sizes.image_rows = 0;  // replaced in place
+  Batch batch = lay_out(nullptr, sizes, backend.device());
   batch.max_query_len = limits.max_num_batched_tokens;
   batch.max_seq_len = limits.max_model_len;
   batch.max_drafts = limits.pending_capacity;
@@ -42,14 +64,21 @@ Workspace measure(const CausalLM& model, Backend& backend, const RunnerLimits& l
   const Tensor hidden = model.forward(ctx, batch, caches);
   ops::commit_slots(ctx, hidden, caches.slots, batch);
   const int64_t rows = std::min(ModelRunner::kLogitRows, limits.max_num_batched_tokens);
-  model.logits(ctx, ops::gather_rows(ctx, hidden, Tensor(nullptr, DType::kI32, {rows}, backend.device())));
+  const Tensor index(nullptr, DType::kI32, {rows}, backend.device());
+  model.logits(ctx, ops::gather_rows(ctx, hidden, index));
+  if (model.drafter() != nullptr) {  // a launch of its own
+    workspace.reset();
+    const Tensor kept(nullptr, model.dtype(), {limits.max_num_batched_tokens, model.hidden_size()}, backend.device());
+    const Tensor drafted = model.drafter()->forward(ctx, batch, caches, kept, 0);
+    model.logits(ctx, ops::gather_rows(ctx, drafted, index));
+  }
   return workspace;
 }
 
 // Caches without memory, for the dry run.
 ModelCaches shapes_only(const CausalLM& model, const RunnerLimits& limits) {
   const auto no_memory = [](size_t bytes) { return Buffer(nullptr, bytes, Device{}, [](void*, size_t) {}); };
-  const std::vector<CacheSpec> specs = model.cache_specs();
+  const std::vector<CacheSpec> specs = cache_specs(model);
   const PagePool pages(specs, 1, limits.block_size, no_memory);
   const SlotPool slots(specs, model.hidden_size(), model.dtype(), 1, limits.pending_capacity, no_memory);
   ModelCaches caches;
@@ -64,21 +93,22 @@ ModelCaches shapes_only(const CausalLM& model, const RunnerLimits& limits) {
 MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, const RunnerLimits& given) {
   const RunnerLimits limits = complete(given);
   ModelCaches caches = shapes_only(model, limits);
-  const std::vector<CacheSpec> specs = model.cache_specs();
+  const std::vector<CacheSpec> specs = cache_specs(model);
   MemoryPlan plan;
   plan.pages = limits.num_blocks;
   for (const CacheSpec& spec : specs) plan.page_bytes += spec.bytes_per_token() * limits.block_size;
   plan.slots = limits.num_state_slots;
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
-  plan.batch_bytes = batch_ints(largest_batch(limits)) * static_cast<int64_t>(sizeof(int32_t));
+  plan.batch_bytes =
+      batch_ints(largest_batch(model, limits)) * static_cast<int64_t>(sizeof(int32_t)) + kept_bytes(model, limits);
   return plan;
 }
 
 ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLimits& limits)
     : model_(model), backend_(backend), limits_(complete(limits)) {
   const Allocate allocate = [&](size_t bytes) { return backend.allocate(bytes); };
-  const std::vector<CacheSpec> specs = model.cache_specs();
+  const std::vector<CacheSpec> specs = cache_specs(model);
   pages_ = std::make_unique<PagePool>(specs, limits_.num_blocks, limits_.block_size, allocate);
   slots_ = std::make_unique<SlotPool>(specs, model.hidden_size(), model.dtype(), limits_.num_state_slots,
                                       limits_.pending_capacity, allocate);
@@ -88,15 +118,18 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
 
   const Workspace measured = measure(model, backend, limits_, caches_);
   workspace_ = Workspace(measured, backend.allocate(measured.bytes()));
-  host_batch_.resize(batch_ints(largest_batch(limits_)));
+  host_batch_.resize(batch_ints(largest_batch(model, limits_)));
   device_batch_ = backend.allocate(host_batch_.size() * sizeof(int32_t));
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
+  const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
+  if (model.vision() != nullptr) image_embeds_ = backend.allocate(kept);
+  if (model.drafter() != nullptr) hidden_ = backend.allocate(kept);
   memory_ = {limits_.num_blocks,
              pages_->bytes_per_page(),
              limits_.num_state_slots,
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
-             static_cast<int64_t>(device_batch_.bytes())};
+             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_)};
 }
 
 bool ModelRunner::reserve(Sequence& sequence, int64_t tokens) {
@@ -126,18 +159,38 @@ ExecContext ModelRunner::context(Taps* taps) {
   return ctx;
 }
 
-Batch ModelRunner::build(std::span<const Part> parts) {
+// Tokens [begin, begin + tokens.size()) of a sequence.
+struct ModelRunner::Rows {
+  const Sequence& sequence;
+  int64_t begin;
+  std::span<const int32_t> tokens;
+  int64_t end() const { return begin + static_cast<int64_t>(tokens.size()); }
+};
+
+Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   BatchSizes sizes;
+  sizes.mtp = mtp;
   int64_t max_query_len = 0, max_seq_len = 0;
-  for (const Part& part : parts) {
-    const Sequence& s = *part.sequence;
-    CHECK_GT(part.rows, 0);
-    CHECK_LE(s.computed + part.rows, s.size());
-    CHECK_LE(s.computed + part.rows, static_cast<int64_t>(s.block_table.size()) * limits_.block_size);
-    sizes.rows += part.rows;
-    max_query_len = std::max(max_query_len, part.rows);
-    max_seq_len = std::max(max_seq_len, s.computed + part.rows);
+  // Calls visit(row of the batch, embedding rows) for every run of rows that images replace.
+  const auto visit_images = [&](auto&& visit) {
+    int64_t row = 0;
+    for (const Rows& part : parts) {
+      for (const ImageSpan& image : part.sequence.images) {
+        const int64_t from = std::max(part.begin, image.begin);
+        const int64_t to = std::min(part.end(), image.begin + image.embeds.size(0));
+        if (from < to) visit(row + from - part.begin, image.embeds.slice(0, from - image.begin, to - image.begin));
+      }
+      row += part.end() - part.begin;
+    }
+  };
+  for (const Rows& part : parts) {
+    CHECK_GT(part.end(), part.begin);
+    CHECK_LE(part.end(), static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
+    sizes.rows += part.end() - part.begin;
+    max_query_len = std::max(max_query_len, part.end() - part.begin);
+    max_seq_len = std::max(max_seq_len, part.end());
   }
+  visit_images([&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
   sizes.sequences = sizes.segments = static_cast<int64_t>(parts.size());
   sizes.pages_per_sequence = pages_for(max_seq_len, limits_.block_size);
   CHECK_LE(sizes.rows, limits_.max_num_batched_tokens);
@@ -146,33 +199,44 @@ Batch ModelRunner::build(std::span<const Part> parts) {
   const Batch host = lay_out(host_batch_.data(), sizes, Device{});
   int32_t row = 0;
   for (int32_t b = 0; b < static_cast<int32_t>(parts.size()); ++b) {
-    const Sequence& s = *parts[b].sequence;
+    const Sequence& s = parts[b].sequence;
     host.query_start.as<int32_t>()[b] = row;
     host.segment_start.as<int32_t>()[b] = row;
     host.segment_sequence.as<int32_t>()[b] = b;
     host.state_src.as<int32_t>()[b] = s.computed == 0 ? -1 : s.slot;
     host.state_dst.as<int32_t>()[b] = s.slot;
-    host.seq_len.as<int32_t>()[b] = static_cast<int32_t>(s.computed + parts[b].rows);
+    host.seq_len.as<int32_t>()[b] = static_cast<int32_t>(parts[b].end());
     host.active.as<int32_t>()[b] = 1;
     host.draft_count.as<int32_t>()[b] = 0;
+    if (mtp) host.mtp.first_key.as<int32_t>()[b] = 1;
     int32_t* table = host.block_table.as<int32_t>() + b * sizes.pages_per_sequence;
     const int64_t pages = std::min<int64_t>(sizes.pages_per_sequence, static_cast<int64_t>(s.block_table.size()));
     std::copy_n(s.block_table.begin(), pages, table);
     std::fill(table + pages, table + sizes.pages_per_sequence, -1);
-    for (int64_t i = 0; i < parts[b].rows; ++i, ++row) {
-      const int32_t index = static_cast<int32_t>(s.computed + i);
-      host.token_ids.as<int32_t>()[row] = s.tokens[index];
-      host.token_index.as<int32_t>()[row] = index;
+    for (int64_t index = parts[b].begin; index < parts[b].end(); ++index, ++row) {
+      host.token_ids.as<int32_t>()[row] = parts[b].tokens[index - parts[b].begin];
+      host.token_index.as<int32_t>()[row] = static_cast<int32_t>(index);
       host.row_sequence.as<int32_t>()[row] = b;
-      for (int axis = 0; axis < 3; ++axis)
-        host.positions.as<int32_t>()[axis * sizes.rows + row] = index;  // text: all axes equal
+      for (int axis = 0; axis < 3; ++axis) {
+        host.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index, axis);
+        if (mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index - 1, axis);
+      }
     }
   }
   host.query_start.as<int32_t>()[parts.size()] = row;
   host.segment_start.as<int32_t>()[parts.size()] = row;
+  int64_t image_row = 0;
+  visit_images([&](int64_t first, const Tensor& embeds) {
+    backend_.copy_bytes(static_cast<std::byte*>(image_embeds_.data()) + image_row * row_bytes(model_), embeds.data(),
+                        embeds.bytes());
+    for (int64_t i = 0; i < embeds.size(0); ++i)
+      host.image_rows.as<int32_t>()[image_row++] = static_cast<int32_t>(first + i);
+  });
 
   backend_.copy_bytes(device_batch_.data(), host_batch_.data(), batch_ints(sizes) * sizeof(int32_t));
   Batch batch = lay_out(static_cast<int32_t*>(device_batch_.data()), sizes, backend_.device());
+  if (sizes.image_rows > 0)
+    batch.image_embeds = image_embeds_.tensor(model_.dtype(), {sizes.image_rows, model_.hidden_size()});
   batch.max_query_len = max_query_len;
   batch.max_seq_len = max_seq_len;
   return batch;
@@ -180,7 +244,13 @@ Batch ModelRunner::build(std::span<const Part> parts) {
 
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
-  const Batch batch = build(parts);
+  std::vector<Rows> rows;
+  for (const Part& part : parts) {
+    const Sequence& s = *part.sequence;
+    CHECK_LE(s.computed + part.rows, s.size());
+    rows.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows)});
+  }
+  const Batch batch = build(rows, false);
   workspace_.reset();
   ExecContext ctx = context(taps);
   backend_.plan(ctx, batch);
@@ -189,6 +259,30 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   after_forward_ = workspace_.mark();
   for (const Part& part : parts) part.sequence->computed += part.rows;
   return hidden;
+}
+
+Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps) {
+  CHECK(taps == nullptr || limits_.taps);
+  CHECK(model_.drafter() != nullptr);
+  std::vector<Rows> rows;
+  for (const DraftPart& part : parts) {
+    CHECK_GE(part.first_entry, 1);
+    rows.push_back({*part.sequence, part.first_entry, part.token_ids});
+  }
+  const Batch batch = build(rows, true);
+  CHECK_EQ(hidden.size(0), batch.rows());
+  workspace_.reset();
+  ExecContext ctx = context(taps);
+  backend_.plan(ctx, batch);
+  const Tensor result = model_.drafter()->forward(ctx, batch, caches_, hidden, step);
+  after_forward_ = workspace_.mark();
+  return result;
+}
+
+Tensor ModelRunner::keep_hidden(const Tensor& hidden) {
+  CHECK_LE(static_cast<size_t>(hidden.bytes()), hidden_.bytes());
+  backend_.copy_bytes(hidden_.data(), hidden.data(), hidden.bytes());
+  return hidden_.tensor(hidden.dtype(), hidden.shape());
 }
 
 Tensor ModelRunner::logits(const Tensor& hidden, std::span<const int32_t> rows) {

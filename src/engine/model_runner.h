@@ -55,8 +55,20 @@ class ModelRunner {
   // Runs one step: model, state, caches; afterwards every sequence's `computed` has grown by its rows.
   //   returns [T, D] after the final norm, rows in order of the parts; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
-  // Logits of some rows of the last forward, [N, V] f32 on the device; at most kLogitRows at once. Valid until the next
-  // call.
+  // The model's MTP layers over entries of sequences (models/causal_lm.h, Drafter): entry e is the pair (hidden row of
+  // token e - 1, token e). Pages must be reserved up to the last entry.
+  struct DraftPart {
+    Sequence* sequence;
+    int64_t first_entry;                 // at least 1
+    std::span<const int32_t> token_ids;  // of first_entry and the entries after it
+  };
+  //   hidden [T, D] from keep_hidden, one row per entry   returns [T, D], as forward does
+  Tensor draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps = nullptr);
+  // Copies rows of a result out of the workspace, so that they outlive it. Valid until the next call.
+  Tensor keep_hidden(const Tensor& hidden);
+
+  // Logits of some rows of the last forward or draft, [N, V] f32 on the device; at most kLogitRows at once. Valid until
+  // the next call.
   static constexpr int64_t kLogitRows = 256;
   Tensor logits(const Tensor& hidden, std::span<const int32_t> rows);
   // One token for each row of logits.
@@ -70,7 +82,8 @@ class ModelRunner {
   const SlotPool& slots() const { return *slots_; }
 
  private:
-  Batch build(std::span<const Part> parts);
+  struct Rows;  // what both kinds of batch are built from
+  Batch build(std::span<const Rows> parts, bool mtp);
   ExecContext context(Taps* taps);
 
   const CausalLM& model_;
@@ -85,6 +98,8 @@ class ModelRunner {
   std::vector<int32_t> host_batch_;
   Buffer device_batch_;
   Buffer logit_rows_;
+  Buffer image_embeds_;       // rows of one step that images replace
+  Buffer hidden_;             // of keep_hidden
   size_t after_forward_ = 0;  // workspace mark: logits of the same step are allocated from here again
 };
 

@@ -1,13 +1,21 @@
 // Sequence: one request's tokens, progress, pages and slot. Values only; the runner moves them along.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "engine/sampling_params.h"
 #include "engine/token_counts.h"
+#include "tensor/tensor.h"
 
 namespace calandra {
+
+// Tokens of a prompt that stand for an image or a part of a video: their embeddings come from the vision tower.
+struct ImageSpan {
+  int64_t begin = 0;  // first token index
+  Tensor embeds;      // [tokens, D] on the device, in the model's type; whoever made the sequence owns the memory
+};
 
 struct Sequence {
   std::vector<int32_t> tokens;  // prompt, then what was sampled
@@ -15,6 +23,10 @@ struct Sequence {
   SamplingParams params;
   uint64_t seed = 0;   // of the request, drawn when it gave none
   int32_t choice = 0;  // index of this choice among all of the request
+
+  std::vector<ImageSpan> images;                  // ascending
+  std::vector<std::array<int32_t, 3>> positions;  // rotary (temporal, height, width) of the prompt; empty: the index
+  int32_t position_delta = 0;                     // rotary position of a later token minus its index
 
   int64_t computed = 0;              // P: tokens run and kept
   std::vector<int32_t> block_table;  // pages
@@ -24,6 +36,10 @@ struct Sequence {
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t outputs() const { return size() - prompt_size; }
+  int32_t position(int64_t index, int axis) const {
+    return index < static_cast<int64_t>(positions.size()) ? positions[index][axis]
+                                                          : static_cast<int32_t>(index) + position_delta;
+  }
 };
 
 }  // namespace calandra

@@ -19,7 +19,7 @@ GatedAttention::GatedAttention(WeightReader reader, const Sizes& s) : sizes(s) {
 }
 
 Tensor GatedAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const Tensor& x,
-                               const Tensor& table) const {
+                               const Tensor& table, const Tensor& first_key) const {
   const int64_t T = x.size(0), H = sizes.num_attention_heads, Hkv = sizes.num_key_value_heads, Dh = sizes.head_dim;
   KvPages pages{cache.paged[0], cache.paged[1]};
 
@@ -30,7 +30,7 @@ Tensor GatedAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache&
   const Tensor rotated = ops::qk_norm_rope_store(ctx, q.view({T, H, Dh}), k.view({T, Hkv, Dh}), v.view({T, Hkv, Dh}),
                                                  {q_norm, k_norm, sizes.eps, 1.0f}, table, pages, batch);
   const float scale = 1.0f / std::sqrt(static_cast<float>(Dh));
-  Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale);  // [T, H, Dh]
+  Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale, first_key);  // [T, H, Dh]
   ctx.tap("attention", o);
   o = ops::sigmoid_mul(ctx, o.view({T, H * Dh}), gate);
   ctx.tap("gated", o);

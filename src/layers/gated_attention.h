@@ -18,8 +18,9 @@ struct GatedAttention {
   // Reads q_proj, k_proj, v_proj, o_proj, q_norm, k_norm below `reader`.
   GatedAttention(WeightReader reader, const Sizes& sizes);
 
-  // x [T, D], normalised   table [2, T, R / 2]   returns [T, D]
-  Tensor forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const Tensor& x, const Tensor& table) const;
+  // x [T, D], normalised   table [2, T, R / 2]   first_key [B], absent: 0   returns [T, D]
+  Tensor forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const Tensor& x, const Tensor& table,
+                 const Tensor& first_key = {}) const;
   CacheSpec cache_spec(DType dtype) const;
 
   Sizes sizes;

@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "models/bailing_v2_5/bailing_v2_5.h"
+#include "models/bailing_v2_5/shapes.h"
+#include "models/quantization.h"
 #include "models/qwen3_5/qwen3_5.h"
 #include "models/qwen3_5/shapes.h"
 
@@ -11,26 +14,56 @@ namespace {
 
 struct Architecture {
   const char* name;
-  std::unique_ptr<CausalLM> (*make)(const ModelConfig&, WeightReader, Backend&, DType);
-  void (*check)(const ModelConfig&);
-  std::vector<UnusedTensors> (*unused)(const ModelConfig&);
-  std::vector<std::pair<std::string, std::string>> (*describe)(const ModelConfig&);
+  std::unique_ptr<CausalLM> (*make)(const ModelConfig&, WeightReader, Backend&, DType, const ModelParts&);
+  std::vector<UnusedTensors> (*unused)(const ModelConfig&, const ModelParts&);
+  std::vector<std::pair<std::string, std::string>> (*describe)(const ModelConfig&);  // checks the config, too
 };
 
-std::unique_ptr<CausalLM> make_qwen3_5(const ModelConfig& c, WeightReader reader, Backend& backend, DType dtype) {
-  return std::make_unique<qwen3_5::Qwen3_5>(qwen3_5::parse_config(c.config, c.file), reader, backend, dtype);
+struct Qwen3_5Family {
+  static qwen3_5::Config parse(const ModelConfig& c) { return qwen3_5::parse_config(c.config, c.file); }
+  static std::unique_ptr<CausalLM> make(const ModelConfig& c, WeightReader reader, Backend& backend, DType dtype,
+                                        const ModelParts& parts) {
+    return std::make_unique<qwen3_5::Qwen3_5>(parse(c), reader, backend, dtype, parts);
+  }
+  static std::vector<UnusedTensors> unused(const ModelConfig& c, const ModelParts& parts) {
+    return qwen3_5::unused_tensors(parse(c), parts);
+  }
+  static std::vector<std::pair<std::string, std::string>> describe(const ModelConfig& c) {
+    return qwen3_5::describe(parse(c));
+  }
+};
+
+template <bailing_v2_5::FullAttention kind>
+struct BailingFamily {
+  static bailing_v2_5::Config parse(const ModelConfig& c) { return bailing_v2_5::parse_config(c.config, c.file, kind); }
+  static std::unique_ptr<CausalLM> make(const ModelConfig& c, WeightReader reader, Backend& backend, DType dtype,
+                                        const ModelParts& parts) {
+    return std::make_unique<bailing_v2_5::Bailing>(parse(c), reader, backend, dtype, parts);
+  }
+  static std::vector<UnusedTensors> unused(const ModelConfig& c, const ModelParts& parts) {
+    return bailing_v2_5::unused_tensors(parse(c), parts.drafter);
+  }
+  static std::vector<std::pair<std::string, std::string>> describe(const ModelConfig& c) {
+    return bailing_v2_5::describe(parse(c));
+  }
+};
+
+template <class Family>
+constexpr Architecture row(const char* name) {
+  return {name, Family::make, Family::unused, Family::describe};
 }
-void check_qwen3_5(const ModelConfig& c) { qwen3_5::parse_config(c.config, c.file); }
-std::vector<UnusedTensors> unused_qwen3_5(const ModelConfig& c) {
-  return qwen3_5::unused_tensors(qwen3_5::parse_config(c.config, c.file));
-}
-std::vector<std::pair<std::string, std::string>> describe_qwen3_5(const ModelConfig& c) {
-  return qwen3_5::describe(qwen3_5::parse_config(c.config, c.file));
-}
+using BailingV2_5 = BailingFamily<bailing_v2_5::FullAttention::kLatent>;
+using BailingLinearV2 = BailingFamily<bailing_v2_5::FullAttention::kGroupedQuery>;
 
 const Architecture kArchitectures[] = {
-    {"Qwen3_5ForConditionalGeneration", make_qwen3_5, check_qwen3_5, unused_qwen3_5, describe_qwen3_5},
-    {"Qwen3_5ForCausalLM", make_qwen3_5, check_qwen3_5, unused_qwen3_5, describe_qwen3_5},
+    row<Qwen3_5Family>("Qwen3_5ForConditionalGeneration"),
+    row<Qwen3_5Family>("Qwen3_5ForCausalLM"),
+    row<Qwen3_5Family>("Qwen3_5MoeForConditionalGeneration"),
+    row<Qwen3_5Family>("Qwen3_5MoeForCausalLM"),
+    row<BailingV2_5>("BailingMoeV2_5ForCausalLM"),
+    row<BailingLinearV2>("BailingMoeLinearV2ForCausalLM"),
+    row<BailingLinearV2>("BailingMoeLinearForCausalLM"),
+    row<BailingLinearV2>("BailingMoELinearForCausalLM"),
 };
 
 const Architecture& find_architecture(const std::string& name, const std::string& file) {
@@ -40,14 +73,6 @@ const Architecture& find_architecture(const std::string& name, const std::string
     known += std::string(known.empty() ? "" : ", ") + architecture.name;
   }
   throw LoadError(fmt::format("{}: architecture {} is not supported; supported are {}", file, name, known));
-}
-
-// The number format is refused here by name, before a weight's strange shape is.
-void refuse_quantised(const ConfigFields& top) {
-  if (!top.has("quantization_config")) return;
-  const ConfigFields quantization = top.child("quantization_config");
-  quantization.fail("quant_method", fmt::format("\"{}\" is not supported; weights must be bfloat16, float16 or float32",
-                                                quantization.text("quant_method", "(absent)")));
 }
 
 DType config_dtype(const ConfigFields& top) {
@@ -79,20 +104,21 @@ ModelConfig check_config(json::object config, const std::string& file) {
   if (architectures.size() != 1 || !architectures[0].is_string()) top.fail("architectures", "must hold one name");
   model.architecture = std::string(architectures[0].get_string());
   const Architecture& architecture = find_architecture(model.architecture, file);
-  refuse_quantised(top);
+  model.fp8 = parse_quantization(top);
   model.dtype = config_dtype(top);
-  architecture.check(model);
+  architecture.describe(model);  // throws for broken fields
   const ConfigFields text = top.has("text_config") ? top.child("text_config") : top;
   append_ids(model.eos_token_ids, text.object().if_contains("eos_token_id"));
   return model;
 }
 
-std::unique_ptr<CausalLM> make_model(const ModelConfig& config, WeightReader reader, Backend& backend, DType dtype) {
-  return find_architecture(config.architecture, config.file).make(config, reader, backend, dtype);
+std::unique_ptr<CausalLM> make_model(const ModelConfig& config, WeightReader reader, Backend& backend, DType dtype,
+                                     const ModelParts& parts) {
+  return find_architecture(config.architecture, config.file).make(config, reader, backend, dtype, parts);
 }
 
-std::vector<UnusedTensors> unused_tensors(const ModelConfig& config) {
-  return find_architecture(config.architecture, config.file).unused(config);
+std::vector<UnusedTensors> unused_tensors(const ModelConfig& config, const ModelParts& parts) {
+  return find_architecture(config.architecture, config.file).unused(config, parts);
 }
 
 std::vector<std::pair<std::string, std::string>> describe(const ModelConfig& config) {
@@ -101,10 +127,14 @@ std::vector<std::pair<std::string, std::string>> describe(const ModelConfig& con
 
 json::object config_of_shape(const std::string& name) {
   std::string known;
-  for (const qwen3_5::ReleaseShape& shape : qwen3_5::release_shapes()) {
-    if (name == shape.name) return qwen3_5::config_of(shape);
-    known += std::string(known.empty() ? "" : ", ") + shape.name;
-  }
+  const auto is = [&](const char* shape) {
+    known += std::string(known.empty() ? "" : ", ") + shape;
+    return name == shape;
+  };
+  for (const qwen3_5::ReleaseShape& shape : qwen3_5::release_shapes())
+    if (is(shape.name)) return qwen3_5::config_of(shape);
+  for (const bailing_v2_5::ReleaseShape& shape : bailing_v2_5::release_shapes())
+    if (is(shape.name)) return bailing_v2_5::config_of(shape);
   throw UsageError("there is no shape " + name + "; shapes are " + known);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct ModelConfig {
   json::object config;       // whole, --hf-overrides merged in
   std::string file;          // name for errors
   std::vector<int32_t> eos_token_ids;
+  std::optional<Fp8Blocks> fp8;  // for the WeightStore
 };
 
 // Throws LoadError for an unknown architecture, a number format that is not supported, or broken fields.
@@ -26,10 +28,11 @@ ModelConfig check_config(json::object config, const std::string& file);
 
 // Builds the model; its constructor notes every weight with `reader`, WeightStore::load fills them in. `dtype` f32 |
 // bf16.
-std::unique_ptr<CausalLM> make_model(const ModelConfig& config, WeightReader reader, Backend& backend, DType dtype);
+std::unique_ptr<CausalLM> make_model(const ModelConfig& config, WeightReader reader, Backend& backend, DType dtype,
+                                     const ModelParts& parts);
 
 // Tensors that a checkpoint of this architecture may hold and that are not read, each with its reason.
-std::vector<UnusedTensors> unused_tensors(const ModelConfig& config);
+std::vector<UnusedTensors> unused_tensors(const ModelConfig& config, const ModelParts& parts);
 
 // One line per fact for `calandra inspect`: {"hidden_size", "1024"}, ….
 std::vector<std::pair<std::string, std::string>> describe(const ModelConfig& config);

@@ -1,20 +1,10 @@
 #include "ops/attention.h"
 
 #include "ops/backend.h"
+#include "ops/batch_checks.h"
 #include "ops/shapes.h"
 
 namespace calandra::ops {
-namespace {
-
-void check_paged_batch(const char* op, const Batch& batch, int64_t T) {
-  const Dims d = match_shapes(op, {{batch.token_index, "T", DType::kI32},
-                                   {batch.row_sequence, "T", DType::kI32},
-                                   {batch.active, "B", DType::kI32},
-                                   {batch.block_table, "B P", DType::kI32}});
-  CHECK_EQ(d["T"], T);
-}
-
-}  // namespace
 
 Tensor rope_table(ExecContext& ctx, const Tensor& positions, const RopeFrequencies& frequencies, DType dtype) {
   const Scope scope("rope_table");
@@ -27,12 +17,13 @@ Tensor rope_table(ExecContext& ctx, const Tensor& positions, const RopeFrequenci
   return out;
 }
 
-Tensor rope(ExecContext& ctx, const Tensor& x, const Tensor& table) {
+Tensor rope(ExecContext& ctx, const Tensor& x, const Tensor& table, RopePairing pairing) {
   const Scope scope("rope");
-  const Dims d = match_shapes("rope", {{x, "T H Dh", std::nullopt}, {table, "2 T F", x.dtype()}});
+  const Dims d = match_shapes("rope", {{x, "T H Dh", std::nullopt}, {table, "2 T F", std::nullopt}});
+  CHECK(table.dtype() == x.dtype() || table.dtype() == DType::kF32);
   CHECK_LE(2 * d["F"], d["Dh"]);
   Tensor out = ctx.workspace.alloc(x.dtype(), x.shape());
-  if (!ctx.dry_run && !x.empty()) ctx.backend.rope(ctx, x, table, out);
+  if (!ctx.dry_run && !x.empty()) ctx.backend.rope(ctx, x, table, pairing, out);
   return out;
 }
 
@@ -52,12 +43,14 @@ Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, co
   const Dims d = match_shapes("qk_norm_rope_store", {{q, "T H Dh", std::nullopt},
                                                      {k, "T Hkv Dh", q.dtype()},
                                                      {v, "T Hkv Dh", q.dtype()},
-                                                     {norm.q_norm, "Dh", DType::kF32},
-                                                     {norm.k_norm, "Dh", DType::kF32},
                                                      {table, "2 T F", q.dtype()},
                                                      {pages.k, "pages Hkv page Dh", q.dtype()},
                                                      {pages.v, "pages Hkv page Dh", q.dtype()}});
   CHECK_LE(2 * d["F"], d["Dh"]);
+  CHECK_EQ(norm.q_norm.rank(), norm.k_norm.rank());
+  if (norm.q_norm.rank() != 0)
+    match_shapes("qk_norm_rope_store",
+                 {{q, "T H Dh", std::nullopt}, {norm.q_norm, "Dh", DType::kF32}, {norm.k_norm, "Dh", DType::kF32}});
   check_paged_batch("qk_norm_rope_store", batch, d["T"]);
   Tensor out = ctx.workspace.alloc(q.dtype(), q.shape());
   if (!q.empty()) ctx.backend.qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch, out);

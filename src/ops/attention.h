@@ -20,16 +20,23 @@ struct RopeFrequencies {
 //   positions [3, T] i32   returns [2, T, R / 2] in dtype: cosines, sines
 Tensor rope_table(ExecContext& ctx, const Tensor& positions, const RopeFrequencies& frequencies, DType dtype);
 
-// Rotates the first R dims of each head, halves paired: (x_i, x_{i + R/2}); the rest passes through.
-//   x [T, H, Dh]   table [2, T, R / 2] as x   returns [T, H, Dh], dense
-Tensor rope(ExecContext& ctx, const Tensor& x, const Tensor& table);
+enum class RopePairing {
+  kHalves,     // (x_i, x_{i + R/2})
+  kNeighbours  // (x_2i, x_{2i + 1}), HF's rope_interleave; each stays in its place
+};
+
+// Rotates the first R dims of each head, in pairs; the rest passes through.
+// A turn is computed in f32 and rounded once.
+//   x [T, H, Dh]   table [2, T, R / 2] as x, or f32   returns [T, H, Dh], dense
+Tensor rope(ExecContext& ctx, const Tensor& x, const Tensor& table, RopePairing pairing = RopePairing::kHalves);
 
 // Puts the rows' keys and values at their token index. Rows of inactive sequences write nothing.
 //   k, v [T, Hkv, Dh] as the pages
 void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch);
 
-// q, k normalised per head (weight + 1), rotated; k, v stored. HF Qwen3_5Attention before the softmax.
-//   q [T, H, Dh]   k, v [T, Hkv, Dh]   q_norm, k_norm [Dh] f32   table [2, T, R / 2]   returns q [T, H, Dh]
+// q, k normalised per head (weight + offset), rotated; k, v stored. HF Qwen3_5Attention before the softmax.
+//   q [T, H, Dh]   k, v [T, Hkv, Dh]   q_norm, k_norm [Dh] f32; absent: no norm   table [2, T, R / 2]
+//   returns q [T, H, Dh]
 struct QkNorm {
   const Tensor& q_norm;
   const Tensor& k_norm;

@@ -8,9 +8,13 @@
 #include "ops/attention.h"
 #include "ops/batch.h"
 #include "ops/dense.h"
+#include "ops/latent_attention.h"
+#include "ops/lightning.h"
+#include "ops/moe.h"
 #include "ops/norm.h"
 #include "ops/recurrence.h"
 #include "ops/sampling.h"
+#include "ops/vision.h"
 #include "ops/weight.h"
 
 namespace calandra {
@@ -24,9 +28,10 @@ class Backend {
 
   // Zeroed memory of the device. Throws LoadError when there is not enough.
   virtual Buffer allocate(size_t bytes) = 0;
-  // Packs a host matrix [N, K] (f32 | bf16 | f16) once. Called from several threads at load.
-  virtual PreparedWeight prepare_weight(const Tensor& source) = 0;
-  virtual size_t packed_bytes(DType dtype, int64_t N, int64_t K) const = 0;
+  // Packs a matrix once into `to`, packed_bytes of device memory at a multiple of kWeightAlignment, and returns the
+  // view of it. Called from several threads at load. packed_bytes looks at shape and format only.
+  virtual PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) = 0;
+  virtual size_t packed_bytes(const StoredMatrix& source) const = 0;
   // Between host and device memory, or within the device. Complete on return.
   virtual void copy_bytes(void* to, const void* from, size_t bytes) = 0;
   // Work done once per step for all layers (tile schedules, scratch). Called before the model's forward, also in a dry
@@ -42,6 +47,7 @@ class Backend {
   virtual void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) = 0;
   virtual void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) = 0;
   virtual void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) = 0;
+  virtual void concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) = 0;
   // norm
   virtual void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
                         Tensor& out) = 0;
@@ -50,10 +56,16 @@ class Backend {
   // attention
   virtual void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies,
                           Tensor& out) = 0;
-  virtual void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, Tensor& out) = 0;
+  virtual void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) = 0;
   virtual void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) = 0;
   virtual void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                                const Tensor& first_key, Tensor& out) = 0;
+  virtual void store_latent(ExecContext& ctx, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
+                            const Batch& batch) = 0;
+  // Also called in a dry run, to allocate its scratch.
+  virtual void latent_attention(ExecContext& ctx, const Tensor& q_nope, const Tensor& q_pe,
+                                const ops::LatentUpProjection& up, const LatentPages& pages, const Batch& batch,
+                                float scale, const Tensor& first_key, Tensor& out) = 0;
   // recurrence
   virtual void causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
                                   const Tensor& accepted, const Batch& batch, Tensor& out) = 0;
@@ -63,7 +75,24 @@ class Backend {
   virtual void gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
                                 const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
                                 Tensor& out) = 0;
+  virtual void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const Tensor& slope, LightningState& state, const Tensor& accepted,
+                                   const Batch& batch, Tensor& out) = 0;
   virtual void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) = 0;
+  // experts; route and grouped_linear are called in a dry run as well, to allocate scratch in the workspace
+  virtual void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
+                     ops::Routing& out) = 0;
+  virtual void grouped_linear(ExecContext& ctx, const Tensor& x, const GroupedWeight& weight, const Tensor& experts,
+                              Tensor& out) = 0;
+  virtual void moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& weights, Tensor& out) = 0;
+  // vision; segment_attention is called in a dry run as well, to allocate scratch in the workspace
+  virtual void layer_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                          Tensor& out) = 0;
+  virtual void gelu(ExecContext& ctx, const Tensor& x, ops::GeluForm form, Tensor& out) = 0;
+  virtual void weighted_rows(ExecContext& ctx, const Tensor& table, const Tensor& index, const Tensor& weight,
+                             Tensor& out) = 0;
+  virtual void segment_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                 const Tensor& segment_start, float scale, Tensor& out) = 0;
   // choose
   virtual void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                       ops::SamplingResult& out) = 0;
@@ -74,6 +103,8 @@ class Backend {
                           Tensor& out);
   virtual void swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
                           const Tensor& residual, Tensor& out);
+  virtual void sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                          const ops::RouterOptions& options, const Tensor& residual, Tensor& out);
   virtual void add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                             float weight_offset, Tensor& sum, Tensor& norm);
   virtual void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -82,6 +113,9 @@ class Backend {
   virtual void gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
                                  const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
                                  const Tensor& accepted, const Batch& batch, Tensor& out);
+  virtual void lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate,
+                               const ops::LightningWeights& weights, const Tensor& table, LightningState& state,
+                               const Tensor& accepted, const Batch& batch, Tensor& out);
 };
 
 }  // namespace calandra

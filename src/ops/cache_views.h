@@ -12,6 +12,13 @@ struct KvPages {
   int64_t page_tokens() const { return k.size(2); }
 };
 
+// Latents of one multi-head latent attention layer, and the one rotated key that its heads share.
+struct LatentPages {
+  Tensor latent;  // [pages, page, L] f32 | bf16
+  Tensor k_pe;    // [pages, page, R]
+  int64_t page_tokens() const { return latent.size(1); }
+};
+
 // Counts of each slot, shared by all layers: N tokens folded into S, and how many pending tokens were accepted (P = N +
 // accepted). The recurrences read `accepted` and never write either; commit_slots writes both after the last layer.
 struct SlotCounts {
@@ -33,6 +40,13 @@ struct DeltaState {
   Tensor pending_v;     // [slots, M, Hv, Dv] f32
   Tensor pending_g;     // [slots, M, Hv] f32
   Tensor pending_beta;  // [slots, M, Hv] f32
+};
+
+// Recurrent state of one lightning attention layer.
+struct LightningState {
+  Tensor S;          // [slots, H, Dk, Dv] f32
+  Tensor pending_k;  // [slots, M, H, Dk] f32, after norm and rope
+  Tensor pending_v;  // [slots, M, H, Dv] f32
 };
 
 }  // namespace calandra

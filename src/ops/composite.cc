@@ -35,6 +35,41 @@ void Backend::swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& ga
   linear_add(ctx, h, down, residual, out);
 }
 
+void Backend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                         const ops::RouterOptions& options, const Tensor& residual, Tensor& out) {
+  const Scratch scratch(ctx);
+  const int64_t T = x.size(0), k = options.top_k, F = weights.down.K;
+
+  const Tensor logits = ops::linear(ctx, x, weights.router, DType::kF32);                 // [T, E] f32
+  const auto [experts, expert_weights] = ops::route(ctx, logits, weights.bias, options);  // [T, k]
+  const Tensor gate = ops::grouped_linear(ctx, x, weights.gate, experts);                 // [T, k, F]
+  const Tensor up = ops::grouped_linear(ctx, x, weights.up, experts);                     // [T, k, F]
+  const Tensor h = ops::silu_mul(ctx, gate.view({T * k, F}), up.view({T * k, F}));
+  const Tensor y = ops::grouped_linear(ctx, h.view({T, k, F}), weights.down, experts);  // [T, k, D]
+  const Tensor routed = ops::moe_combine(ctx, y, expert_weights);                       // [T, D]
+  ctx.tap("moe/input", x);
+  ctx.tap("moe/router_logits", logits);
+  ctx.tap("moe/chosen_experts", experts);
+  ctx.tap("moe/expert_weights", expert_weights);
+  ctx.tap("moe/routed_output", routed);
+
+  Tensor sum = routed;
+  if (weights.shared_down.N > 0) {
+    const auto [shared_gate, shared_up, unused_2, unused_3] = ops::linear(ctx, x, weights.shared_gate_up);
+    const Tensor shared_h = ops::silu_mul(ctx, shared_gate, shared_up);  // [T, Fs]
+    Tensor shared = ops::linear(ctx, shared_h, weights.shared_down, x.dtype());
+    ctx.tap("moe/shared_output", shared);
+    if (weights.shared_gate.N > 0) {
+      const Tensor open = ops::linear(ctx, x, weights.shared_gate, x.dtype());  // [T, 1]
+      ctx.tap("moe/shared_gate", open);
+      shared = ops::sigmoid_mul(ctx, shared, open);
+    }
+    sum = ops::add(ctx, routed, shared);
+  }
+  ctx.tap("moe/output", sum);
+  if (!ctx.dry_run) add(ctx, residual, sum, out);
+}
+
 void Backend::add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                            float weight_offset, Tensor& sum, Tensor& norm) {
   if (ctx.dry_run) return;
@@ -46,14 +81,17 @@ void Backend::qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor
                                  const ops::QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch,
                                  Tensor& out) {
   const Scratch scratch(ctx);
-  const Tensor q_normed = ops::rms_norm(ctx, q, norm.q_norm, norm.eps, norm.weight_offset);
-  const Tensor k_normed = ops::rms_norm(ctx, k, norm.k_norm, norm.eps, norm.weight_offset);
+  const bool with_norm = norm.q_norm.rank() != 0;
+  const Tensor q_normed = with_norm ? ops::rms_norm(ctx, q, norm.q_norm, norm.eps, norm.weight_offset) : q;
+  const Tensor k_normed = with_norm ? ops::rms_norm(ctx, k, norm.k_norm, norm.eps, norm.weight_offset) : k;
   const Tensor k_rotated = ops::rope(ctx, k_normed, table);
-  if (!ctx.dry_run) rope(ctx, q_normed, table, out);
+  if (!ctx.dry_run) rope(ctx, q_normed, table, ops::RopePairing::kHalves, out);
   ops::store_kv(ctx, k_rotated, v, pages, batch);
 
-  ctx.tap("q_normed", q_normed);
-  ctx.tap("k_normed", k_normed);
+  if (with_norm) {
+    ctx.tap("q_normed", q_normed);
+    ctx.tap("k_normed", k_normed);
+  }
   ctx.tap("q_rotated", out);
   ctx.tap("k_rotated", k_rotated);
   ctx.tap("v", v);
@@ -90,6 +128,47 @@ void Backend::gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tenso
   ctx.tap("beta", beta);
   ctx.tap("core_output", o);
   ctx.tap("gated_norm", out);
+}
+
+void Backend::lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate,
+                              const ops::LightningWeights& weights, const Tensor& table, LightningState& state,
+                              const Tensor& accepted, const Batch& batch, Tensor& out) {
+  const Scratch scratch(ctx);
+  const int64_t T = qkv.size(0), H = state.S.size(1), D = state.S.size(2);
+  const int64_t G = weights.norm_groups, W = H * D / G;
+
+  const Tensor x = weights.silu ? ops::sigmoid_mul(ctx, qkv, qkv) : qkv;  // silu: x sigmoid(x)
+  const Tensor q = x.slice(1, 0, H * D).view({T, H, D});
+  const Tensor k = x.slice(1, H * D, 2 * H * D).view({T, H, D});
+  const Tensor v = x.slice(1, 2 * H * D, 3 * H * D).view({T, H, D});
+  const bool with_norm = weights.q_norm.rank() != 0;
+  const Tensor q_normed = with_norm ? ops::rms_norm(ctx, q, weights.q_norm, weights.eps, 0) : q;
+  const Tensor k_normed = with_norm ? ops::rms_norm(ctx, k, weights.k_norm, weights.eps, 0) : k;
+  const Tensor q_rotated = weights.rope ? ops::rope(ctx, q_normed, table) : q_normed;
+  const Tensor k_rotated = weights.rope ? ops::rope(ctx, k_normed, table) : k_normed;
+  const Tensor o = ops::lightning_attention(ctx, q_rotated, k_rotated, v, weights.slope, state, accepted, batch);
+
+  const Tensor groups = o.view({T, G, W}), g_norm = weights.g_norm.view({G, W});
+  Tensor gated = out.view({T, G, W});
+  if (!ctx.dry_run)
+    gated_rms_norm(ctx, groups, gate.view({T, G, W}), g_norm, weights.eps, ops::GateActivation::kSigmoid, gated);
+
+  ctx.tap("qkv", qkv);
+  ctx.tap("q", q);
+  ctx.tap("k", k);
+  ctx.tap("v", v);
+  if (with_norm) {
+    ctx.tap("q_norm", q_normed);
+    ctx.tap("k_norm", k_normed);
+  }
+  if (weights.rope) {
+    ctx.tap("q_rope", q_rotated);
+    ctx.tap("k_rope", k_rotated);
+  }
+  ctx.tap("slope", weights.slope);
+  ctx.tap("core", o);
+  if (ctx.taps != nullptr) ctx.tap("group_norm", ops::rms_norm(ctx, groups, g_norm, weights.eps, 0));
+  ctx.tap("gate", gate);
 }
 
 }  // namespace calandra

@@ -16,11 +16,12 @@ void check_float(DType dtype) { CHECK_MSG(dtype == DType::kF32 || dtype == DType
 
 }  // namespace
 
-PackResult linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack) {
+PackResult linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, std::optional<DType> dtype) {
   const Scope scope("linear");
   const Dims d = match_shapes("linear", {{x, "T K", std::nullopt}});
   CHECK_EQ(d["K"], pack.K());
-  Tensor out = ctx.workspace.alloc(x.dtype(), {d["T"], pack.N()});
+  check_float(dtype.value_or(x.dtype()));
+  Tensor out = ctx.workspace.alloc(dtype.value_or(x.dtype()), {d["T"], pack.N()});
   if (!ctx.dry_run && !x.empty()) ctx.backend.linear(ctx, x, pack, out);
   PackResult result;
   int64_t column = 0;
@@ -73,7 +74,9 @@ Tensor silu_mul(ExecContext& ctx, const Tensor& gate, const Tensor& up) {
 
 Tensor sigmoid_mul(ExecContext& ctx, const Tensor& x, const Tensor& gate) {
   const Scope scope("sigmoid_mul");
-  Tensor out = like_both("sigmoid_mul", ctx, x, gate);
+  const bool per_row = gate.rank() == 2 && gate.size(1) == 1;
+  match_shapes("sigmoid_mul", {{x, "T F", std::nullopt}, {gate, per_row ? "T 1" : "T F", x.dtype()}});
+  Tensor out = ctx.workspace.alloc(x.dtype(), x.shape());
   if (!ctx.dry_run && !out.empty()) ctx.backend.sigmoid_mul(ctx, x, gate, out);
   return out;
 }
@@ -90,6 +93,14 @@ Tensor add(ExecContext& ctx, const Tensor& a, const Tensor& b) {
   const Scope scope("add");
   Tensor out = like_both("add", ctx, a, b);
   if (!ctx.dry_run && !out.empty()) ctx.backend.add(ctx, a, b, out);
+  return out;
+}
+
+Tensor concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b) {
+  const Scope scope("concat_columns");
+  const Dims d = match_shapes("concat_columns", {{a, "T D1", std::nullopt}, {b, "T D2", a.dtype()}});
+  Tensor out = ctx.workspace.alloc(a.dtype(), {d["T"], d["D1"] + d["D2"]});
+  if (!ctx.dry_run && !out.empty()) ctx.backend.concat_columns(ctx, a, b, out);
   return out;
 }
 

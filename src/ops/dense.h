@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 
 #include "ops/exec_context.h"
 #include "ops/weight.h"
@@ -12,14 +13,15 @@ namespace calandra::ops {
 // Results of a LinearPack: views [T, N_i] into one dense [T, sum N]; their row stride is sum N.
 using PackResult = std::array<Tensor, LinearPack::kMaxParts>;
 
-// y = x W^T for every part of the pack, one read of x.
-//   x [T, K]   returns per part [T, N_i], as x
-PackResult linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack);
+// y = x W^T + bias for every part of the pack, one read of x. A bias is added to the f32 sum, before the one rounding
+// (torch addmm).
+//   x [T, K]   returns per part [T, N_i] in `out`, absent: as x
+PackResult linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, std::optional<DType> out = {});
 
-// y = x W^T.   x [T, K]   returns [T, N] in `out` (the head asks for f32 logits of bf16 activations).
+// y = x W^T + bias.   x [T, K]   returns [T, N] in `out` (the head asks for f32 logits of bf16 activations).
 Tensor linear(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, DType out);
 
-// residual + x W^T. The product is rounded to the type of x before the sum, as HF does.
+// residual + (x W^T + bias). What is in brackets is rounded to the type of x before the sum, as HF does.
 //   x [T, K]   residual [T, N] as x   returns [T, N] as x
 Tensor linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual);
 
@@ -31,7 +33,8 @@ Tensor swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, 
 // silu(gate) * up, silu rounded to the type of gate first (HF).   gate, up [T, F]   returns [T, F]
 Tensor silu_mul(ExecContext& ctx, const Tensor& gate, const Tensor& up);
 
-// x * sigmoid(gate), the sigmoid rounded to the type of gate first (HF).   x, gate [T, F]   returns [T, F]
+// x * sigmoid(gate), the sigmoid rounded to the type of gate first (HF).
+//   x [T, F]   gate [T, F], or [T, 1]: one factor per row   returns [T, F]
 Tensor sigmoid_mul(ExecContext& ctx, const Tensor& x, const Tensor& gate);
 
 // sigmoid(x) in f32.   x [T, H]   returns [T, H] f32
@@ -49,5 +52,8 @@ Tensor gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows);
 
 // x[rows[i]] = values[i].   x [T, D]   rows [I] i32, distinct, in [0, T)   values [I, D] as x
 void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values);
+
+// The columns of b behind those of a.   a [T, D1]   b [T, D2] as a   returns [T, D1 + D2]
+Tensor concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b);
 
 }  // namespace calandra::ops

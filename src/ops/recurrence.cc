@@ -1,23 +1,11 @@
 #include "ops/recurrence.h"
 
 #include "ops/backend.h"
+#include "ops/batch_checks.h"
 #include "ops/shapes.h"
 
 namespace calandra::ops {
 namespace {
-
-void check_segments(const char* op, const Batch& batch, int64_t T) {
-  const Dims d = match_shapes(op, {{batch.active, "B", DType::kI32},
-                                   {batch.draft_count, "B", DType::kI32},
-                                   {batch.query_start, "Q", DType::kI32},
-                                   {batch.segment_start, "E", DType::kI32},
-                                   {batch.segment_sequence, "S", DType::kI32},
-                                   {batch.state_src, "S", DType::kI32},
-                                   {batch.state_dst, "S", DType::kI32}});
-  CHECK_EQ(d["Q"], d["B"] + 1);
-  CHECK_EQ(d["E"], d["S"] + 1);
-  CHECK_EQ(batch.rows(), T);
-}
 
 void check_delta_state(const char* op, const DeltaState& state, int64_t Hk, int64_t Hv, int64_t Dk, int64_t Dv) {
   const Dims d = match_shapes(op, {{state.S, "slots Hv Dk Dv", DType::kF32},

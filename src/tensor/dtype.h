@@ -70,6 +70,10 @@ constexpr DType dtype_of<f16>() {
   return DType::kF16;
 }
 template <>
+constexpr DType dtype_of<f8_e4m3>() {
+  return DType::kF8E4M3;
+}
+template <>
 constexpr DType dtype_of<int8_t>() {
   return DType::kI8;
 }

@@ -1,11 +1,13 @@
 // Expected results of Hugging Face tokenizers; tests/oracle/text/tokenizer/README.md says what the rows mean.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
 
+#include "text/chat_template.h"
 #include "text/tokenize_rows.h"
 
 namespace calandra {
@@ -132,6 +134,39 @@ TEST(TokenizerVariants, EachSettingOfTokenizerJson) {
     }
   }
   std::cout << "tokenizer variants (" << rows.size() - 1 << " settings): " << passed << " of " << count << "\n";
+}
+
+// The Bailing family: a vocabulary in the released layout, with its chat template.
+TEST(BailingTokenizer, EncodeDecodeAndChat) {
+  const fs::path folder = kRoot / "../shared/oracle/bailing/tokenizer";
+  if (!fs::exists(folder)) GTEST_SKIP() << "skipped: the goldens are only in the shared oracle";
+  const Tokenizer tokenizer = Tokenizer::load(folder);
+  size_t encoded = 0, decoded = 0, chats = 0;
+  for (const json::object& row : read_rows(folder / "encode.jsonl")) {
+    const json::object got = tokenize_row(tokenizer, {{"text", row.at("text")}});
+    EXPECT_EQ(got.at("ids"), row.at("ids")) << to_json(row);
+    const json::object back = tokenize_row(tokenizer, {{"ids", row.at("ids")}});
+    EXPECT_EQ(back.at("text"), row.at("text")) << to_json(row);
+    EXPECT_EQ(back.at("text_skip_special"), row.at("decoded_skip_special")) << to_json(row);
+    ++encoded;
+  }
+  for (const json::object& row : read_rows(folder / "decode.jsonl")) {
+    const json::object got = tokenize_row(tokenizer, {{"ids", row.at("ids")}});
+    EXPECT_EQ(got.at("text"), row.at("text")) << to_json(row);
+    EXPECT_EQ(got.at("text_skip_special"), row.at("text_skip_special")) << to_json(row);
+    ++decoded;
+  }
+  const ChatTemplate chat(tokenizer.chat_template());
+  for (const json::object& row : read_rows(folder / "chat.jsonl")) {
+    const RenderedPrompt prompt = chat.render(row.at("messages"), row.at("tools"),
+                                              {{"add_generation_prompt", row.at("add_generation_prompt")}}, std::tm{});
+    EXPECT_EQ(prompt.text, row.at("text").as_string()) << to_json(row);
+    const std::vector<int32_t> ids = tokenizer.encode(std::string_view(prompt.text));
+    EXPECT_EQ(json::array(ids.begin(), ids.end()), row.at("ids")) << to_json(row);
+    ++chats;
+  }
+  std::cout << "tokenizer bailing: " << encoded << " encodings, " << decoded << " decodings, " << chats << " chats\n";
+  EXPECT_GT(std::min({encoded, decoded, chats}), 0u);
 }
 
 }  // namespace

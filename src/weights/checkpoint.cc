@@ -41,15 +41,15 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   std::error_code ignored;
   if (!fs::is_directory(folder, ignored))
     throw LoadError(folder.string() + " is no folder; a model is a folder with config.json and its weights");
-  if (fs::exists(single, ignored)) {
-    files_.emplace_back(single);
-    add_places();
-  } else if (fs::exists(index, ignored)) {
+  if (fs::exists(index, ignored)) {  // also beside a single file: a folder that lost shards must not load in part
     const json::value root = read_json_file(index, kMaxIndexBytes);
     const json::object& weight_map = weight_map_of(root, index);
     open_shards(index, weight_map);
     add_places();
     compare_with_index(index, weight_map);
+  } else if (fs::exists(single, ignored)) {
+    files_.emplace_back(single);
+    add_places();
   } else {
     throw LoadError(
         folder.string() +

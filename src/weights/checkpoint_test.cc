@@ -137,8 +137,10 @@ TEST(Checkpoint, OfOneFile) {
   EXPECT_HAS(open_checkpoint(folder.path()).error, "neither");
   EXPECT_HAS(open_checkpoint(folder.path() / "absent").error, "no folder");
   folder.write("model.safetensors", tensor_file("a"));
-  folder.write("model.safetensors.index.json", "{}");  // the single file wins, as with HF
   EXPECT_EQ(open_checkpoint(folder.path()).error, "");
+  folder.write("model.safetensors.index.json",
+               R"({"weight_map": {"a": "model.safetensors", "b": "lost.safetensors"}})");
+  EXPECT_HAS(open_checkpoint(folder.path()).error, "lost.safetensors");  // an index beside it is believed
   EXPECT_HAS(open_checkpoint(folder.path() / "model.safetensors").error, "no folder");
 }
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstring>
 
 namespace calandra {
 namespace {
@@ -24,10 +25,23 @@ uint64_t hash(std::string_view name) {  // FNV-1a
   return h;
 }
 
+// Codes without the upper exponent bit: 0, subnormals and numbers below 2, as many of each exponent.
+constexpr uint8_t kCodes = 0xbf;
+
+void fill_fp8(Random& random, uint8_t* x, int64_t n) {
+  constexpr uint64_t kEight = 0x0101010101010101u * kCodes;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const uint64_t r = random.next() & kEight;
+    std::memcpy(x + i, &r, sizeof r);
+  }
+  for (uint64_t r = random.next() & kEight; i < n; ++i, r >>= 8) x[i] = static_cast<uint8_t>(r);
+}
+
 }  // namespace
 
-void fill_dummy(std::string_view name, int64_t first, const Tensor& tensor) {
-  Random random{hash(name) ^ (static_cast<uint64_t>(first) << 32)};
+void fill_dummy(std::string_view name, int64_t row, const Tensor& tensor) {
+  Random random{hash(name) ^ (static_cast<uint64_t>(row) << 32)};
   const int64_t n = tensor.numel();
   if (tensor.dtype() == DType::kF32) {
     float* x = tensor.as<float>();
@@ -45,6 +59,10 @@ void fill_dummy(std::string_view name, int64_t first, const Tensor& tensor) {
     }
     return;
   }
+  if (tensor.dtype() == DType::kF8E4M3) {
+    fill_fp8(random, reinterpret_cast<uint8_t*>(tensor.as<f8_e4m3>()), n);
+    return;
+  }
   // 256 levels, uniform, of standard deviation 1 / sqrt(K): the size of a normalised vector's projection stays near 1.
   const double K = static_cast<double>(tensor.size(-1));
   std::array<uint16_t, 256> level;
@@ -56,6 +74,21 @@ void fill_dummy(std::string_view name, int64_t first, const Tensor& tensor) {
     for (int j = 0; j < 8; ++j, r >>= 8) x[i + j] = level[r & 255];
   }
   for (uint64_t r = random.next(); i < n; ++i, r >>= 8) x[i] = level[r & 255];
+}
+
+float dummy_scale(int64_t K) {  // to a standard deviation of 1 / sqrt(K)
+  double squares = 0;
+  for (int code = 0; code < 256; ++code) {
+    const double value = static_cast<float>(f8_e4m3::from_bits(code & kCodes));
+    squares += value * value / 256;
+  }
+  return static_cast<float>(1 / std::sqrt(squares * static_cast<double>(K)));
+}
+
+bool released_in_fp8(std::string_view name) {
+  for (const char* part : {"embed", "lm_head", "in_proj_a", "in_proj_b", "visual.", "mtp.fc", "eh_proj"})
+    if (name.find(part) != std::string_view::npos) return false;
+  return !name.ends_with("gate.weight");
 }
 
 }  // namespace calandra

@@ -2,6 +2,8 @@
 // converts and packs everything in parallel, and fills the destinations in.
 #pragma once
 
+#include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,6 +13,7 @@
 namespace calandra {
 
 class WeightStore;
+struct WeightNote;
 
 // A named size, for errors: {"vocab_size", 248320}.
 struct Axis {
@@ -28,6 +31,15 @@ struct RowBlocks {
   int64_t step = 0;
 };
 
+// Values that share a scale in FP8 matrices: quantization_config.weight_block_size.
+struct Fp8Blocks {
+  int64_t N = 128, K = 128;
+};
+
+// Puts numbers of a stored matrix into matrix `e` of a group, both dense and row-major. Numbers may only be moved: the
+// group is packed in the stored format.
+using MoveNumbers = std::function<void(const float* stored, int64_t e, float* out)>;
+
 // Tensors that a checkpoint may hold although nothing reads them.
 struct UnusedTensors {
   std::string pattern;     // "mtp.*"; * stands for anything
@@ -41,17 +53,40 @@ class WeightReader {
   WeightReader(WeightStore& store, std::string prefix) : store_(&store), prefix_(std::move(prefix)) {}
   WeightReader child(std::string_view name) const;
 
-  // What follows notes a tensor below this position, stored as F32, BF16 or F16, with exactly the shape that is named.
-  // Destinations must stay where they are until WeightStore::load has returned.
+  // Whether the checkpoint holds a tensor, for those that it may lack. Dummy weights: false.
+  bool has(std::string_view name) const;
+
+  // What follows notes a tensor below this position, with exactly the shape that is named. Destinations must stay where
+  // they are until WeightStore::load has returned.
+  //
+  // A matrix may be stored as F32, BF16, F16, or F8_E4M3 with scales beside it: NAME_scale_inv, one number (F32, BF16,
+  // F16) for each block of the size that the config names. It is packed in its stored format, whatever the config says
+  // of it.
 
   // A matrix [N, K], packed for the backend. `shape` is that of the stored tensor; `rows` selects of it.
   void linear(PackedWeight& destination, std::string_view name, const MatrixShape& shape, RowBlocks rows = {}) const;
-  // A small tensor, converted to f32: a vector, or a tensor viewed as `view` (same number of elements).
+  // A tensor [N, ..] as the matrix of N rows: the kernel of a convolution whose stride is its size.
+  void flattened(PackedWeight& destination, std::string_view name, const std::vector<Axis>& axes) const;
+  // E matrices stored one by one; {e} in `pattern` stands for the number ("experts.{e}.up_proj.weight"). If they are
+  // stored in several formats, all are widened to f32.
+  void experts(GroupedWeight& destination, std::string_view pattern, int64_t E, const MatrixShape& shape) const;
+  // E matrices stored as one tensor [E, N, K]; `rows` selects of each.
+  void fused_experts(GroupedWeight& destination, std::string_view name, const Axis& E, const MatrixShape& shape,
+                     RowBlocks rows = {}) const;
+  // E matrices [N, K] made of one stored matrix; what was F8_E4M3 becomes f32.
+  void rearranged(GroupedWeight& destination, std::string_view name, const MatrixShape& stored, int64_t E, int64_t N,
+                  int64_t K, MoveNumbers move) const;
+
+  // A small tensor of F32, BF16 or F16, converted to f32: a vector, or a tensor viewed as `view` (same number of
+  // elements).
   void vector(Tensor& destination, std::string_view name, const Axis& axis) const;
   void tensor(Tensor& destination, std::string_view name, const std::vector<Axis>& axes, Shape view) const;
+  // A vector that no file holds since it follows from the config. It is there at once.
+  void computed(Tensor& destination, std::span<const float> values) const;
 
  private:
   std::string full_name(std::string_view name) const;
+  WeightNote note(std::string_view name, const std::vector<Axis>& axes, RowBlocks rows = {}) const;
 
   WeightStore* store_;
   std::string prefix_;

@@ -4,205 +4,218 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
-#include <cstring>
 #include <exception>
 #include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "weights/dummy_weights.h"
+#include "weights/list_of_names.h"
 #include "weights/stored_values.h"
 
 namespace calandra {
 namespace {
 
-constexpr size_t kNamesInMessage = 20;
 constexpr size_t kStagingBytes = size_t{256} << 20, kStagingBytesPerThread = size_t{64} << 20;
 
-std::string list(const std::vector<std::string>& names) {
-  std::string text;
-  for (size_t i = 0; i < std::min(names.size(), kNamesInMessage); ++i) text += (i > 0 ? ", " : "") + names[i];
-  if (names.size() > kNamesInMessage) text += fmt::format(" and {} more", names.size() - kNamesInMessage);
-  return text;
-}
-
-// "*" matches anything.
-bool glob(std::string_view pattern, std::string_view text) {
-  const size_t star = pattern.find('*');
-  if (star == std::string_view::npos) return pattern == text;
-  if (!text.starts_with(pattern.substr(0, star))) return false;
-  pattern.remove_prefix(star + 1);
-  for (size_t from = star; from <= text.size(); ++from)
-    if (glob(pattern, text.substr(from))) return true;
-  return false;
-}
-
-bool covers(const UnusedTensors& unused, std::string_view name) {
-  if (!glob(unused.pattern, name)) return false;
-  if (unused.from_layer == 0) return true;
-  const std::string_view rest = name.substr(unused.pattern.find('*'));
-  int64_t layer = -1;
-  std::from_chars(rest.data(), rest.data() + rest.size(), layer);
-  return layer >= unused.from_layer;
-}
+size_t aligned(size_t bytes) { return (bytes + kWeightAlignment - 1) / kWeightAlignment * kWeightAlignment; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Shape WeightStore::Note::wanted() const {
-  return matrix != nullptr ? Shape{shape[0] / rows.step * rows.rows, shape[1]} : view;
+DType WeightStore::stored_type(const WeightNote& note) const {
+  if (checkpoint_ == nullptr) {
+    if (!note.is_matrix()) return DType::kF32;
+    return fp8_ && released_in_fp8(note.name) ? DType::kF8E4M3 : DType::kBF16;
+  }
+  const auto* entry = note.place.entry != nullptr ? note.place.entry : checkpoint_->find(note.name).entry;
+  return entry == nullptr ? DType::kBF16 : dtype_of_safetensors(entry->dtype).value_or(DType::kBF16);
 }
 
-// The tensor that stands for NAME.weight in a quantised checkpoint, or "".
-std::string WeightStore::quantised_form(const std::string& name) const {
-  constexpr std::string_view kWeight = ".weight";
-  if (!name.ends_with(kWeight)) return "";
-  const std::string module = name.substr(0, name.size() - kWeight.size());
-  for (const char* form : {".qweight", ".weight_packed", ".weight_quantized", ".blocks"})
-    if (checkpoint_->find(module + form).file != nullptr) return module + form;
-  return "";
+// A dense matrix in this format; without memory when `values` is null.
+StoredMatrix WeightStore::form(DType dtype, int64_t N, int64_t K, void* values) const {
+  StoredMatrix matrix{.values = Tensor(values, dtype, {N, K})};
+  if (dtype != DType::kF8E4M3) return matrix;
+  matrix.scales = Tensor(nullptr, DType::kF32, {ceil_div(N, blocks_.N), ceil_div(K, blocks_.K)});
+  matrix.block_n = blocks_.N;
+  matrix.block_k = blocks_.K;
+  return matrix;
 }
 
-void WeightStore::resolve() {
-  std::vector<std::string> missing;
-  for (Note& note : notes_) {
-    note.place = checkpoint_->find(note.name);
-    if (note.place.file == nullptr) {
-      if (const std::string form = quantised_form(note.name); !form.empty())
-        throw LoadError(fmt::format(
-            "{}: tensor {} is missing, {} stands for it: this quantised format is not supported yet by this version; "
-            "use a checkpoint in BF16, F16 or F32",
-            checkpoint_->folder().string(), note.name, form));
-      missing.push_back(note.name);
-      continue;
-    }
-    const SafetensorsFile::Entry& entry = *note.place.entry;
-    const std::string where = note.place.file->path().string() + ": tensor " + note.name;
-    const auto dtype = dtype_of_safetensors(entry.dtype);
-    if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16 && *dtype != DType::kF16))
-      throw LoadError(
-          fmt::format("{} is stored as {}, which is not supported yet by this version; it must be F32, BF16 or F16",
-                      where, entry.dtype));
-    if (entry.shape != note.shape) {
-      std::string expected;
-      for (size_t i = 0; i < note.shape.size(); ++i) {
-        expected += fmt::format("{}{}", i > 0 ? ", " : "", note.axes[i]);
-        if (note.axes[i] != std::to_string(note.shape[i])) expected += fmt::format(" = {}", note.shape[i]);
+// One for each note, in their order, and the bytes of all together.
+std::vector<WeightStore::Target> WeightStore::targets(size_t& bytes) const {
+  std::map<const GroupedWeight*, Target> groups;
+  for (const WeightNote& note : notes_) {
+    if (note.group == nullptr) continue;
+    DType dtype = stored_type(note);
+    if (note.move && dtype == DType::kF8E4M3) dtype = DType::kF32;  // the blocks of its scales do not move along
+    Target& group = groups.try_emplace(note.group, Target{dtype}).first->second;
+    if (group.dtype != dtype) group.dtype = DType::kF32;
+  }
+  bytes = 0;
+  const auto take = [&](size_t size) { return std::exchange(bytes, bytes + aligned(size)); };
+  std::vector<Target> all;
+  for (const WeightNote& note : notes_) {
+    if (note.small != nullptr) {
+      all.push_back({DType::kF32, take(note.view.numel() * sizeof(float))});
+    } else if (note.matrix != nullptr) {
+      const DType dtype = stored_type(note);
+      all.push_back({dtype, take(backend_.packed_bytes(form(dtype, note.N(), note.K(), nullptr)))});
+    } else {
+      Target& group = groups.at(note.group);
+      if (group.stride == 0) {
+        group.stride = aligned(backend_.packed_bytes(form(group.dtype, note.group->N, note.group->K, nullptr)));
+        group.offset = take(group.stride * note.group->E);
       }
-      throw LoadError(
-          fmt::format("{} has shape [{}], the config asks for [{}]", where, fmt::join(entry.shape, ", "), expected));
+      all.push_back(group);
     }
   }
-  if (!missing.empty()) {
-    std::sort(missing.begin(), missing.end());
-    missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
-    throw LoadError(fmt::format("{}: {} tensor{} of the model {} missing: {}", checkpoint_->folder().string(),
-                                missing.size(), missing.size() == 1 ? "" : "s", missing.size() == 1 ? "is" : "are",
-                                list(missing)));
+  return all;
+}
+
+// Gives the destinations their memory. What the backend says of a packed matrix is added when it is packed.
+void WeightStore::place(const std::vector<Target>& targets) {
+  for (size_t i = 0; i < notes_.size(); ++i) {
+    const WeightNote& note = notes_[i];
+    const Target& target = targets[i];
+    if (note.small != nullptr) *note.small = memory_.tensor(DType::kF32, note.view, target.offset);
+    if (note.group != nullptr) {
+      note.group->dtype = target.dtype;
+      note.group->block_k = target.dtype == DType::kF8E4M3 ? blocks_.K : 0;
+      note.group->packed =
+          memory_.tensor(DType::kU8, {note.group->E, static_cast<int64_t>(target.stride)}, target.offset);
+    }
   }
 }
 
-void WeightStore::account_for_the_rest(std::span<const UnusedTensors> unused) const {
-  std::set<std::string_view> read;
-  for (const Note& note : notes_) read.insert(note.name);
-  std::vector<std::vector<std::string>> not_used(unused.size());
-  std::vector<std::string> unknown;
-  for (const SafetensorsFile& file : checkpoint_->files()) {
-    for (const SafetensorsFile::Entry& entry : file.entries()) {
-      if (read.contains(entry.name)) continue;
-      const auto it =
-          std::find_if(unused.begin(), unused.end(), [&](const UnusedTensors& u) { return covers(u, entry.name); });
-      if (it == unused.end()) {
-        unknown.push_back(entry.name);
-      } else {
-        not_used[it - unused.begin()].push_back(entry.name);
-      }
-    }
-  }
-  if (!unknown.empty())
-    throw LoadError(fmt::format("{}: {} tensors of the files belong to no part of the model: {}",
-                                checkpoint_->folder().string(), unknown.size(), list(unknown)));
-  std::string text;
-  for (size_t i = 0; i < unused.size(); ++i) {
-    if (not_used[i].empty()) continue;
-    text += fmt::format("{}{} tensor{} like {} ({})", text.empty() ? "" : "; ", not_used[i].size(),
-                        not_used[i].size() == 1 ? "" : "s", not_used[i].front(), unused[i].reason);
-  }
-  if (!text.empty()) log_warning("not read: {}", text);
-}
-
-void WeightStore::keep(Buffer buffer) {
+void WeightStore::remember_not_finite(const std::string& name) {
   const std::lock_guard lock(mutex_);
-  buffers_.push_back(std::move(buffer));
+  not_finite_.insert(name);
 }
 
-DType WeightStore::stored_type(const Note& note) const {
-  if (checkpoint_ == nullptr) return note.matrix != nullptr ? DType::kBF16 : DType::kF32;
-  return *dtype_of_safetensors(note.place.entry->dtype);
-}
-
-// The rows that the note takes, one after another.
-void WeightStore::read_rows(const Note& note, std::byte* to) const {
-  const SafetensorsFile::Entry& entry = *note.place.entry;
-  if (note.matrix == nullptr || note.rows.rows == note.rows.step) {
-    note.place.file->read(entry, 0, entry.bytes, to);
+// The values that the note takes, its rows one after another.
+void WeightStore::read(const WeightNote& note, const Tensor& to) {
+  if (checkpoint_ == nullptr) {
+    const int64_t row = note.is_matrix() ? note.element * note.stored_N() + note.rows.first : 0;
+    fill_dummy(note.name, row, to);
     return;
   }
-  const int64_t row_bytes = note.shape[1] * static_cast<int64_t>(size_of(stored_type(note)));
-  const int64_t block_bytes = note.rows.rows * row_bytes;
-  for (int64_t row = note.rows.first; row < note.shape[0]; row += note.rows.step, to += block_bytes)
-    note.place.file->read(entry, row * row_bytes, block_bytes, to);
+  const SafetensorsFile::Entry& entry = *note.place.entry;
+  if (!note.is_matrix()) {
+    note.place.file->read(entry, 0, entry.bytes, to.data());
+  } else {
+    const RowBlocks rows =
+        note.rows.rows == note.rows.step ? RowBlocks{0, note.stored_N(), note.stored_N()} : note.rows;
+    const int64_t row_bytes = note.K() * static_cast<int64_t>(size_of(to.dtype()));
+    const int64_t begin = note.element * note.stored_N() * row_bytes, block_bytes = rows.rows * row_bytes;
+    auto* at = static_cast<std::byte*>(to.data());
+    for (int64_t row = rows.first; row < note.stored_N(); row += rows.step, at += block_bytes)
+      note.place.file->read(entry, begin + row * row_bytes, block_bytes, at);
+  }
+  if (has_nan_or_infinity(to)) remember_not_finite(note.name);
 }
 
-void WeightStore::carry_out(const Note& note, StagingBudget& staging) {
+// The scales of the rows that the note takes: of all, in blocks as stored; of some, one row of scales for each.
+std::vector<float> WeightStore::read_scales(const WeightNote& note) {
+  const int64_t rows = ceil_div(note.stored_N(), blocks_.N), columns = ceil_div(note.K(), blocks_.K);
+  std::vector<float> scales(static_cast<size_t>(rows * columns), dummy_scale(note.K()));
+  if (checkpoint_ != nullptr) {
+    const SafetensorsFile::Entry& entry = *note.scales.entry;
+    const DType dtype = *dtype_of_safetensors(entry.dtype);
+    std::vector<std::byte> stored(scales.size() * size_of(dtype));
+    const auto bytes = static_cast<int64_t>(stored.size());
+    note.scales.file->read(entry, note.element * bytes, bytes, stored.data());
+    const Tensor values(stored.data(), dtype, {rows, columns});
+    if (has_nan_or_infinity(values)) remember_not_finite(entry.name);
+    scales = to_f32(values);
+  }
+  if (note.rows.rows == note.rows.step) return scales;
+  std::vector<float> selected;
+  for (int64_t first = note.rows.first; first < note.stored_N(); first += note.rows.step)
+    for (int64_t row = first; row < first + note.rows.rows; ++row) {
+      const auto from = scales.begin() + row / blocks_.N * columns;
+      selected.insert(selected.end(), from, from + columns);
+    }
+  return selected;
+}
+
+void WeightStore::pack_rearranged(const WeightNote& note, const Target& target, const StoredMatrix& stored) {
+  const std::vector<float> from = to_f32(stored);
+  const int64_t N = note.group->N, K = note.group->K;
+  std::vector<float> wide(static_cast<size_t>(N * K));
+  std::vector<std::byte> narrow(wide.size() * size_of(target.dtype));
+  for (int64_t e = 0; e < note.group->E; ++e) {
+    note.move(from.data(), e, wide.data());
+    const StoredMatrix matrix = form(target.dtype, N, K, narrow.data());
+    from_f32(wide, matrix.values);
+    backend_.pack_weight(matrix, at(target.offset + e * target.stride));
+  }
+}
+
+void WeightStore::carry_out(const WeightNote& note, const Target& target, StagingBudget& staging) {
   const DType dtype = stored_type(note);
   const Shape shape = note.wanted();
   const StagingBudget::Loan loan = staging.borrow(shape.numel() * size_of(dtype));
   const Tensor values(loan.data(), dtype, shape);
-  if (checkpoint_ == nullptr) {
-    fill_dummy(note.name, note.rows.first, values);
-  } else {
-    read_rows(note, loan.data());
-    if (has_nan_or_infinity(values)) {
-      const std::lock_guard lock(mutex_);
-      not_finite_.insert(note.name);
-    }
-  }
-  if (note.matrix != nullptr) {
-    PreparedWeight prepared = backend_.prepare_weight(values);
-    *note.matrix = prepared.weight;
-    keep(std::move(prepared.storage));
+  read(note, values);
+  if (!note.is_matrix()) {
+    const std::vector<float> wide = to_f32(values);
+    backend_.copy_bytes(at(target.offset), wide.data(), wide.size() * sizeof(float));
     return;
   }
-  const std::vector<float> wide = to_f32(values);
-  Buffer buffer = backend_.allocate(wide.size() * sizeof(float));
-  backend_.copy_bytes(buffer.data(), wide.data(), wide.size() * sizeof(float));
-  *note.small = buffer.tensor(DType::kF32, shape);
-  keep(std::move(buffer));
+  StoredMatrix matrix = form(dtype, note.N(), note.K(), loan.data());
+  std::vector<float> scales, wide;
+  if (dtype == DType::kF8E4M3) {
+    scales = read_scales(note);
+    if (note.rows.rows != note.rows.step) matrix.block_n = 1;
+    matrix.scales = Tensor(scales.data(), DType::kF32, {ceil_div(matrix.N(), matrix.block_n), matrix.scales.size(1)});
+  }
+  if (note.move) return pack_rearranged(note, target, matrix);
+  if (target.dtype != dtype) {  // of a mixed group
+    wide = to_f32(matrix);
+    matrix = form(DType::kF32, note.N(), note.K(), wide.data());
+  }
+  if (note.matrix == nullptr) {
+    backend_.pack_weight(matrix, at(target.offset + note.expert * target.stride));
+    return;
+  }
+  const PackedWeight packed = backend_.pack_weight(matrix, at(target.offset));
+  note.matrix->dtype = packed.dtype;
+  note.matrix->packed = packed.packed;
+  note.matrix->block_k = packed.block_k;  // its bias belongs to another note
 }
 
-void WeightStore::carry_out_all(int threads, const Progress& progress) {
-  const auto bytes_of = [&](const Note& note) {
+void WeightStore::carry_out_all(const std::vector<Target>& targets, int threads, const Progress& progress) {
+  std::vector<size_t> order(notes_.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  if (checkpoint_ != nullptr)
+    std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) {
+      const WeightNote &a = notes_[i], &b = notes_[j];
+      return std::tuple(a.place.file, a.place.entry->begin, a.element) <
+             std::tuple(b.place.file, b.place.entry->begin, b.element);
+    });
+  const auto bytes_of = [&](const WeightNote& note) {
     return note.wanted().numel() * static_cast<int64_t>(size_of(stored_type(note)));
   };
   int64_t total = 0;
-  for (const Note& note : notes_) total += bytes_of(note);
+  for (const WeightNote& note : notes_) total += bytes_of(note);
 
   StagingBudget staging(std::max(kStagingBytes, kStagingBytesPerThread * std::max(threads, 1)));
   std::atomic<size_t> next{0};
   std::atomic<int64_t> done{0};
   std::exception_ptr failure;
   const auto work = [&] {
-    for (size_t i = next++; i < notes_.size(); i = next++) {
+    for (size_t i = next++; i < order.size(); i = next++) {
+      const WeightNote& note = notes_[order[i]];
       try {
-        carry_out(notes_[i], staging);
+        carry_out(note, targets[order[i]], staging);
       } catch (...) {
         const std::lock_guard lock(mutex_);
         if (!failure) failure = std::current_exception();
-        next = notes_.size();
+        next = order.size();
         return;
       }
-      done += bytes_of(notes_[i]);
+      done += bytes_of(note);
       if (progress) progress(done, total);
     }
   };
@@ -215,40 +228,39 @@ void WeightStore::carry_out_all(int threads, const Progress& progress) {
 }
 
 void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const Progress& progress) {
-  if (checkpoint_ == nullptr) {
-    carry_out_all(threads, progress);
-    return;
+  if (checkpoint_ != nullptr) {
+    resolve();
+    account_for_the_rest(unused);
   }
-  resolve();
-  account_for_the_rest(unused);
-  std::stable_sort(notes_.begin(), notes_.end(), [](const Note& a, const Note& b) {
-    return std::pair(a.place.file, a.place.entry->begin) < std::pair(b.place.file, b.place.entry->begin);
-  });
-  carry_out_all(threads, progress);
+  size_t bytes = 0;
+  const std::vector<Target> where = targets(bytes);
+  memory_ = backend_.allocate(bytes);
+  place(where);
+  carry_out_all(where, threads, progress);
+  if (checkpoint_ == nullptr) return;
   for (const SafetensorsFile& file : checkpoint_->files()) file.check_unchanged();
   if (!not_finite_.empty())
     log_warning("{}: {} tensor{} NaN or infinite values: {}", checkpoint_->folder().string(), not_finite_.size(),
-                not_finite_.size() == 1 ? " holds" : "s hold", list({not_finite_.begin(), not_finite_.end()}));
+                not_finite_.size() == 1 ? " holds" : "s hold", list_of_names({not_finite_.begin(), not_finite_.end()}));
 }
 
 WeightStore::Summary WeightStore::summary() const {
   Summary summary;
   std::set<std::string_view> names;
-  for (const Note& note : notes_) {
-    const Shape shape = note.wanted();
-    std::string stored = checkpoint_ == nullptr ? std::string(safetensors_name(stored_type(note))) : "";
-    if (checkpoint_ != nullptr) {
-      if (const Checkpoint::Place place = checkpoint_->find(note.name); place.entry != nullptr)
-        stored = place.entry->dtype;
-    }
-    const DType dtype = dtype_of_safetensors(stored).value_or(DType::kBF16);
-    summary.packed_bytes += static_cast<int64_t>(
-        note.matrix != nullptr ? backend_.packed_bytes(dtype, shape[0], shape[1]) : shape.numel() * sizeof(float));
-    summary.parameters += shape.numel();
-    if (!stored.empty()) summary.parameters_by_type[stored] += shape.numel();
-    names.insert(note.name);
+  for (const WeightNote& note : notes_) {
+    const bool again = !names.insert(note.name).second;
+    if (note.move && again) continue;  // its parts go into several groups
+    const int64_t parameters = note.wanted().numel();
+    summary.parameters += parameters;
+    if (checkpoint_ == nullptr)
+      summary.parameters_by_type[std::string(safetensors_name(stored_type(note)))] += parameters;
+    else if (const Checkpoint::Place place = checkpoint_->find(note.name); place.entry != nullptr)
+      summary.parameters_by_type[place.entry->dtype] += parameters;
   }
   summary.tensors = static_cast<int64_t>(names.size());
+  size_t bytes = 0;
+  targets(bytes);
+  summary.packed_bytes = static_cast<int64_t>(bytes);
   return summary;
 }
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -12,23 +13,29 @@
 #include "ops/backend.h"
 #include "weights/checkpoint.h"
 #include "weights/staging.h"
+#include "weights/weight_note.h"
 #include "weights/weight_reader.h"
 
 namespace calandra {
 
 class WeightStore {
  public:
-  // Weights of `checkpoint`; null: random weights, a fixed function of each tensor's name (--load-format dummy).
-  WeightStore(Backend& backend, const Checkpoint* checkpoint) : backend_(backend), checkpoint_(checkpoint) {}
+  // Weights of `checkpoint`; null: random weights, a fixed function of each tensor's name (--load-format dummy). `fp8`:
+  // the config speaks of FP8 weights in these blocks; random weights then take that format where releases have it.
+  WeightStore(Backend& backend, const Checkpoint* checkpoint, std::optional<Fp8Blocks> fp8 = {})
+      : backend_(backend), checkpoint_(checkpoint), fp8_(fp8), blocks_(fp8.value_or(Fp8Blocks{})) {}
   WeightStore(const WeightStore&) = delete;
 
   WeightReader reader() { return WeightReader(*this, ""); }
 
+  bool has(std::string_view name) const { return checkpoint_ != nullptr && checkpoint_->find(name).file != nullptr; }
+
   // Carries out all that was noted, on `threads` threads, in the order of the files; the result does not depend on
-  // their number. Beside the packed weights it takes the memory of the largest tensor and 256 MiB (64 MiB per thread,
-  // if that is more). Throws LoadError: missing tensors (by name), a shape or type that does not fit, tensors that
-  // nothing read and that `unused` does not name, a file that changed meanwhile. The unused tensors are listed in one
-  // warning, those that hold NaN or infinity in another.
+  // their number. All weights lie in one piece of memory: thousands of experts do not take a mapping each. Beside it it
+  // takes the memory of the largest tensor and 256 MiB (64 MiB per thread, if that is more). Throws LoadError: missing
+  // tensors (by name), a shape or type that does not fit, tensors that nothing read and that `unused` does not name, a
+  // file that changed meanwhile. The unused tensors are listed in one warning, those that hold NaN or infinity in
+  // another.
   using Progress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;  // called from several threads
   void load(std::span<const UnusedTensors> unused, int threads, const Progress& progress = {});
 
@@ -43,32 +50,39 @@ class WeightStore {
 
  private:
   friend class WeightReader;
-  struct Note {
-    PackedWeight* matrix = nullptr;  // one of the two is the destination
-    Tensor* small = nullptr;
-    std::string name;
-    std::vector<std::string> axes;  // names of the axes, for errors
-    std::vector<int64_t> shape;     // of the stored tensor
-    RowBlocks rows;                 // of a matrix
-    Shape view;                     // of a small tensor
-    Checkpoint::Place place{};
-
-    Shape wanted() const;  // what the note takes of the stored tensor
+  // Where the result of a note goes.
+  struct Target {
+    DType dtype = DType::kF32;  // as it is packed
+    size_t offset = 0;
+    size_t stride = 0;  // of a group
   };
+  // weight_resolve.cc
   void resolve();
+  void check(WeightNote& note) const;
+  void check_scales(WeightNote& note) const;
   std::string quantised_form(const std::string& name) const;
   void account_for_the_rest(std::span<const UnusedTensors> unused) const;
-  DType stored_type(const Note& note) const;
-  void carry_out(const Note& note, StagingBudget& staging);
-  void read_rows(const Note& note, std::byte* to) const;
-  void carry_out_all(int threads, const Progress& progress);
-  void keep(Buffer buffer);
+
+  DType stored_type(const WeightNote& note) const;
+  StoredMatrix form(DType dtype, int64_t N, int64_t K, void* values) const;
+  std::vector<Target> targets(size_t& bytes) const;
+  void place(const std::vector<Target>& targets);
+  void carry_out_all(const std::vector<Target>& targets, int threads, const Progress& progress);
+  void carry_out(const WeightNote& note, const Target& target, StagingBudget& staging);
+  void pack_rearranged(const WeightNote& note, const Target& target, const StoredMatrix& stored);
+  void read(const WeightNote& note, const Tensor& to);
+  std::vector<float> read_scales(const WeightNote& note);
+  void remember_not_finite(const std::string& name);
+  std::byte* at(size_t offset) const { return static_cast<std::byte*>(memory_.data()) + offset; }
 
   Backend& backend_;
   const Checkpoint* checkpoint_;
-  std::vector<Note> notes_;
+  const std::optional<Fp8Blocks> fp8_;
+  const Fp8Blocks blocks_;
+  std::vector<WeightNote> notes_;
+  Buffer memory_;
+  std::vector<Buffer> computed_;  // what WeightReader::computed made
   std::mutex mutex_;
-  std::vector<Buffer> buffers_;
   std::set<std::string> not_finite_;  // tensors with NaN or infinity
 };
 

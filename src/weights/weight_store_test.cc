@@ -97,16 +97,15 @@ TEST(WeightStore, ErrorsNameTensorExpectedAndFound) {
 TEST(WeightStore, UnsupportedFormatsAreNamed) {
   std::vector<uint8_t> bytes(8);
   std::vector<float> x(8);
-  const Model model({{"fp8.weight", Tensor(bytes.data(), DType::kF8E4M3, {2, 4})},
+  const Model model({{"int8.weight", Tensor(bytes.data(), DType::kI8, {2, 4})},
                      {"gptq.qweight", Tensor(bytes.data(), DType::kI32, {1, 2})},
                      {"packed.weight_packed", Tensor(bytes.data(), DType::kU8, {2, 4})},
                      {"doubles", Tensor(x.data(), DType::kF64, {4})}});
   PackedWeight w;
   Tensor t;
   const MatrixShape shape{{"N", 2}, {"K", 4}};
-  for (const auto& [name, found] : {std::pair("fp8.weight", "F8_E4M3"),
-                                    {"gptq.weight", "gptq.qweight"},
-                                    {"packed.weight", "packed.weight_packed"}}) {
+  for (const auto& [name, found] :
+       {std::pair("int8.weight", "I8"), {"gptq.weight", "gptq.qweight"}, {"packed.weight", "packed.weight_packed"}}) {
     const std::string error = error_of(model, [&](WeightReader r) { r.linear(w, name, shape); });
     for (const char* word : {name, found, "not supported yet"}) EXPECT_NE(error.find(word), std::string::npos) << error;
   }
@@ -207,7 +206,8 @@ TEST(WeightStore, ThreadsDoNotChangeTheResult) {
     }
     const WeightStore::Summary summary = store.summary();
     EXPECT_EQ(summary.tensors, 60);
-    EXPECT_EQ(summary.packed_bytes, total.load());
+    EXPECT_GE(summary.packed_bytes, total.load());
+    EXPECT_LT(summary.packed_bytes, total.load() + static_cast<int64_t>(weights.size() * kWeightAlignment));
     EXPECT_EQ(summary.parameters_by_type, (std::map<std::string, int64_t>{{"BF16", summary.parameters}}));
   }
 }

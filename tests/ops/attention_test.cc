@@ -123,7 +123,7 @@ TEST_P(AttentionOps, RopeTableAndRopeOfAPartOfTheHead) {
         compare("rope_table, rope", {.roundings = 2}, [&](OpRunner& on) {
           return on.run([&](ExecContext& ctx) {
             const Tensor table = ops::rope_table(ctx, positions, frequencies, dtype);
-            return Results{table, ops::rope(ctx, x, table)};
+            return Results{table, ops::rope(ctx, x, table), ops::rope(ctx, x, table, ops::RopePairing::kNeighbours)};
           });
         });
       }
@@ -148,6 +148,14 @@ TEST_P(AttentionOps, QkNormRopeStore) {
         });
       };
       compare("qk_norm_rope_store", {.reduction = d.Dh, .roundings = 3}, fused);
+      const Tensor none;
+      const ops::QkNorm without{none, none, 1e-6f, 0};
+      compare("qk_norm_rope_store without norm", {.roundings = 2}, [&](OpRunner& on) {
+        KvPages pages = empty_pages(steps, d, 16, batch);
+        return on.run([&](ExecContext& ctx) {
+          return Results{ops::qk_norm_rope_store(ctx, q, k, v, without, table, pages, batch), pages.k, pages.v};
+        });
+      });
       // Its definition is the parts, in exact bits.
       KvPages pages = empty_pages(steps, d, 16, batch);
       const Results parts = tested.run([&](ExecContext& ctx) {
@@ -190,6 +198,19 @@ TEST_P(AttentionOps, NumbersMadeByHand) {
   const Tensor turned = tested.run(
       [&](ExecContext& ctx) { return ops::rope(ctx, x, ops::rope_table(ctx, positions, quarter, DType::kF32)); });
   EXPECT_TRUE(close_to(turned, want, {}, "rope", name()));
+
+  // Pairs (1, 2), (3, 4), (5, 6) or (1, 4), (2, 5), (3, 6), turned by a quarter, nothing and a half.
+  const auto dims = [&](Shape shape, const std::vector<float>& values) {
+    const Tensor t = pool.zeros(DType::kF32, shape);
+    std::copy(values.begin(), values.end(), t.as<float>());
+    return t;
+  };
+  const Tensor six = dims({1, 1, 6}, {1, 2, 3, 4, 5, 6}), table = dims({2, 1, 3}, {0, 1, -1, 1, 0, 0});
+  const auto turn = [&](ops::RopePairing pairing) {
+    return tested.run([&](ExecContext& ctx) { return ops::rope(ctx, six, table, pairing); });
+  };
+  EXPECT_EQ(row_bytes(turn(ops::RopePairing::kNeighbours)), row_bytes(dims({1, 1, 6}, {-2, 1, 3, 4, -5, -6})));
+  EXPECT_EQ(row_bytes(turn(ops::RopePairing::kHalves)), row_bytes(dims({1, 1, 6}, {-4, 2, -3, 1, 5, -6})));
 }
 
 CALANDRA_ON_ALL_BACKENDS(AttentionOps);

@@ -16,19 +16,48 @@ TEST_P(DenseOps, LinearOfAPackOfFormats) {
         const Tensor x = random(pool, dtype, {T, K}, 1, 1, 0, 3), a = random(pool, DType::kBF16, {33, K}, 2),
                      b = random(pool, DType::kF32, {5, K}, 3, 1, 0, 2), c = random(pool, DType::kF16, {64, K}, 4),
                      d = random(pool, DType::kBF16, {1, K}, 5);
-        compare("linear pack K " + std::to_string(K), {.reduction = K}, [&](OpRunner& on) {
-          const LinearPack pack{on.weight(a), on.weight(b), on.weight(c), on.weight(d)};
-          const ops::PackResult parts = on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, pack); });
-          for (const Tensor& part : parts) EXPECT_EQ(part.stride(0), 103);
-          // one tensor, whose rows give the scale of its narrow parts
-          return Results{Tensor(parts[0].data(), dtype, {T, 103})};
-        });
+        for (const std::optional<DType> out : {std::optional<DType>(), {DType::kF32}})
+          compare("linear pack K " + std::to_string(K), {.reduction = K}, [&](OpRunner& on) {
+            const LinearPack pack{on.weight(a), on.weight(b), on.weight(c), on.weight(d)};
+            const ops::PackResult parts = on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, pack, out); });
+            for (const Tensor& part : parts) EXPECT_EQ(part.stride(0), 103);
+            // one tensor, whose rows give the scale of its narrow parts
+            return Results{Tensor(parts[0].data(), out.value_or(dtype), {T, 103})};
+          });
         for (const DType out : kTypes)
           compare("linear", {.reduction = K}, [&](OpRunner& on) {
             const PackedWeight weight = on.weight(a);
             return Results{on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, weight, out); })};
           });
       }
+}
+
+TEST_P(DenseOps, LinearOfFp8InBlocks) {
+  for (const DType dtype : kTypes)
+    for (const int64_t K : {1, 130, 515})
+      for (const auto& [block_n, block_k] : {std::pair<int64_t, int64_t>{128, 128}, {1, 515}, {7, 50}})
+        for (const int64_t T : {0, 1, 5, 40}) {
+          constexpr int64_t kN = 150;
+          const Tensor x = random(pool, dtype, {T, K}, 1, 1, 0, 3), other = random(pool, DType::kBF16, {33, K}, 2),
+                       values = pool.zeros(DType::kF8E4M3, {kN, K});
+          for (int64_t i = 0; i < kN * K; ++i) {
+            const auto code = static_cast<uint8_t>(i * 37 % 251);
+            values.as<f8_e4m3>()[i] = f8_e4m3::from_bits((code & 0x7f) == 0x7f ? 0 : code);
+          }
+          const Tensor scales =
+              random(pool, DType::kF32, {(kN + block_n - 1) / block_n, (K + block_k - 1) / block_k}, 4, 0.01f, 0.02f);
+          const StoredMatrix stored{values, scales, block_n, block_k};
+          compare("linear fp8 K " + std::to_string(K), {.reduction = K}, [&](OpRunner& on) {
+            const LinearPack pack{on.weight(stored), on.weight(other)};
+            const ops::PackResult parts = on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, pack); });
+            return Results{Tensor(parts[0].data(), dtype, {T, kN + 33})};
+          });
+          const Tensor ids = pool.ints({0, kN - 1, -1, 64});
+          compare("embedding fp8", {.c = 0, .roundings = 0}, [&](OpRunner& on) {
+            const PackedWeight packed = on.weight(stored);
+            return Results{on.run([&](ExecContext& ctx) { return ops::embedding(ctx, ids, packed, dtype); })};
+          });
+        }
 }
 
 TEST_P(DenseOps, LinearAddAndSwigluMlp) {

@@ -29,9 +29,14 @@ TEST_P(NormOps, EqualTheReference) {
             return Results{sum, norm};
           });
         }
+        const Tensor own = random(pool, DType::kF32, {3, D}, 6);  // a weight for each head
+        of("rms_norm of heads", 1, [&](ExecContext& ctx) { return Results{ops::rms_norm(ctx, heads, own, 1e-6f, 0)}; });
         for (const auto act : {ops::GateActivation::kSilu, ops::GateActivation::kSigmoid})
-          of("gated_rms_norm", 1,
-             [&](ExecContext& ctx) { return Results{ops::gated_rms_norm(ctx, heads, z, weight, 1e-6f, act)}; });
+          for (const DType out : kTypes)
+            of("gated_rms_norm", 1, [&](ExecContext& ctx) {
+              return Results{ops::gated_rms_norm(ctx, heads, z, weight, 1e-6f, act),
+                             ops::gated_rms_norm(ctx, heads, z, own, 1e-6f, act, out)};
+            });
       }
 }
 

@@ -60,10 +60,11 @@ class OpRunner {
   explicit OpRunner(std::unique_ptr<Backend> backend) : backend_(std::move(backend)) {}
 
   Backend& backend() { return *backend_; }
-  PackedWeight weight(const Tensor& source) {
-    weights_.push_back(backend_->prepare_weight(source));
-    return weights_.back().weight;
+  PackedWeight weight(const StoredMatrix& source) {
+    weights_.push_back(backend_->allocate(backend_->packed_bytes(source)));
+    return backend_->pack_weight(source, static_cast<std::byte*>(weights_.back().data()));
   }
+  PackedWeight weight(const Tensor& source) { return weight(StoredMatrix{source}); }
   // op(ctx), first dry, then for real. Results live as long as the runner.
   template <class F>
   auto run(F op) {
@@ -78,7 +79,7 @@ class OpRunner {
  private:
   std::unique_ptr<Backend> backend_;
   OneRank rank_;
-  std::deque<PreparedWeight> weights_;
+  std::deque<Buffer> weights_;
   std::deque<Workspace> workspaces_;
 };
 

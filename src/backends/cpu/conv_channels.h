@@ -1,52 +1,13 @@
 // The causal convolution's inputs in a range of channels, over the tokens of one sequence in one step.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
+#include "backends/cpu/chain.h"
 #include "backends/cpu/recurrence_kernels.h"
-#include "ops/batch.h"
 #include "ops/cache_views.h"
 
 namespace calandra {
-
-// What a step does with the state of one sequence (ops/recurrence.h): tokens 0 .. pending - 1 are the accepted pending
-// ones of `src`, then come the rows; the last `drafts` of them leave no trace in the state.
-struct Chain {
-  int64_t segment_begin, segment_end;
-  int64_t row, rows;
-  int64_t pending, drafts;
-  int32_t src;  // slot, -1: the empty state
-  bool live;    // active, with rows
-
-  int64_t certain() const { return pending + rows - drafts; }  // tokens
-  int64_t row_of(int64_t token) const { return row + token - pending; }
-  // The token behind the last one that segment s folds into its state.
-  int64_t segment_tokens(const Batch& batch, int64_t s) const {
-    if (s + 1 == segment_end) return certain();
-    return pending + batch.segment_start.as<int32_t>()[s + 1] - row;
-  }
-};
-
-inline Chain chain_of(const Batch& batch, const Tensor& accepted, int64_t sequence) {
-  const int32_t* query_start = batch.query_start.as<int32_t>();
-  const int32_t* owner = batch.segment_sequence.as<int32_t>();
-  const auto [begin, end] = std::equal_range(owner, owner + batch.segments(), static_cast<int32_t>(sequence));
-  Chain chain{.segment_begin = begin - owner,
-              .segment_end = end - owner,
-              .row = query_start[sequence],
-              .rows = query_start[sequence + 1] - query_start[sequence],
-              .pending = 0,
-              .drafts = 0,
-              .src = -1,
-              .live = false};
-  chain.live = batch.active.as<int32_t>()[sequence] != 0 && chain.rows > 0 && begin != end;
-  if (!chain.live) return chain;
-  chain.src = batch.state_src.as<int32_t>()[chain.segment_begin];
-  chain.pending = chain.src < 0 ? 0 : accepted.as<int32_t>()[chain.src];
-  chain.drafts = batch.draft_count.as<int32_t>()[sequence];
-  return chain;
-}
 
 // Channels [first, first + count) of a chain. Copies the window of the chain's source, so that windows may be written
 // in any order with reads.

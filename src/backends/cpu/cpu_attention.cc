@@ -235,7 +235,10 @@ void CpuBackend::qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Ten
   const int64_t element = static_cast<int64_t>(size_of(q.dtype()));
   const auto norm_rope = [&](const std::byte* x, const Tensor& weight, int64_t row, std::byte* y) {
     alignas(64) std::byte normed[kMostDims * sizeof(float)];
-    dense_.rms_norm[bf16](x, weight.as<float>(), norm.eps, norm.weight_offset, normed, Dh);
+    if (weight.rank() != 0)
+      dense_.rms_norm[bf16](x, weight.as<float>(), norm.eps, norm.weight_offset, normed, Dh);
+    else
+      std::memcpy(normed, x, Dh * element);
     dense_.rope[bf16](normed, normed + half * element, table.bytes_at(row * table.stride(1)),
                       table.bytes_at(table.stride(0) + row * table.stride(1)), y, y + half * element, half);
     std::memcpy(y + 2 * half * element, normed + 2 * half * element, (Dh - 2 * half) * element);

@@ -2,7 +2,11 @@
 
 #include "backends/cpu/attention_kernels.h"
 #include "backends/cpu/dense_kernels.h"
+#include "backends/cpu/latent_kernels.h"
+#include "backends/cpu/lightning_kernels.h"
+#include "backends/cpu/moe_kernels.h"
 #include "backends/cpu/recurrence_kernels.h"
+#include "backends/cpu/vision_kernels.h"
 #include "base/cpu_topology.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -13,11 +17,21 @@ namespace {
 const DenseKernels& dense_kernels(Isa isa) {
   return isa == Isa::kAvx512 ? dense_kernels_avx512() : dense_kernels_avx2();
 }
+const MoeKernels& moe_kernels(Isa isa) { return isa == Isa::kAvx512 ? moe_kernels_avx512() : moe_kernels_avx2(); }
 const AttentionKernels& attention_kernels(Isa isa) {
   return isa == Isa::kAvx512 ? attention_kernels_avx512() : attention_kernels_avx2();
 }
 const RecurrenceKernels& recurrence_kernels(Isa isa) {
   return isa == Isa::kAvx512 ? recurrence_kernels_avx512() : recurrence_kernels_avx2();
+}
+const LightningKernels& lightning_kernels(Isa isa) {
+  return isa == Isa::kAvx512 ? lightning_kernels_avx512() : lightning_kernels_avx2();
+}
+const LatentKernels& latent_kernels(Isa isa) {
+  return isa == Isa::kAvx512 ? latent_kernels_avx512() : latent_kernels_avx2();
+}
+const VisionKernels& vision_kernels(Isa isa) {
+  return isa == Isa::kAvx512 ? vision_kernels_avx512() : vision_kernels_avx2();
 }
 
 }  // namespace
@@ -38,8 +52,12 @@ CpuBackend::CpuBackend(int threads, Isa isa)
     : isa_(isa),
       pool_(threads),
       dense_(dense_kernels(isa)),
+      moe_(moe_kernels(isa)),
       attention_(attention_kernels(isa)),
-      recurrence_(recurrence_kernels(isa)) {
+      recurrence_(recurrence_kernels(isa)),
+      lightning_(lightning_kernels(isa)),
+      latent_(latent_kernels(isa)),
+      vision_(vision_kernels(isa)) {
   CHECK(machine_has(isa));
 }
 

@@ -1,6 +1,7 @@
 // CpuBackend: SIMD kernels per instruction set and a thread pool; what is not overridden here is the reference op.
 // Results depend on neither rows, batch, threads nor instruction set, bit for bit (DESIGN 6).
-//   cpu_linear.cc   cpu_dense.cc   cpu_attention.cc   cpu_recurrence.cc   the overrides, which split work over threads
+//   cpu_linear.cc   cpu_dense.cc   cpu_attention.cc   cpu_latent_attention.cc   cpu_recurrence.cc   cpu_lightning.cc
+//   cpu_moe.cc   cpu_vision.cc    the overrides, which split work over threads
 //   <family>_kernels.h            table of the functions of one instruction set
 //   <family>_{avx2,avx512}.cc     one translation unit each around <family>_kernels.inl, written over simd.h
 #pragma once
@@ -24,8 +25,12 @@ struct CpuOptions {
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
 
 struct DenseKernels;
+struct MoeKernels;
 struct AttentionKernels;
 struct RecurrenceKernels;
+struct LightningKernels;
+struct LatentKernels;
+struct VisionKernels;
 struct LinearJob;
 
 class CpuBackend : public ReferenceBackend {
@@ -36,8 +41,8 @@ class CpuBackend : public ReferenceBackend {
   Isa isa() const { return isa_; }
   int threads() const { return pool_.threads(); }
 
-  PreparedWeight prepare_weight(const Tensor& source) override;
-  size_t packed_bytes(DType dtype, int64_t N, int64_t K) const override;
+  PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) override;
+  size_t packed_bytes(const StoredMatrix& source) const override;
 
   // dense
   void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) override;
@@ -51,6 +56,22 @@ class CpuBackend : public ReferenceBackend {
                   Tensor& out) override;
   void swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
                   const Tensor& residual, Tensor& out) override;
+  // experts
+  void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
+             ops::Routing& out) override;
+  void grouped_linear(ExecContext& ctx, const Tensor& x, const GroupedWeight& weight, const Tensor& experts,
+                      Tensor& out) override;
+  void moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& weights, Tensor& out) override;
+  void sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                  const ops::RouterOptions& options, const Tensor& residual, Tensor& out) override;
+  // vision
+  void layer_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                  Tensor& out) override;
+  void gelu(ExecContext& ctx, const Tensor& x, ops::GeluForm form, Tensor& out) override;
+  void weighted_rows(ExecContext& ctx, const Tensor& table, const Tensor& index, const Tensor& weight,
+                     Tensor& out) override;
+  void segment_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                         const Tensor& segment_start, float scale, Tensor& out) override;
   // norm
   void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
                 Tensor& out) override;
@@ -59,10 +80,15 @@ class CpuBackend : public ReferenceBackend {
   void add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                     float weight_offset, Tensor& sum, Tensor& norm) override;
   // attention
-  void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, Tensor& out) override;
+  void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) override;
   void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) override;
   void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                        const Tensor& first_key, Tensor& out) override;
+  void store_latent(ExecContext& ctx, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
+                    const Batch& batch) override;
+  void latent_attention(ExecContext& ctx, const Tensor& q_nope, const Tensor& q_pe, const ops::LatentUpProjection& up,
+                        const LatentPages& pages, const Batch& batch, float scale, const Tensor& first_key,
+                        Tensor& out) override;
   void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const ops::QkNorm& norm,
                           const Tensor& table, KvPages& pages, const Batch& batch, Tensor& out) override;
   // recurrence
@@ -76,20 +102,34 @@ class CpuBackend : public ReferenceBackend {
   void gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
                          const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
                          const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
+                           LightningState& state, const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate, const ops::LightningWeights& weights,
+                       const Tensor& table, LightningState& state, const Tensor& accepted, const Batch& batch,
+                       Tensor& out) override;
+
+ protected:
+  std::vector<float> weight_row(const PackedWeight& weight, int64_t n) const override;
 
  private:
   static Buffer attention_scratch(int threads);
   static Buffer recurrence_scratch(int threads);
+  static Buffer lightning_scratch(int threads);
+  static Buffer latent_scratch(int threads);
   void run_linear(const Tensor& x, const LinearJob& job);
 
   const Isa isa_;
   ThreadPool pool_;
   const DenseKernels& dense_;
+  const MoeKernels& moe_;
   const AttentionKernels& attention_;
   const RecurrenceKernels& recurrence_;
+  const LightningKernels& lightning_;
+  const LatentKernels& latent_;
+  const VisionKernels& vision_;
 
   // linear: x as the kernels want it (for few rows one copy per thread), and per thread a widened weight block and sums
-  std::mutex scratch_mutex_;  // prepare_weight runs on several threads
+  std::mutex scratch_mutex_;  // pack_weight runs on several threads
   int64_t max_K_ = 0;
   Buffer shared_x_;
   Buffer thread_scratch_;
@@ -97,6 +137,8 @@ class CpuBackend : public ReferenceBackend {
   // working memory of the tasks of attention and of the recurrences, per thread
   Buffer attention_scratch_ = attention_scratch(pool_.threads());
   Buffer recurrence_scratch_ = recurrence_scratch(pool_.threads());
+  Buffer lightning_scratch_ = lightning_scratch(pool_.threads());
+  Buffer latent_scratch_ = latent_scratch(pool_.threads());
 };
 
 }  // namespace calandra

@@ -3,6 +3,7 @@
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/dense_kernels.h"
+#include "backends/cpu/moe_kernels.h"
 #include "backends/cpu/row_split.h"
 
 namespace calandra {
@@ -13,6 +14,11 @@ int index_of(const Tensor& x) { return x.dtype() == DType::kBF16; }
 // Elements of row t of a tensor [T, ..].
 std::byte* row_of(const Tensor& x, int64_t t) { return x.bytes_at(t * x.stride(0)); }
 
+// [D] for all heads, or [H, D].
+const float* weight_of_head(const Tensor& weight, int64_t h) {
+  return weight.as<float>() + (weight.rank() == 2 ? h * weight.size(1) : 0);
+}
+
 }  // namespace
 
 void CpuBackend::silu_mul(ExecContext&, const Tensor& gate, const Tensor& up, Tensor& out) {
@@ -22,7 +28,7 @@ void CpuBackend::silu_mul(ExecContext&, const Tensor& gate, const Tensor& up, Te
 }
 
 void CpuBackend::sigmoid_mul(ExecContext&, const Tensor& x, const Tensor& gate, Tensor& out) {
-  const auto kernel = dense_.sigmoid_mul[index_of(x)];
+  const auto kernel = gate.size(1) == 1 ? moe_.sigmoid_scale[index_of(x)] : dense_.sigmoid_mul[index_of(x)];
   for_each_row(pool_, out.size(0), out.size(1),
                [&](int64_t t) { kernel(row_of(x, t), row_of(gate, t), row_of(out, t), out.size(1)); });
 }
@@ -49,24 +55,22 @@ void CpuBackend::gather_rows(ExecContext&, const Tensor& x, const Tensor& rows, 
 void CpuBackend::rms_norm(ExecContext&, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
                           Tensor& out) {
   const auto kernel = dense_.rms_norm[index_of(x)];
-  const float* w = weight.as<float>();
   const int64_t D = x.size(-1), H = x.rank() == 3 ? x.size(1) : 1;
   for_each_row(pool_, x.size(0), H * D, [&](int64_t t) {
     for (int64_t h = 0; h < H; ++h)
-      kernel(x.bytes_at(t * x.stride(0) + h * (H == 1 ? 0 : x.stride(1))), w, eps, weight_offset,
-             out.bytes_at((t * H + h) * D), D);
+      kernel(x.bytes_at(t * x.stride(0) + h * (H == 1 ? 0 : x.stride(1))), weight_of_head(weight, h), eps,
+             weight_offset, out.bytes_at((t * H + h) * D), D);
   });
 }
 
 void CpuBackend::gated_rms_norm(ExecContext&, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
                                 ops::GateActivation act, Tensor& out) {
-  const auto kernel = dense_.gated_rms_norm[index_of(x)];
-  const float* w = weight.as<float>();
+  const auto kernel = dense_.gated_rms_norm[index_of(x)][index_of(out)];
   const int64_t H = x.size(1), D = x.size(2);
   for_each_row(pool_, x.size(0), H * D, [&](int64_t t) {
     for (int64_t h = 0; h < H; ++h)
-      kernel(x.bytes_at(t * x.stride(0) + h * x.stride(1)), z.bytes_at(t * z.stride(0) + h * z.stride(1)), w, eps,
-             act == ops::GateActivation::kSilu, out.bytes_at((t * H + h) * D), D);
+      kernel(x.bytes_at(t * x.stride(0) + h * x.stride(1)), z.bytes_at(t * z.stride(0) + h * z.stride(1)),
+             weight_of_head(weight, h), eps, act == ops::GateActivation::kSilu, out.bytes_at((t * H + h) * D), D);
   });
 }
 
@@ -82,8 +86,10 @@ void CpuBackend::add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y
   });
 }
 
-void CpuBackend::rope(ExecContext&, const Tensor& x, const Tensor& table, Tensor& out) {
-  const auto kernel = dense_.rope[index_of(x)];
+void CpuBackend::rope(ExecContext&, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) {
+  const bool f32_table = table.dtype() == DType::kF32;
+  const auto kernel = (f32_table ? dense_.rope_f32_table : dense_.rope)[index_of(x)];
+  const auto pairs = (f32_table ? dense_.rope_pairs_f32_table : dense_.rope_pairs)[index_of(x)];
   const int64_t H = x.size(1), Dh = x.size(2), half = table.size(2);
   const size_t rest = static_cast<size_t>(Dh - 2 * half) * size_of(x.dtype());
   for_each_row(pool_, x.size(0), H * Dh, [&](int64_t t) {
@@ -91,7 +97,10 @@ void CpuBackend::rope(ExecContext&, const Tensor& x, const Tensor& table, Tensor
     const std::byte* sin = table.bytes_at(table.stride(0) + t * table.stride(1));
     for (int64_t h = 0; h < H; ++h) {
       const int64_t from = t * x.stride(0) + h * x.stride(1), to = (t * H + h) * Dh;
-      kernel(x.bytes_at(from), x.bytes_at(from + half), cos, sin, out.bytes_at(to), out.bytes_at(to + half), half);
+      if (pairing == ops::RopePairing::kHalves)
+        kernel(x.bytes_at(from), x.bytes_at(from + half), cos, sin, out.bytes_at(to), out.bytes_at(to + half), half);
+      else
+        pairs(x.bytes_at(from), cos, sin, out.bytes_at(to), half);
       std::memcpy(out.bytes_at(to + 2 * half), x.bytes_at(from + 2 * half), rest);
     }
   });

@@ -28,7 +28,7 @@ TEST_P(CpuLinearTest, EveryProductIsOneChain) {
       for (const DType stored : {DType::kF32, DType::kBF16, DType::kF16}) {
         seed += 2;
         const Owned w = random_matrix(stored, N, K, seed, seed % 3);
-        const PreparedWeight weight = backend.prepare_weight(w.tensor);
+        const OwnedWeight weight(backend, {w.tensor});
         const Owned x = random_matrix(type, 65, K, seed + 1, seed % 5);
         for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 24, 25, 64, 65}) {
           workspace.reset();
@@ -46,10 +46,111 @@ TEST_P(CpuLinearTest, EveryProductIsOneChain) {
       }
 }
 
+// An FP8 matrix of all codes but NaN, with a scale for every block, and the f32 matrix that it means.
+struct Fp8Matrix {
+  Fp8Matrix(int64_t N, int64_t K, int64_t block_n, int64_t block_k, unsigned seed)
+      : values(DType::kF8E4M3, {N, K}, 3),
+        scales(random_matrix(DType::kF32, (N + block_n - 1) / block_n, (K + block_k - 1) / block_k, seed)),
+        meaning(DType::kF32, {N, K}),
+        stored{values.tensor, scales.tensor, block_n, block_k} {
+    std::mt19937 engine(seed);
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t k = 0; k < K; ++k) {
+        uint32_t code = engine() & 0xff;
+        if (code % 4 == 0) code &= 0x87;  // more subnormals and zeros
+        if ((code & 0x7f) == 0x7f) code = 0;
+        const auto value = f8_e4m3::from_bits(static_cast<uint8_t>(code));
+        values.tensor.as<f8_e4m3>()[n * values.tensor.stride(0) + k] = value;
+        put(meaning.tensor, n, k, static_cast<float>(value) * get(scales.tensor, n / block_n, k / block_k));
+      }
+  }
+  Owned values, scales, meaning;
+  StoredMatrix stored;
+};
+
+TEST_P(CpuLinearTest, Fp8IsTheChainOfItsMeaning) {
+  const FlushDenormals flush;
+  const struct {
+    int64_t N, K, block_n, block_k;
+  } cases[] = {{1, 1, 128, 128},   {33, 7, 128, 128}, {192, 300, 128, 128}, {65, 257, 16, 100},
+               {31, 1031, 5, 384}, {70, 600, 1, 600}, {64, 512, 32, 3},     {97, 255, 128, 64}};
+  unsigned seed = 1;
+  int64_t checked = 0;
+  for (const auto& c : cases)
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      seed += 2;
+      const Fp8Matrix w(c.N, c.K, c.block_n, c.block_k, seed);
+      const OwnedWeight weight(backend, w.stored);
+      const Owned x = random_matrix(type, 200, c.K, seed + 1, seed % 5);
+      for (const int64_t rows : {1, 2, 3, 5, 6, 7, 12, 13, 24, 25, 95, 97, 200}) {
+        workspace.reset();
+        const Tensor y = ops::linear(ctx, x.tensor.slice(0, 0, rows), weight.weight, DType::kF32);
+        const int64_t step = rows < 8 ? 1 : 23;
+        for (int64_t r = 0; r < rows; r += step)
+          for (int64_t n = 0; n < c.N; ++n, ++checked)
+            ASSERT_PRED2(same_bits, get(y, r, n), chain(x.tensor, r, w.meaning.tensor, n))
+                << "N " << c.N << " K " << c.K << " block_k " << c.block_k << " rows " << rows << " at " << r << " "
+                << n;
+      }
+    }
+  EXPECT_GT(checked, 50'000);
+}
+
+TEST_P(CpuLinearTest, Fp8EveryCodeAlone) {
+  const FlushDenormals flush;  // as in the pool's threads: subnormal codes must live on
+  Owned values(DType::kF8E4M3, {256, 1}), scales(DType::kF32, {256, 1}), x(DType::kF32, {30, 1});
+  for (int code = 0; code < 256; ++code) {
+    values.tensor.as<f8_e4m3>()[code] = f8_e4m3::from_bits(static_cast<uint8_t>(code));
+    put(scales.tensor, code, 0, 0x1p-20f * static_cast<float>(code + 1));
+  }
+  for (int r = 0; r < 30; ++r) put(x.tensor, r, 0, static_cast<float>(r - 7));
+  const OwnedWeight weight(backend, {values.tensor, scales.tensor, 1, 128});
+  for (const int64_t rows : {1, 3, 30}) {
+    workspace.reset();
+    const Tensor y = ops::linear(ctx, x.tensor.slice(0, 0, rows), weight.weight, DType::kF32);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int code = 0; code < 256; ++code) {
+        const float value = static_cast<float>(f8_e4m3::from_bits(static_cast<uint8_t>(code)));
+        if ((code & 0x7f) == 0x7f) {
+          EXPECT_TRUE(std::isnan(get(y, r, code))) << code;
+        } else {
+          const float expected = std::fma(get(x.tensor, r, 0), value * get(scales.tensor, code, 0), 0.0f);
+          ASSERT_PRED2(same_bits, get(y, r, code), expected) << code << " row " << r;
+        }
+      }
+  }
+}
+
+TEST_P(CpuLinearTest, Fp8RowsAndFusedOps) {
+  constexpr int64_t kD = 290, kF = 333;
+  const Fp8Matrix gate(kF, kD, 128, 128, 1), up(kF, kD, 128, 128, 2), down(kD, kF, 128, 128, 3);
+  const OwnedWeight pg(backend, gate.stored), pu(backend, up.stored), pd(backend, down.stored);
+  for (const int64_t rows : {1, 5, 40, 200}) {
+    const Owned x = random_matrix(DType::kBF16, rows, kD, 4, 3), residual = random_matrix(DType::kBF16, rows, kD, 5, 1);
+    workspace.reset();
+    Tensor fused = workspace.alloc(DType::kBF16, {rows, kD}), parts = workspace.alloc(DType::kBF16, {rows, kD}),
+           one = workspace.alloc(DType::kBF16, {1, kD});
+    backend.swiglu_mlp(ctx, x.tensor, {pg.weight, pu.weight}, pd.weight, residual.tensor, fused);
+    backend.Backend::swiglu_mlp(ctx, x.tensor, {pg.weight, pu.weight}, pd.weight, residual.tensor, parts);
+    EXPECT_EQ(std::memcmp(fused.data(), parts.data(), static_cast<size_t>(fused.bytes())), 0) << "rows " << rows;
+    for (int64_t r = 0; r < rows; ++r) {
+      backend.swiglu_mlp(ctx, x.tensor.slice(0, r, r + 1), {pg.weight, pu.weight}, pd.weight,
+                         residual.tensor.slice(0, r, r + 1), one);
+      ASSERT_EQ(std::memcmp(one.data(), fused.bytes_at(r * kD), static_cast<size_t>(one.bytes())), 0) << "row " << r;
+    }
+  }
+  Owned ids(DType::kI32, {3});
+  for (int32_t i = 0; i < 3; ++i) ids.tensor.as<int32_t>()[i] = i * 150;
+  const Tensor rows = ops::embedding(ctx, ids.tensor, pg.weight, DType::kF32);
+  for (int64_t i = 0; i < 3; ++i)
+    for (int64_t k = 0; k < kD; ++k)
+      ASSERT_PRED2(same_bits, get(rows, i, k), get(gate.meaning.tensor, i * 150, k)) << i << " " << k;
+}
+
 TEST_P(CpuLinearTest, ManyRowsEqualSingleRows) {
   constexpr int64_t kN = 70, kK = 520;
   const Owned w = random_matrix(DType::kBF16, kN, kK, 1);
-  const PreparedWeight weight = backend.prepare_weight(w.tensor);
+  const OwnedWeight weight(backend, {w.tensor});
   for (const int64_t rows : {97, 383, 385, 800}) {  // around the row block and the chunk
     const Owned x = random_matrix(DType::kBF16, rows, kK, 2);
     workspace.reset();
@@ -67,8 +168,7 @@ TEST_P(CpuLinearTest, PackOfFormatsWritesEachPartToItsColumns) {
   const Owned a = random_matrix(DType::kBF16, 33, kK, 1), b = random_matrix(DType::kF32, 5, kK, 2),
               c = random_matrix(DType::kF16, 64, kK, 3), d = random_matrix(DType::kBF16, 1, kK, 4);
   const Owned* parts[] = {&a, &b, &c, &d};
-  const PreparedWeight pa = backend.prepare_weight(a.tensor), pb = backend.prepare_weight(b.tensor),
-                       pc = backend.prepare_weight(c.tensor), pd = backend.prepare_weight(d.tensor);
+  const OwnedWeight pa(backend, {a.tensor}), pb(backend, {b.tensor}), pc(backend, {c.tensor}), pd(backend, {d.tensor});
   const LinearPack pack{pa.weight, pb.weight, pc.weight, pd.weight};
   for (const int64_t rows : {1, 6, 30}) {
     const Owned x = random_matrix(DType::kBF16, rows, kK, 5);
@@ -86,8 +186,7 @@ TEST_P(CpuLinearTest, FusedOpsEqualTheirParts) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
     const Owned gate = random_matrix(DType::kBF16, kF, kD, 1), up = random_matrix(DType::kBF16, kF, kD, 2),
                 down = random_matrix(DType::kBF16, kD, kF, 3);
-    const PreparedWeight pg = backend.prepare_weight(gate.tensor), pu = backend.prepare_weight(up.tensor),
-                         pd = backend.prepare_weight(down.tensor);
+    const OwnedWeight pg(backend, {gate.tensor}), pu(backend, {up.tensor}), pd(backend, {down.tensor});
     for (const int64_t rows : {1, 4, 5, 40, 100}) {
       const Owned x = random_matrix(type, rows, kD, 4, 3), residual = random_matrix(type, rows, kD, 5, 1);
       workspace.reset();
@@ -110,7 +209,7 @@ TEST_P(CpuLinearTest, EmbeddingGivesTheStoredRows) {
   for (const auto& [N, K] : {std::pair<int64_t, int64_t>{70, 37}, {64, 64}})
     for (const DType stored : {DType::kF32, DType::kBF16, DType::kF16}) {
       const Owned w = random_matrix(stored, N, K, 1);
-      const PreparedWeight weight = backend.prepare_weight(w.tensor);
+      const OwnedWeight weight(backend, {w.tensor});
       Owned ids(DType::kI32, {N + 3});
       for (int32_t i = 0; i < static_cast<int32_t>(N) + 3; ++i)
         ids.tensor.as<int32_t>()[i] = (i * 13 + 5) % static_cast<int32_t>(N);
@@ -131,7 +230,7 @@ TEST_P(CpuLinearTest, EmbeddingGivesTheStoredRows) {
 
 TEST_P(CpuLinearTest, NoRowsDoNothing) {
   const Owned w = random_matrix(DType::kBF16, 40, 50, 1);
-  const PreparedWeight weight = backend.prepare_weight(w.tensor);
+  const OwnedWeight weight(backend, {w.tensor});
   const Tensor x = workspace.alloc(DType::kBF16, {0, 50});
   EXPECT_EQ(ops::linear(ctx, x, weight.weight, DType::kF32).numel(), 0);
 }
@@ -140,7 +239,7 @@ TEST_P(CpuLinearTest, NotANumberStaysInItsRowAndColumn) {
   const Owned w = random_matrix(DType::kBF16, 40, 300, 1), x = random_matrix(DType::kBF16, 14, 300, 2);
   put(w.tensor, 17, 299, NAN);
   put(x.tensor, 3, 0, NAN);
-  const PreparedWeight weight = backend.prepare_weight(w.tensor);
+  const OwnedWeight weight(backend, {w.tensor});
   const Tensor y = ops::linear(ctx, x.tensor, weight.weight, DType::kBF16);
   for (int64_t r = 0; r < 14; ++r)
     for (int64_t n = 0; n < 40; ++n) EXPECT_EQ(std::isnan(get(y, r, n)), r == 3 || n == 17) << r << " " << n;

@@ -1,7 +1,5 @@
 // Recurrences of CpuBackend: the convolution, the gated delta rule and the mixer around it. A task is a key head of a
 // sequence, or a part of one when there are fewer key heads than keep the threads busy.
-#include <atomic>
-
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/delta_group.h"
 #include "backends/cpu/row_split.h"
@@ -12,15 +10,6 @@ namespace {
 constexpr int64_t kConvTile = 256;  // channels of a task
 
 bool is_bf16(const Tensor& x) { return x.dtype() == DType::kBF16; }
-
-// fn(task, thread), in ascending order, each on the next free thread.
-template <class F>
-void for_each_task(ThreadPool& pool, int64_t tasks, const F& fn) {
-  std::atomic<int64_t> next{0};
-  pool.run([&](int thread) {
-    for (int64_t i = next++; i < tasks; i = next++) fn(i, thread);
-  });
-}
 
 bool supported(const DeltaState& state) {
   const int64_t Hv = state.S.size(1), Dk = state.S.size(2), Dv = state.S.size(3);
@@ -35,19 +24,12 @@ struct Split {
   int64_t parts() const { return heads * columns; }
 };
 Split split_for(const DeltaJob& job, int threads) {
-  const int32_t* start = job.batch.query_start.as<int32_t>();
-  const int64_t B = job.batch.sequences();
-  int64_t longest = 0, long_ones = 0;
-  for (int64_t b = 0; b < B; ++b) longest = std::max<int64_t>(longest, start[b + 1] - start[b]);
-  for (int64_t b = 0; b < B; ++b) long_ones += 2 * (start[b + 1] - start[b]) >= longest;
-
-  const int64_t blocks = std::max<int64_t>(1, job.Dv / 32);
+  const int64_t long_ones = long_sequences(job.batch), blocks = std::max<int64_t>(1, job.Dv / 32);
   Split split;
   for (const Split& finer :
        {Split{1, 1}, Split{job.heads, 1}, Split{job.heads, std::min<int64_t>(2, blocks)}, Split{job.heads, blocks}}) {
     split = finer;
-    const int64_t tasks = long_ones * job.Hk * split.parts(), rounds = (tasks + threads - 1) / threads;
-    if (5 * tasks >= 4 * rounds * threads) break;  // 80 % busy
+    if (keep_busy(long_ones * job.Hk * split.parts(), threads)) break;
   }
   return split;
 }

@@ -250,7 +250,7 @@ TEST(CpuRecurrence, CutsSegmentsAndDraftsChangeNothing) {
       for (unsigned n = 0; position < T; ++n) {
         // Segments of 0 to 5 rows, up to 4 drafts of which some are accepted; sometimes into another slot; a neighbour
         // in the batch.
-        const unsigned random = (n * 2654435761u) >> 12;
+        const auto random = static_cast<unsigned>((noise(3, n) + 1) * 0x1p22f);
         const int drafts = std::min<int>(random % 5, T - position - 1),
                   dst = n % 3 == 0 ? (slot + 1) % 3 : std::max(slot, 0);
         std::vector<int> segments = {1 + static_cast<int>(random / 8 % 5), static_cast<int>(random / 64 % 6) + drafts};

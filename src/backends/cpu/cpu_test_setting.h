@@ -74,6 +74,15 @@ inline float get(const Tensor& x, int64_t row, int64_t column) {
   }
 }
 
+// A packed weight with its memory.
+struct OwnedWeight {
+  OwnedWeight(Backend& backend, const StoredMatrix& source)
+      : buffer(backend.allocate(backend.packed_bytes(source))),
+        weight(backend.pack_weight(source, static_cast<std::byte*>(buffer.data()))) {}
+  Buffer buffer;
+  PackedWeight weight;
+};
+
 inline Owned random_matrix(DType dtype, int64_t rows, int64_t columns, unsigned seed, int64_t padding = 0) {
   std::mt19937 engine(seed);
   std::normal_distribution<float> normal;

@@ -201,7 +201,7 @@ void DeltaGroup::write_pending() {
 // In place: the outputs of the rule stand in `out`, rounded as the rule returns them.
 void DeltaGroup::gated_norm(int64_t row, int64_t rows, const DeltaPart& part) {
   const DeltaJob::Mixer& x = *job_.mixer;
-  const auto kernel = job_.dense.gated_rms_norm[job_.bf16()];
+  const auto kernel = job_.dense.gated_rms_norm[job_.bf16()][job_.bf16()];
   const bool silu = x.weights.gate == ops::GateActivation::kSilu;
   for (int64_t t = row; t < row + rows; ++t)
     for (int64_t h = part.head; h < part.head_end; ++h)

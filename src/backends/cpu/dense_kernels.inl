@@ -121,12 +121,13 @@ float inverse_rms(const T* x, float eps, int64_t n) {
 }
 
 // out[i] = f(x[i], weight[i]) of different types.
-template <class T, class F>
-void each_weighted(const T* x, const T* z, const float* weight, T* out, int64_t n, F f) {
+template <class T, class Out, class F>
+void each_weighted(const T* x, const T* z, const float* weight, Out* out, int64_t n, F f) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, f(load(x + i), load(z + i), load(weight + i)));
   if (i == n) return;
-  T rest_x[kLanes] = {}, rest_z[kLanes] = {}, rest[kLanes];
+  T rest_x[kLanes] = {}, rest_z[kLanes] = {};
+  Out rest[kLanes];
   float rest_weight[kLanes] = {};
   for (int64_t j = i; j < n; ++j) rest_x[j - i] = x[j], rest_z[j - i] = z[j], rest_weight[j - i] = weight[j];
   store(rest, f(load(rest_x), load(rest_z), load(rest_weight)));
@@ -139,40 +140,59 @@ void rms_norm(const void* x, const float* weight, float eps, float weight_offset
   each_weighted(in<T>(x), in<T>(x), weight, to<T>(out), n, [=](F32 v, F32, F32 w) { return v * scale * (offset + w); });
 }
 
-template <class T>
+template <class T, class Out>
 void gated_rms_norm(const void* x, const void* z, const float* weight, float eps, bool with_silu, void* out,
                     int64_t n) {
   const F32 scale = set(inverse_rms(in<T>(x), eps, n));
   if (with_silu)
-    each_weighted(in<T>(x), in<T>(z), weight, to<T>(out), n,
+    each_weighted(in<T>(x), in<T>(z), weight, to<Out>(out), n,
                   [=](F32 v, F32 g, F32 w) { return v * scale * w * silu(g); });
   else
-    each_weighted(in<T>(x), in<T>(z), weight, to<T>(out), n,
+    each_weighted(in<T>(x), in<T>(z), weight, to<Out>(out), n,
                   [=](F32 v, F32 g, F32 w) { return v * scale * w * sigmoid(g); });
 }
 
 // x cos + rotate_half(x) sin, rounded once.
-template <class T>
+template <class T, class Table = T>
 void rope(const void* low, const void* high, const void* cos, const void* sin, void* out_low, void* out_high,
           int64_t n) {
-  const auto turn = [](const T* a, const T* c, const T* b, const T* s, F32 sign, T* out) {
+  const auto turn = [](const T* a, const Table* c, const T* b, const Table* s, F32 sign, T* out) {
     store(out, load(a) * load(c) + sign * (load(b) * load(s)));
   };
   const F32 plus_one = set(1.0f), minus_one = set(-1.0f);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    turn(in<T>(low) + i, in<T>(cos) + i, in<T>(high) + i, in<T>(sin) + i, minus_one, to<T>(out_low) + i);
-    turn(in<T>(high) + i, in<T>(cos) + i, in<T>(low) + i, in<T>(sin) + i, plus_one, to<T>(out_high) + i);
+    turn(in<T>(low) + i, in<Table>(cos) + i, in<T>(high) + i, in<Table>(sin) + i, minus_one, to<T>(out_low) + i);
+    turn(in<T>(high) + i, in<Table>(cos) + i, in<T>(low) + i, in<Table>(sin) + i, plus_one, to<T>(out_high) + i);
   }
   if (i == n) return;
-  T l[kLanes] = {}, h[kLanes] = {}, c[kLanes] = {}, s[kLanes] = {}, new_l[kLanes], new_h[kLanes];
+  T l[kLanes] = {}, h[kLanes] = {}, new_l[kLanes], new_h[kLanes];
+  Table c[kLanes] = {}, s[kLanes] = {};
   for (int64_t j = i; j < n; ++j) {
     l[j - i] = in<T>(low)[j], h[j - i] = in<T>(high)[j];
-    c[j - i] = in<T>(cos)[j], s[j - i] = in<T>(sin)[j];
+    c[j - i] = in<Table>(cos)[j], s[j - i] = in<Table>(sin)[j];
   }
   turn(l, c, h, s, minus_one, new_l);
   turn(h, c, l, s, plus_one, new_h);
   for (int64_t j = i; j < n; ++j) to<T>(out_low)[j] = new_l[j - i], to<T>(out_high)[j] = new_h[j - i];
+}
+
+// The same turn of neighbours.
+template <class T, class Table = T>
+void rope_pairs(const void* x, const void* cos, const void* sin, void* out, int64_t n) {
+  constexpr int64_t kPairs = 32;
+  T low[kPairs], high[kPairs];
+  for (int64_t i = 0; i < n; i += kPairs) {
+    const int64_t count = n - i < kPairs ? n - i : kPairs;
+    const T* from = in<T>(x) + 2 * i;
+    for (int64_t j = 0; j < count; ++j) low[j] = from[2 * j], high[j] = from[2 * j + 1];
+    T new_low[kPairs], new_high[kPairs];
+    rope<T, Table>(low, high, in<Table>(cos) + i, in<Table>(sin) + i, new_low, new_high, count);
+    for (int64_t j = 0; j < count; ++j) {
+      to<T>(out)[2 * (i + j)] = new_low[j];
+      to<T>(out)[2 * (i + j) + 1] = new_high[j];
+    }
+  }
 }
 
 constexpr DenseKernels kDenseKernels = {
@@ -185,8 +205,12 @@ constexpr DenseKernels kDenseKernels = {
     .sigmoid = {sigmoid_row<float>, sigmoid_row<uint16_t>},
     .add = {add<float>, add<uint16_t>},
     .rms_norm = {rms_norm<float>, rms_norm<uint16_t>},
-    .gated_rms_norm = {gated_rms_norm<float>, gated_rms_norm<uint16_t>},
+    .gated_rms_norm = {{gated_rms_norm<float, float>, gated_rms_norm<float, uint16_t>},
+                       {gated_rms_norm<uint16_t, float>, gated_rms_norm<uint16_t, uint16_t>}},
     .rope = {rope<float>, rope<uint16_t>},
+    .rope_pairs = {rope_pairs<float>, rope_pairs<uint16_t>},
+    .rope_f32_table = {rope<float>, rope<uint16_t, float>},
+    .rope_pairs_f32_table = {rope_pairs<float>, rope_pairs<uint16_t, float>},
 };
 
 }  // namespace

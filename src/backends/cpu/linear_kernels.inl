@@ -17,11 +17,12 @@ constexpr int kThinRows = kLanes == 16 ? 0 : 2;   // up to here a tile takes bot
 constexpr int kFewRows = 2 * kTileRows;           // up to here widening in registers is cheaper
 static_assert(kRowBlock % kTileRows == 0);
 
-// Weights of one k as pairs of vectors: outputs [h kLanes, ..) and [16 + h kLanes, ..) of half h.
+// Weights of one k as pairs of vectors: outputs [h kLanes, ..) and [16 + h kLanes, ..) of half h. `scales` are those of
+// the panel for this k, of f8 only.
 struct BF16Panel {
   using Value = uint32_t;
   static constexpr int kStep = kPanel / 2;
-  static void pair(const Value* w, int half, F32& low, F32& high) {
+  static void pair(const Value* w, const float*, int half, F32& low, F32& high) {
 #if defined(__AVX512F__)
     const I32 both = _mm512_loadu_si512(w + half * kLanes);
 #else
@@ -41,15 +42,39 @@ struct F16Panel {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
   }
-  static void pair(const Value* w, int half, F32& low, F32& high) {
+  static void pair(const Value* w, const float*, int half, F32& low, F32& high) {
     low = widen(w + half * kLanes);
     high = widen(w + 16 + half * kLanes);
   }
 };
+// e4m3 goes through f16, of which it is 256 times the value with one exponent bit less: the conversion knows subnormals
+// even where denormals count as zeros, and the scales bring the 256 along.
+struct F8Panel {
+  using Value = uint8_t;
+  static constexpr int kStep = kPanel;
+  static void pair(const Value* w, const float* scales, int half, F32& low, F32& high) {
+#if defined(__AVX512F__)
+    w += half * kLanes;  // the half is the whole
+    const __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+    const __m512i f16 = _mm512_and_si512(_mm512_slli_epi16(x, 7), _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
+    low = _mm512_cvtph_ps(_mm512_castsi512_si256(f16)) * load(scales);
+    high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(f16, 1)) * load(scales + kLanes);
+#else
+    low = widen(w + half * kLanes) * load(scales + half * kLanes);
+    high = widen(w + 16 + half * kLanes) * load(scales + 16 + half * kLanes);
+#endif
+  }
+#if !defined(__AVX512F__)
+  static F32 widen(const Value* p) {  // the sign is in the upper two bits of x << 7
+    const __m128i x = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(x, 7), _mm_set1_epi16(static_cast<int16_t>(0xbfff))));
+  }
+#endif
+};
 struct F32Panel {
   using Value = float;
   static constexpr int kStep = kPanel;
-  static void pair(const Value* w, int half, F32& low, F32& high) {
+  static void pair(const Value* w, const float*, int half, F32& low, F32& high) {
     low = load(w + half * kLanes);
     high = load(w + 16 + half * kLanes);
   }
@@ -58,7 +83,7 @@ struct F32Panel {
 struct WidePanel {
   using Value = float;
   static constexpr int kStep = 2 * kLanes;
-  static void pair(const Value* w, int half, F32& low, F32& high) {
+  static void pair(const Value* w, const float*, int half, F32& low, F32& high) {
     w += half * kBlockK * kStep;
     low = load(w);
     high = load(w + kLanes);
@@ -70,7 +95,7 @@ struct WidePanel {
 constexpr int64_t kAhead = 4096;
 
 template <class W, int kRows, int kPairs>
-void tile(const float* x, const void* weights, int half, int64_t count, bool first, float* sums) {
+void tile(const float* x, const void* weights, const float* scales, int half, int64_t count, bool first, float* sums) {
   const typename W::Value* w = static_cast<const typename W::Value*>(weights);
   F32 s[kRows][2 * kPairs];
 #pragma GCC unroll 12
@@ -83,7 +108,7 @@ void tile(const float* x, const void* weights, int half, int64_t count, bool fir
 #pragma GCC unroll 2
     for (int j = 0; j < kPairs; ++j) {
       F32 low, high;
-      W::pair(w, half + j, low, high);
+      W::pair(w, scales, half + j, low, high);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const F32 xr = set(x[r * kXStride + k]);
@@ -99,15 +124,16 @@ void tile(const float* x, const void* weights, int half, int64_t count, bool fir
 }
 
 template <class W, int kRows>
-void tile_of_rows(const float* x, const void* w, int half, int64_t count, bool first, float* sums) {
+void tile_of_rows(const float* x, const void* w, const float* scales, int half, int64_t count, bool first,
+                  float* sums) {
   if constexpr (kRows <= kThinRows) {
-    if (half == 0) tile<W, kRows, kHalves>(x, w, 0, count, first, sums);
+    if (half == 0) tile<W, kRows, kHalves>(x, w, scales, 0, count, first, sums);
   } else {
-    tile<W, kRows, 1>(x, w, half, count, first, sums);
+    tile<W, kRows, 1>(x, w, scales, half, count, first, sums);
   }
 }
 
-using Tile = void (*)(const float*, const void*, int, int64_t, bool, float*);
+using Tile = void (*)(const float*, const void*, const float*, int, int64_t, bool, float*);
 template <class W>
 constexpr Tile kTiles[] = {
     nullptr,
@@ -128,50 +154,60 @@ constexpr Tile kTiles[] = {
 };
 
 template <class W>
-void block_product(const PanelProduct& task, const float* x, const void* w, int64_t count, bool first) {
+void block_product(const PanelProduct& task, const float* x, const void* w, const float* scales, int64_t count,
+                   bool first) {
   const int tiles = (task.rows + kTileRows - 1) / kTileRows;
   for (int half = 0; half < kHalves; ++half)
     for (int t = 0; t < tiles; ++t) {  // of equal height, give or take one row
       const int begin = task.rows * t / tiles, end = task.rows * (t + 1) / tiles;
-      kTiles<W>[end - begin](x + begin * kXStride, w, half, count, first, task.sums + begin * kPanel);
+      kTiles<W>[end - begin](x + begin * kXStride, w, scales, half, count, first, task.sums + begin * kPanel);
     }
 }
 
+// `wide` begins at the first k of the part.
 template <class W>
-void widen(const typename W::Value* w, int64_t count, float* wide) {
+void widen(const typename W::Value* w, const float* scales, int64_t count, float* wide) {
   for (int64_t k = 0; k < count; ++k, w += W::kStep)
     for (int half = 0; half < kHalves; ++half) {
       F32 low, high;
-      W::pair(w, half, low, high);
+      W::pair(w, scales, half, low, high);
       float* to = wide + (half * kBlockK + k) * WidePanel::kStep;
       store(to, low);
       store(to + kLanes, high);
     }
 }
 
+// Blocks of kBlockK inputs, in parts that have one scale.
 template <class W>
-void multiply_panel(const PanelProduct& task) {
+void multiply_panel(const PanelProduct& task, int few_rows, int64_t block_k) {
   const typename W::Value* w = static_cast<const typename W::Value*>(task.panel);
   const float* x = task.x;
-  for (int64_t k = 0; k < task.K; k += kBlockK, w += kBlockK * W::kStep, x += task.x_block_stride) {
-    const int64_t count = task.K - k < kBlockK ? task.K - k : kBlockK;
-    if (task.rows <= kFewRows) {
-      block_product<W>(task, x, w, count, k == 0);
-    } else {
-      widen<W>(w, count, task.wide);
-      block_product<WidePanel>(task, x, task.wide, count, k == 0);
+  for (int64_t k = 0; k < task.K; k += kBlockK, x += task.x_block_stride) {
+    const int64_t end = task.K - k < kBlockK ? task.K : k + kBlockK;
+    for (int64_t from = k, to; from < end; from = to) {
+      to = (from / block_k + 1) * block_k;
+      if (to > end) to = end;
+      const float* scales = task.scales + from / block_k * kPanel;
+      if (task.rows <= few_rows)
+        block_product<W>(task, x + (from - k), w, scales, to - from, from == 0);
+      else
+        widen<W>(w, scales, to - from, task.wide + (from - k) * WidePanel::kStep);
+      w += (to - from) * W::kStep;
     }
+    if (task.rows > few_rows) block_product<WidePanel>(task, x, task.wide, nullptr, end - k, k == 0);
   }
 }
 
 void multiply(const PanelProduct& task) {
   switch (task.format) {
     case WeightFormat::kF32:
-      return multiply_panel<F32Panel>(task);
+      return multiply_panel<F32Panel>(task, kFewRows, task.K);
     case WeightFormat::kBF16:
-      return multiply_panel<BF16Panel>(task);
+      return multiply_panel<BF16Panel>(task, kFewRows, task.K);
     case WeightFormat::kF16:
-      return multiply_panel<F16Panel>(task);
+      return multiply_panel<F16Panel>(task, kFewRows, task.K);
+    case WeightFormat::kF8:  // a tile's height: decoding twice is as much as widening
+      return multiply_panel<F8Panel>(task, kTileRows, task.block_k);
   }
 }
 

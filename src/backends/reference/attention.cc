@@ -37,18 +37,21 @@ void ReferenceBackend::rope_table(ExecContext&, const Tensor& positions, const o
   }
 }
 
-void ReferenceBackend::rope(ExecContext&, const Tensor& x, const Tensor& table, Tensor& out) {
+void ReferenceBackend::rope(ExecContext&, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) {
   const int64_t H = x.size(1), Dh = x.size(2), half = table.size(2);
   const Tensor cosines = table[0], sines = table[1];
+  const bool halves = pairing == ops::RopePairing::kHalves;
   for (int64_t t = 0; t < x.size(0); ++t) {
     std::vector<float> row = load_row(x, t);
     const std::vector<float> c = load_row(cosines, t), s = load_row(sines, t);
     for (int64_t h = 0; h < H; ++h) {
       float* head = &row[h * Dh];
       for (int64_t i = 0; i < half; ++i) {
-        const double a = head[i], b = head[i + half];
-        head[i] = static_cast<float>(a * c[i] - b * s[i]);
-        head[i + half] = static_cast<float>(b * c[i] + a * s[i]);
+        float& low = head[halves ? i : 2 * i];
+        float& high = head[halves ? i + half : 2 * i + 1];
+        const double a = low, b = high;
+        low = static_cast<float>(a * c[i] - b * s[i]);
+        high = static_cast<float>(b * c[i] + a * s[i]);
       }
     }
     store_row(row, out, t);

@@ -8,24 +8,29 @@ using namespace reference;
 
 namespace {
 
-// out[t, i] = f(a[t, i], b[t, i])
+// out[t, i] = f(a[t, i], b[t, i]); b may have one number per row
 template <class F>
 void for_each_pair(const Tensor& a, const Tensor& b, Tensor& out, F f) {
   for (int64_t t = 0; t < out.size(0); ++t) {
     std::vector<float> x = load_row(a, t);
     const std::vector<float> y = load_row(b, t);
-    for (size_t i = 0; i < x.size(); ++i) x[i] = f(x[i], y[i]);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = f(x[i], y[y.size() == 1 ? 0 : i]);
     store_row(x, out, t);
   }
 }
 
-// Row n of a packed matrix.
-std::vector<float> weight_row(const PackedWeight& weight, int64_t n) {
-  return load(weight.packed.bytes_at(n * weight.K * static_cast<int64_t>(size_of(weight.dtype))), weight.dtype,
-              weight.K);
-}
-
 }  // namespace
+
+std::vector<float> ReferenceBackend::weight_row(const PackedWeight& weight, int64_t n) const {
+  const size_t bytes = packed_row(weight.dtype, weight.K, weight.block_k);
+  const std::byte* from = weight.packed.bytes_at(n * static_cast<int64_t>(bytes));
+  std::vector<float> row = load(from, weight.dtype, weight.K);
+  if (weight.dtype == DType::kF8E4M3) {
+    const auto* scales = reinterpret_cast<const float*>(from + (row.size() + 3) / 4 * 4);
+    for (int64_t k = 0; k < weight.K; ++k) row[k] *= scales[k / weight.block_k];
+  }
+  return row;
+}
 
 void ReferenceBackend::linear(ExecContext&, const Tensor& x, const LinearPack& pack, Tensor& out) {
   const int64_t T = x.size(0), K = pack.K();
@@ -38,10 +43,11 @@ void ReferenceBackend::linear(ExecContext&, const Tensor& x, const LinearPack& p
   for (const PackedWeight& weight : pack.parts()) {
     for (int64_t n = 0; n < weight.N; ++n, ++column) {
       const std::vector<float> w = weight_row(weight, n);
+      const double bias = weight.bias ? weight.bias.as<float>()[n] : 0;
       for (int64_t t = 0; t < T; ++t) {
         double sum = 0;
         for (int64_t k = 0; k < K; ++k) sum += double(w[k]) * double(rows[t][k]);
-        results[t][column] = static_cast<float>(sum);
+        results[t][column] = static_cast<float>(sum + bias);
       }
     }
   }
@@ -87,6 +93,14 @@ void ReferenceBackend::gather_rows(ExecContext&, const Tensor& x, const Tensor& 
 
 void ReferenceBackend::scatter_rows(ExecContext&, Tensor& x, const Tensor& rows, const Tensor& values) {
   for (int64_t i = 0; i < rows.size(0); ++i) copy_row(values, i, x, rows.as<int32_t>()[i]);
+}
+
+void ReferenceBackend::concat_columns(ExecContext&, const Tensor& a, const Tensor& b, Tensor& out) {
+  Tensor left = out.slice(1, 0, a.size(1)), right = out.slice(1, a.size(1), out.size(1));
+  for (int64_t t = 0; t < out.size(0); ++t) {
+    copy_row(a, t, left, t);
+    copy_row(b, t, right, t);
+  }
 }
 
 }  // namespace calandra

@@ -17,16 +17,21 @@ double inverse_rms(std::span<const float> x, double eps) {
   return 1 / std::sqrt(sum / static_cast<double>(x.size()) + eps);
 }
 
+// The weight of the head that begins at number `begin` of a row: [H, D] has one for each.
+const float* weight_of_head(const Tensor& weight, size_t begin) {
+  return weight.as<float>() + (weight.rank() == 2 ? begin : 0);
+}
+
 }  // namespace
 
 void ReferenceBackend::rms_norm(ExecContext&, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
                                 Tensor& out) {
-  const size_t D = static_cast<size_t>(weight.size(0));
-  const float* w = weight.as<float>();
+  const size_t D = static_cast<size_t>(x.size(-1));
   for (int64_t t = 0; t < x.size(0); ++t) {
     std::vector<float> row = load_row(x, t);
     for (size_t begin = 0; begin < row.size(); begin += D) {
       const std::span<float> head(&row[begin], D);
+      const float* w = weight_of_head(weight, begin);
       const double scale = inverse_rms(head, eps);
       for (size_t i = 0; i < D; ++i) head[i] = static_cast<float>(head[i] * scale * (double(weight_offset) + w[i]));
     }
@@ -36,13 +41,13 @@ void ReferenceBackend::rms_norm(ExecContext&, const Tensor& x, const Tensor& wei
 
 void ReferenceBackend::gated_rms_norm(ExecContext&, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
                                       ops::GateActivation act, Tensor& out) {
-  const size_t D = static_cast<size_t>(weight.size(0));
-  const float* w = weight.as<float>();
+  const size_t D = static_cast<size_t>(x.size(-1));
   for (int64_t t = 0; t < x.size(0); ++t) {
     std::vector<float> row = load_row(x, t);
     const std::vector<float> gate = load_row(z, t);
     for (size_t begin = 0; begin < row.size(); begin += D) {
       const std::span<float> head(&row[begin], D);
+      const float* w = weight_of_head(weight, begin);
       const double scale = inverse_rms(head, eps);
       for (size_t i = 0; i < D; ++i) {
         const double g = gate[begin + i];

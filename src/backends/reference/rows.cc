@@ -38,6 +38,9 @@ std::vector<float> load(const void* from, DType dtype, int64_t count) {
     case DType::kF16:
       load_as<f16>(from, values);
       break;
+    case DType::kF8E4M3:
+      load_as<f8_e4m3>(from, values);
+      break;
     default:
       CHECK_MSG(false, std::string(name_of(dtype)));
   }
@@ -55,6 +58,12 @@ void store(std::span<const float> values, void* to, DType dtype) {
     default:
       CHECK_MSG(false, std::string(name_of(dtype)));
   }
+}
+
+size_t packed_row(DType dtype, int64_t K, int64_t block_k) {
+  const auto values = static_cast<size_t>(K) * size_of(dtype);
+  if (dtype != DType::kF8E4M3) return values;
+  return (values + 3) / 4 * 4 + static_cast<size_t>((K + block_k - 1) / block_k) * sizeof(float);
 }
 
 void copy_row(const Tensor& from, int64_t from_row, Tensor& to, int64_t to_row) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -98,10 +99,50 @@ void refuse_what_is_not_computed(const ConfigFields& text) {
   if (text.text("hidden_act", "silu") != "silu")
     text.fail("hidden_act", "must be silu, found " + text.text("hidden_act"));
   if (text.has("layer_scale")) text.fail("layer_scale", "is not supported: no release of the family has it");
-  if (text.has("num_experts"))
-    text.fail("num_experts", "given: mixtures of experts are not supported yet; only dense models are");
+  if (text.boolean("mtp_use_dedicated_embeddings", false))
+    text.fail("mtp_use_dedicated_embeddings", "true is not supported: no release of the family has it");
   if (const std::string dtype = text.text("mamba_ssm_dtype", "float32"); dtype != "float32")
     log_warning("{}: mamba_ssm_dtype {} is ignored, the recurrent state is kept in float32", text.where(), dtype);
+}
+
+// HF Qwen3_5MoeTextConfig: every layer is a mixture; softmax over all experts, weights always renormalised.
+void parse_experts(const ConfigFields& text, Config& c) {
+  c.num_experts = text.integer("num_experts", 1, 1 << 16);
+  c.router.top_k = text.integer("num_experts_per_tok", 1, 1 << 16, 8);
+  if (c.router.top_k > c.num_experts)
+    text.fail("num_experts_per_tok", fmt::format("{} is above num_experts {}", c.router.top_k, c.num_experts));
+  c.moe_intermediate_size = text.integer("moe_intermediate_size", 1, kMaxWidth, 512);
+  c.shared_expert_intermediate_size = text.integer("shared_expert_intermediate_size", 1, kMaxWidth, 512);
+}
+
+VisionConfig parse_vision(const ConfigFields& fields, int64_t hidden_size) {
+  VisionConfig v;
+  v.depth = fields.integer("depth", 1, 1024, 27);
+  v.hidden_size = fields.integer("hidden_size", 1, kMaxWidth, 1152);
+  v.intermediate_size = fields.integer("intermediate_size", 1, kMaxWidth, 4304);
+  v.num_heads = fields.integer("num_heads", 1, kMaxHeads, 16);
+  if (v.hidden_size % v.num_heads != 0 || v.hidden_size / v.num_heads % 4 != 0)
+    fields.fail("num_heads",
+                fmt::format("{} leaves no heads of a multiple of 4 in hidden_size {}", v.num_heads, v.hidden_size));
+  v.in_channels = fields.integer("in_channels", 3, 3, 3);
+  v.patch_size = fields.integer("patch_size", 1, 256, 16);
+  v.temporal_patch_size = fields.integer("temporal_patch_size", 1, 16, 2);
+  v.spatial_merge_size = fields.integer("spatial_merge_size", 1, 16, 2);
+  v.num_position_embeddings = fields.integer("num_position_embeddings", 1, 1 << 24, 2304);
+  const auto side = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(v.num_position_embeddings))));
+  if (side * side != v.num_position_embeddings)
+    fields.fail("num_position_embeddings", fmt::format("must be a square, found {}", v.num_position_embeddings));
+  v.out_hidden_size = fields.integer("out_hidden_size", 1, kMaxWidth, hidden_size);
+  if (v.out_hidden_size != hidden_size)
+    fields.fail("out_hidden_size",
+                fmt::format("{} is not the hidden_size {} of the text model", v.out_hidden_size, hidden_size));
+  if (const std::string act = fields.text("hidden_act", "gelu_pytorch_tanh"); act != "gelu_pytorch_tanh")
+    fields.fail("hidden_act", "must be gelu_pytorch_tanh, found " + act);
+  if (fields.has("deepstack_visual_indexes") && !fields.array("deepstack_visual_indexes").empty())
+    fields.fail("deepstack_visual_indexes", "must be empty: no release of the family uses it");
+  if (fields.has("rope_parameters"))
+    v.rope_theta = fields.child("rope_parameters").number("rope_theta", 1, 1e15, 10000.0);
+  return v;
 }
 
 }  // namespace
@@ -115,7 +156,13 @@ Config parse_config(const json::object& object, const std::string& file) {
 
   c.vocab_size = text.integer("vocab_size", 1, int64_t{1} << 24);
   c.hidden_size = text.integer("hidden_size", 1, kMaxWidth);
-  c.intermediate_size = text.integer("intermediate_size", 1, kMaxWidth);
+  const std::string model_type = text.text("model_type", "");
+  const bool mixture = text.has("num_experts") || model_type.find("moe") != std::string::npos;
+  if (mixture) {
+    parse_experts(text, c);
+  } else {
+    c.intermediate_size = text.integer("intermediate_size", 1, kMaxWidth);
+  }
   c.num_hidden_layers = text.integer("num_hidden_layers", 1, 4096);
   c.num_attention_heads = text.integer("num_attention_heads", 1, kMaxHeads);
   c.num_key_value_heads = text.integer("num_key_value_heads", 1, kMaxHeads);
@@ -146,15 +193,21 @@ Config parse_config(const json::object& object, const std::string& file) {
   c.layer_kinds = parse_layer_kinds(text, c.num_hidden_layers);
   c.mtp_num_hidden_layers = text.integer("mtp_num_hidden_layers", 0, 64, 0);
   c.tie_word_embeddings = top.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", false));
+  if (c.nested && top.has("vision_config")) c.vision = parse_vision(top.child("vision_config"), c.hidden_size);
   return c;
 }
 
-std::vector<UnusedTensors> unused_tensors(const Config& c) {
+std::vector<UnusedTensors> unused_tensors(const Config& c, const ModelParts& parts) {
   const std::string layers = c.nested ? "model.language_model.layers." : "model.layers.";
-  return {{"model.visual.*", "vision tower: not used yet"},
-          {"mtp.*", "multi-token prediction: not used yet"},
-          {layers + "*", fmt::format("layers beyond num_hidden_layers {}", c.num_hidden_layers), c.num_hidden_layers},
-          {"*.rotary_emb.inv_freq", "computed, not read"}};
+  std::vector<UnusedTensors> unused = {
+      {layers + "*", fmt::format("layers beyond num_hidden_layers {}", c.num_hidden_layers), c.num_hidden_layers},
+      {"mtp.layers.*", fmt::format("MTP layers beyond mtp_num_hidden_layers {}", c.mtp_num_hidden_layers),
+       std::max<int64_t>(1, c.mtp_num_hidden_layers)},
+      {"*.rotary_emb.inv_freq", "computed, not read"}};
+  if (!parts.vision || !c.vision) unused.push_back({"model.visual.*", "vision tower: not asked for"});
+  if (!parts.drafter) unused.push_back({"mtp.*", "multi-token prediction: not asked for"});
+  if (c.tie_word_embeddings) unused.push_back({"lm_head.weight", "tie_word_embeddings is true"});
+  return unused;
 }
 
 std::vector<std::pair<std::string, std::string>> describe(const Config& c) {
@@ -170,7 +223,16 @@ std::vector<std::pair<std::string, std::string>> describe(const Config& c) {
       {"linear heads",
        fmt::format("{} key, {} value of {} and {}, convolution {}", c.linear_num_key_heads, c.linear_num_value_heads,
                    c.linear_key_head_dim, c.linear_value_head_dim, c.linear_conv_kernel_dim)},
-      {"intermediate_size", std::to_string(c.intermediate_size)},
+      c.num_experts == 0
+          ? std::pair<std::string, std::string>{"intermediate_size", std::to_string(c.intermediate_size)}
+          : std::pair<std::string, std::string>{"experts",
+                                                fmt::format("{} of {} per token, width {}, shared width {}",
+                                                            c.router.top_k, c.num_experts, c.moe_intermediate_size,
+                                                            c.shared_expert_intermediate_size)},
+      {"MTP layers", std::to_string(c.mtp_num_hidden_layers)},
+      {"vision tower", !c.vision ? std::string("none")
+                                 : fmt::format("{} layers of {}, {} heads, patches of {}", c.vision->depth,
+                                               c.vision->hidden_size, c.vision->num_heads, c.vision->patch_size)},
       {"context", fmt::format("{} tokens", c.max_position_embeddings)},
       {"output head", c.tie_word_embeddings ? "tied to the embedding" : "own matrix"},
   };

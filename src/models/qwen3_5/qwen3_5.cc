@@ -1,6 +1,8 @@
 #include "models/qwen3_5/qwen3_5.h"
 
-#include "base/log.h"
+#include "base/check.h"
+#include "models/qwen3_5/mtp.h"
+#include "models/qwen3_5/vision_tower.h"
 
 namespace calandra::qwen3_5 {
 namespace {
@@ -12,8 +14,7 @@ void read_norm(RmsNorm& norm, WeightReader reader, const char* name, const Confi
 
 }  // namespace
 
-DecoderLayer::DecoderLayer(WeightReader reader, const Config& c, LayerKind kind)
-    : mlp(reader.child("mlp"), c.hidden_size, c.intermediate_size) {
+DecoderLayer::DecoderLayer(WeightReader reader, const Config& c, LayerKind kind) {
   read_norm(input_layernorm, reader, "input_layernorm.weight", c);
   if (kind == LayerKind::kLinearAttention) {
     mixer.emplace<GatedDeltaNet>(
@@ -26,17 +27,26 @@ DecoderLayer::DecoderLayer(WeightReader reader, const Config& c, LayerKind kind)
         GatedAttention::Sizes{c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rms_norm_eps});
   }
   read_norm(post_attention_layernorm, reader, "post_attention_layernorm.weight", c);
+  if (c.num_experts == 0) {
+    mlp.emplace<SwiGluMlp>(reader.child("mlp"), c.hidden_size, c.intermediate_size);
+  } else {
+    mlp.emplace<SparseMoe>(
+        reader.child("mlp"),
+        SparseMoe::Sizes{c.hidden_size, c.num_experts, c.moe_intermediate_size, c.shared_expert_intermediate_size},
+        c.router, SparseMoe::kQwen3_5);
+  }
 }
 
 Tensor DecoderLayer::forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const SlotCounts& slots,
-                             const Tensor& table, const Tensor& x) const {
+                             const Tensor& table, const Tensor& x, const Tensor& first_key) const {
   const Tensor h = input_layernorm(ctx, x);
   ctx.tap("input", h);
   const Tensor m = std::holds_alternative<GatedDeltaNet>(mixer)
                        ? std::get<GatedDeltaNet>(mixer).forward(ctx, batch, cache, slots, h)
-                       : std::get<GatedAttention>(mixer).forward(ctx, batch, cache, h, table);
+                       : std::get<GatedAttention>(mixer).forward(ctx, batch, cache, h, table, first_key);
   const auto [sum, normed] = post_attention_layernorm.after_add(ctx, x, m);
-  return mlp.forward(ctx, normed, sum);
+  return std::holds_alternative<SwiGluMlp>(mlp) ? std::get<SwiGluMlp>(mlp).forward(ctx, normed, sum)
+                                                : std::get<SparseMoe>(mlp).forward(ctx, normed, sum);
 }
 
 CacheSpec DecoderLayer::cache_spec(DType dtype) const {
@@ -44,7 +54,7 @@ CacheSpec DecoderLayer::cache_spec(DType dtype) const {
                                                       : std::get<GatedAttention>(mixer).cache_spec(dtype);
 }
 
-Qwen3_5::Qwen3_5(const Config& config, WeightReader reader, Backend& backend, DType dtype)
+Qwen3_5::Qwen3_5(const Config& config, WeightReader reader, Backend& backend, DType dtype, const ModelParts& parts)
     : config_(config), dtype_(dtype), rotary_(config.rope, backend) {
   const WeightReader text = reader.child(config.nested ? "model.language_model" : "model");
   const MatrixShape embedding{{"vocab_size", config.vocab_size}, {"hidden_size", config.hidden_size}};
@@ -53,7 +63,15 @@ Qwen3_5::Qwen3_5(const Config& config, WeightReader reader, Backend& backend, DT
     layers_.emplace_back(text.child("layers").child(std::to_string(i)), config, config.layer_kinds[i]);
   read_norm(norm_, text, "norm.weight", config);
   if (!config.tie_word_embeddings) reader.linear(lm_head_, "lm_head.weight", embedding);
+  if (parts.drafter && config.mtp_num_hidden_layers > 0)
+    mtp_ = std::make_unique<MtpPredictor>(config, reader.child("mtp"), text.has("norm.weight"), *this);
+  if (parts.vision && config.vision)
+    vision_ = std::make_unique<VisionTower>(*config.vision, reader.child("model.visual"), backend, dtype);
 }
+
+Qwen3_5::~Qwen3_5() = default;
+const Drafter* Qwen3_5::drafter() const { return mtp_.get(); }
+const VisionEncoder* Qwen3_5::vision() const { return vision_.get(); }
 
 std::vector<CacheSpec> Qwen3_5::cache_specs() const {
   std::vector<CacheSpec> specs;
@@ -61,10 +79,16 @@ std::vector<CacheSpec> Qwen3_5::cache_specs() const {
   return specs;
 }
 
+Tensor Qwen3_5::embed(ExecContext& ctx, const Batch& batch) const {
+  Tensor x = ops::embedding(ctx, batch.token_ids, embed_tokens_, dtype_);
+  if (batch.image_rows) ops::scatter_rows(ctx, x, batch.image_rows, batch.image_embeds);
+  return x;
+}
+
 Tensor Qwen3_5::forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const {
   ctx.workspace.flip();
-  const Tensor table = rotary_.table(ctx, batch.positions, dtype_);        // [2, T, R / 2]
-  Tensor x = ops::embedding(ctx, batch.token_ids, embed_tokens_, dtype_);  // [T, D]
+  const Tensor table = rotary_.table(ctx, batch.positions, dtype_);  // [2, T, R / 2]
+  Tensor x = embed(ctx, batch);                                      // [T, D]
   ctx.tap("embedding", x);
 
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
@@ -88,32 +112,31 @@ Tensor Qwen3_5::logits(ExecContext& ctx, const Tensor& hidden) const {
 StepCost Qwen3_5::step_cost() const {
   const Config& c = config_;
   StepCost cost;
-  const auto matrix = [&](const PackedWeight& w) {
-    cost.weight_bytes += static_cast<double>(w.packed.bytes());
-    return 2.0 * static_cast<double>(w.N * w.K);
-  };
-  const auto pack = [&](const LinearPack& p) {
-    double flops = 0;
-    for (const PackedWeight& part : p.parts()) flops += matrix(part);
-    return flops;
-  };
   const auto Dk = static_cast<double>(c.linear_key_head_dim), Dv = static_cast<double>(c.linear_value_head_dim);
   const double activation = static_cast<double>(size_of(dtype_));
   for (const DecoderLayer& layer : layers_) {
-    cost.flops_per_row += pack(layer.mlp.gate_up) + matrix(layer.mlp.down_proj);
     if (const auto* delta = std::get_if<GatedDeltaNet>(&layer.mixer)) {
       const double S = static_cast<double>(c.linear_num_value_heads) * Dk * Dv;
-      cost.flops_per_row +=
-          pack(delta->in_proj) + matrix(delta->out_proj) + 7 * S;  // decay 1, S^T k 2, rank one 2, S^T q 2
+      cost.add(delta->in_proj);
+      cost.add(delta->out_proj);
+      cost.flops_per_row += 7 * S;  // decay 1, S^T k 2, rank one 2, S^T q 2
       cost.state_bytes += 2 * (4 * S + activation * static_cast<double>((c.linear_conv_kernel_dim - 1) * c.conv_dim()));
     } else {
       const auto& attention = std::get<GatedAttention>(layer.mixer);
-      cost.flops_per_row += pack(attention.qgkv) + matrix(attention.o_proj);
+      cost.add(attention.qgkv);
+      cost.add(attention.o_proj);
       cost.flops_per_row_and_key += 4.0 * static_cast<double>(c.num_attention_heads * c.head_dim);
       cost.kv_bytes_per_key += 2 * activation * static_cast<double>(c.num_key_value_heads * c.head_dim);
     }
+    if (const auto* mlp = std::get_if<SwiGluMlp>(&layer.mlp)) {
+      cost.add(mlp->gate_up);
+      cost.add(mlp->down_proj);
+    } else {
+      const auto& moe = std::get<SparseMoe>(layer.mlp);
+      cost.add(moe.weights, moe.options);
+    }
   }
-  cost.flops_per_logit_row = matrix(c.tie_word_embeddings ? embed_tokens_ : lm_head_);
+  cost.add_head(c.tie_word_embeddings ? embed_tokens_ : lm_head_);
   return cost;
 }
 

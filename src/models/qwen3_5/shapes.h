@@ -10,8 +10,9 @@ namespace calandra::qwen3_5 {
 struct ReleaseShape {
   const char* name;
   int64_t hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, linear_num_value_heads,
-      intermediate_size;
+      intermediate_size;  // dense; of an expert (and of the shared one) in a mixture
   bool tie_word_embeddings;
+  int64_t num_experts = 0, num_experts_per_tok = 0;
 };
 
 std::span<const ReleaseShape> release_shapes();

@@ -1,0 +1,67 @@
+// Images and videos of a prompt: files to embeddings and places in the prompt, for a loaded model.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "apps/loaded_model.h"
+#include "engine/engine.h"
+#include "engine/vision_runner.h"
+#include "vision/placeholders.h"
+#include "vision/processor_config.h"
+#include "vision/video.h"
+
+namespace calandra::apps {
+
+class Pictures {
+ public:
+  // Reads the processor files of the model's folder when they are there. Throws LoadError when one is broken.
+  explicit Pictures(const LoadedModel& loaded, Taps* taps = nullptr);
+
+  // Decodes, resizes and runs the vision tower. Throw LoadError naming the file: the model has no vision tower or no
+  // processor file, or the picture cannot be read.
+  void add_image(const std::string& file);
+  // A video file (through ffmpeg), or a folder of numbered images at `fps`.
+  void add_video(const std::string& path, std::optional<double> fps);
+  // Patches that are prepared already (research).
+  void add_image_patches(std::span<const float> patches, const PatchGrid& grid);
+  void add_video_patches(std::span<const float> patches, const PatchGrid& grid);
+  void clear();
+
+  bool empty() const { return images_.empty() && videos_.empty(); }
+  // Content of a chat message with the pictures added since `first`: items {"type": "image"} and {"type": "video"},
+  // then the text; the bare text when there are none.
+  struct Count {
+    size_t images = 0, videos = 0;
+  };
+  Count count() const { return {images_.size(), videos_.size()}; }
+  json::value content(const std::string& text, Count first) const;
+
+  // Expands the placeholders of a prompt and puts pictures and positions into the request. Throws LoadError when their
+  // numbers do not fit.
+  void place(Request& request) const;
+  // The same for a prompt whose placeholders are expanded already.
+  void place_expanded(Sequence& sequence) const;
+
+ private:
+  struct Picture {
+    PatchGrid grid;
+    ImageEmbeds embeds;
+    std::vector<double> seconds;  // of a video's temporal patches
+  };
+  Picture encode(std::span<const float> patches, const PatchGrid& grid) const;
+  const VisionEncoder& encoder() const;
+  ExpansionRule rule() const;
+  std::vector<PatchGrid> image_grids() const;
+  std::vector<VideoPlace> video_places() const;
+  std::vector<ImageSpan> spans(const ExpandedPrompt& prompt) const;
+
+  const LoadedModel& loaded_;
+  Taps* taps_;  // of the vision tower
+  std::optional<ImageProcessorConfig> image_config_;
+  std::optional<VideoProcessorConfig> video_config_;
+  std::deque<Picture> images_, videos_;
+};
+
+}  // namespace calandra::apps

@@ -1,0 +1,52 @@
+// What the whole-model oracle tests share: recorded taps, differences, states.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tests/model_under_test.h"
+
+namespace calandra::testing {
+
+// Everything a model taps, by name ("embedding", "layers.3", "layers.3.gate"), as f32, in order of appearance.
+class Recorder : public Taps {
+ public:
+  void tap(int layer, const char* name, const Tensor& t) override;
+  std::map<std::string, std::vector<float>> tensors;
+};
+
+double max_abs(const std::vector<float>& x);
+// Infinity when the sizes differ or a difference is NaN.
+double max_abs_difference(const std::vector<float>& a, const std::vector<float>& b);
+double rms_difference(const std::vector<float>& a, const std::vector<float>& b);
+
+// A slotted tensor of the sequence by name: "recurrent" as stored, "conv" as [C, W - 1]; empty when the layer has none.
+std::vector<float> state_of(ModelRunner& runner, const Sequence& sequence, int layer, const std::string& name);
+
+// Lowest id of the greatest value.
+int32_t argmax(const float* row, int64_t n);
+
+// Logits of every row of a result of the runner, [T * V].
+std::vector<float> all_logits(ModelRunner& runner, const Tensor& hidden);
+
+// Teacher-forced first MTP pass over a sequence that has run, with `hidden` [T * D] of all its tokens in the model's
+// type, entry e fed with next[e - 1]; results [T, D] as f32 and logits [T, V].
+struct MtpPass {
+  std::vector<float> hidden, logits;
+};
+MtpPass mtp_pass(ModelRunner& runner, Sequence& sequence, const std::vector<float>& hidden,
+                 const std::vector<int32_t>& next, int64_t step, int64_t chunk, Taps* taps = nullptr);
+
+// `count` chained greedy drafts behind the last token, the first of them given; pages must reach so far.
+struct Drafts {
+  std::vector<int32_t> tokens;
+  std::vector<float> logits, hidden;  // of every step, the first from `first`
+};
+Drafts chained_drafts(ModelRunner& runner, Sequence& sequence, const MtpPass& first, int64_t count, bool cycle_layers);
+
+// Runs the model over the whole sequence; the hidden rows after the final norm as f32, and the logits if asked for.
+std::vector<float> target_hidden(ModelRunner& runner, Sequence& sequence, int64_t chunk,
+                                 std::vector<float>* logits = nullptr);
+
+}  // namespace calandra::testing
