@@ -7,9 +7,12 @@
 #include <xmmintrin.h>
 
 #include <chrono>
+#include <string>
+#include <system_error>
 
 #include "base/check.h"
 #include "base/cpu_topology.h"
+#include "base/error.h"
 
 namespace calandra {
 namespace {
@@ -56,13 +59,21 @@ ThreadPool::ThreadPool(int threads) : spins_(spins_within_budget()) {
   const int processors = static_cast<int>(cores.size());
   if (threads > processors) spins_ = 64;  // a spinning thread would keep a working one from its processor
   workers_.reserve(static_cast<size_t>(threads - 1));
-  for (int t = 1; t < threads; ++t) {
-    workers_.emplace_back([this, t] { work(t); });
-    if (threads == processors) pin(workers_.back(), cores[static_cast<size_t>(t)]);
+  try {
+    for (int t = 1; t < threads; ++t) {
+      workers_.emplace_back([this, t] { work(t); });
+      if (threads == processors) pin(workers_.back(), cores[static_cast<size_t>(t)]);
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    throw LoadError("cannot start thread " + std::to_string(workers_.size() + 2) + " of " + std::to_string(threads) +
+                    " (" + error.what() + "); lower --threads");
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   task_ = nullptr;
   region_.fetch_add(1);
   futex_wake(region_, threads());

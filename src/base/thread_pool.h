@@ -26,7 +26,8 @@ class FlushDenormals {
 class ThreadPool {
  public:
   // `threads` counts the caller of run(), which works as thread 0. When there is one thread for each usable core, the
-  // others are pinned; with fewer, pinned threads of two processes would meet on the same cores.
+  // others are pinned; with fewer, pinned threads of two processes would meet on the same cores. Throws LoadError when
+  // the system gives no more threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -63,6 +64,7 @@ class ThreadPool {
   using Task = void (*)(void* context, int thread);
   void run_task(Task task, void* context);
   void work(int thread);
+  void stop();
   uint32_t wait_for_next(uint32_t seen);
 
   std::vector<std::thread> workers_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <random>
 
+#include "base/log.h"
 #include "base/philox.h"
 #include "engine/sampling_row.h"
 
@@ -44,12 +45,17 @@ struct Engine::Running {
   std::optional<Detokenizer> detokenizer;
   Answer* answer;
   int64_t longest = 0;  // tokens at which max_tokens or max_model_len ends it
-  bool admitted = false;
 };
 
 Engine::Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options)
     : runner_(runner), tokenizer_(tokenizer), options_(std::move(options)) {
   if (!options_.seed) options_.seed = std::random_device{}() | uint64_t{std::random_device{}()} << 32;
+  std::erase_if(options_.eos_token_ids, [&](int32_t id) {
+    const bool outside = id < 0 || id >= runner.model().vocab_size();
+    if (outside)
+      log_warning("eos_token_id {} is outside the vocabulary of {} and has no effect", id, runner.model().vocab_size());
+    return outside;
+  });
 }
 
 // Seeds of requests without one: a fixed sequence of the engine's seed.
@@ -117,7 +123,7 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
       }
       running->longest = runner_.limits().max_model_len;
       if (s.params.max_tokens) running->longest = std::min(running->longest, s.prompt_size + *s.params.max_tokens);
-      if (tokenizer_ != nullptr)
+      if (tokenizer_ != nullptr && s.params.detokenize)
         running->detokenizer.emplace(
             *tokenizer_, DetokenizerOptions{.skip_special = s.params.skip_special_tokens,
                                             .stop = s.params.stop,
@@ -128,7 +134,14 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
     }
   }
 
-  std::vector<std::unique_ptr<Running>> active;
+  // However this ends (a step or a callback may throw), pages and slots go back.
+  struct Active : std::vector<std::unique_ptr<Running>> {
+    explicit Active(ModelRunner& runner) : runner(runner) {}
+    ~Active() {
+      for (const auto& running : *this) runner.release(running->sequence);
+    }
+    ModelRunner& runner;
+  } active(runner_);
   int64_t prompt_done = 0;
   size_t next = 0;
   while (next < waiting.size() || !active.empty()) {
@@ -170,6 +183,18 @@ std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& request
       const size_t count = std::min<size_t>(ModelRunner::kLogitRows, choosing.size() - first);
       choose(hidden, {choosing.data() + first, count}, {last_rows.data() + first, count}, on_token);
     }
+    // A cancelled choice takes the others of its request along, those that still wait too.
+    const auto end_with = [&](const Running& cancelled, Running& other) {
+      if (other.request != cancelled.request || other.sequence.finished) return;
+      other.sequence.finished = true;
+      other.answer->finish_reason = FinishReason::kCancelled;
+    };
+    for (const auto& running : active) {
+      if (!running->sequence.finished || running->answer->finish_reason != FinishReason::kCancelled) continue;
+      for (const auto& other : active) end_with(*running, *other);
+      for (size_t i = next; i < waiting.size(); ++i) end_with(*running, *waiting[i]);
+    }
+    while (next < waiting.size() && waiting[next]->sequence.finished) ++next;
     std::erase_if(active, [&](const std::unique_ptr<Running>& running) {
       if (!running->sequence.finished) return false;
       runner_.release(running->sequence);
@@ -199,6 +224,7 @@ void Engine::accept(Running& running, const ops::SampledRow& sampled, const OnTo
                          ? "the model computed NaN or infinity; the answer ends here"
                          : "no token is left to choose from: allowed_token_ids, bad_words and logit_bias exclude all"};
     s.finished = true;
+    if (on_token) on_token({running.request, s.choice, -1, "", true});
     return;
   }
   const int32_t token = sampled.token;

@@ -35,14 +35,14 @@ struct Answer {
   std::string stop_reason;                   // the stop string; empty otherwise
   std::optional<int32_t> stop_token;         // the stop token of the request (not EOS)
   std::vector<ops::TokenLogprobs> logprobs;  // one per token, when asked for
-  std::optional<RequestError> error;         // set: nothing was computed
+  std::optional<RequestError> error;         // set: it ended here, perhaps before anything was computed
 };
 
 // One step of one choice, as it happens.
 struct TokenEvent {
   size_t request;
   int32_t choice;
-  int32_t token;
+  int32_t token;          // -1: it ended without one, see Answer::error
   std::string_view text;  // what may be shown now; may be empty
   bool finished;
 };
@@ -57,7 +57,7 @@ class Engine {
   // `tokenizer` may be null: then answers have no text and stop strings are refused. Both must outlive the engine.
   Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options);
 
-  // Returns false to cancel that request.
+  // Returns false to cancel that request, all choices of it.
   using OnToken = std::function<bool(const TokenEvent&)>;
   // Prompt tokens run so far, of all; for progress bars.
   using OnPrefill = std::function<void(int64_t done, int64_t total)>;

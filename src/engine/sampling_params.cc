@@ -35,8 +35,8 @@ std::optional<RequestError> check_numbers(const SamplingParams& p) {
 
 std::optional<RequestError> check_counts(const SamplingParams& p, const SamplingLimits& limits) {
   if (p.n < 1 || p.n > limits.max_n) return wrong("n", fmt::format("must be in [1, {}], got {}", limits.max_n, p.n));
-  if (p.max_tokens.value_or(0) < 0)
-    return wrong("max_tokens", fmt::format("must not be negative, got {}", *p.max_tokens));
+  if (p.max_tokens.value_or(1) < 1)
+    return wrong("max_tokens", fmt::format("must be at least 1, got {}", *p.max_tokens));
   if (p.min_tokens < 0) return wrong("min_tokens", fmt::format("must not be negative, got {}", p.min_tokens));
   if (p.max_tokens && p.min_tokens > *p.max_tokens)
     return wrong("min_tokens", fmt::format("must be at most max_tokens = {}, got {}", *p.max_tokens, p.min_tokens));

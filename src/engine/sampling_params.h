@@ -60,7 +60,7 @@ struct SamplingParams {
 
   bool detokenize = true;
   bool skip_special_tokens = true;
-  bool spaces_between_special_tokens = true;
+  bool spaces_between_special_tokens = true;  // accepted; byte-level vocabularies put no spaces there
 
   std::optional<int32_t> thinking_token_budget;  // tokens of reasoning, then it is ended
   struct RepetitionDetection {                   // ends an answer that repeats a pattern

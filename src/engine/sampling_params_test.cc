@@ -128,7 +128,7 @@ TEST(SamplingParams, WrongValuesNameTheField) {
       {"presence_penalty", [](auto& p) { p.presence_penalty = -2.1f; }, [](auto& p) { p.presence_penalty = -2; }},
       {"n", [](auto& p) { p.n = 17; }, [](auto& p) { p.n = 16; }},
       {"n", [](auto& p) { p.n = 0; }, [](auto& p) { p.n = 1; }},
-      {"max_tokens", [](auto& p) { p.max_tokens = -1; }, [](auto& p) { p.max_tokens = 0; }},
+      {"max_tokens", [](auto& p) { p.max_tokens = 0; }, [](auto& p) { p.max_tokens = 1; }},
       {"min_tokens", [](auto& p) { p.max_tokens = 3, p.min_tokens = 4; }, [](auto& p) { p.min_tokens = 3; }},
       {"logprobs", [](auto& p) { p.logprobs = 21; }, [](auto& p) { p.logprobs = 20; }},
       {"logprobs", [](auto& p) { p.logprobs = -1; }, [](auto& p) { p.logprobs.reset(); }},

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <limits>
+
 #include "base/error.h"
 #include "models/bailing_v2_5/bailing_v2_5.h"
 #include "models/bailing_v2_5/shapes.h"
@@ -85,12 +87,18 @@ DType config_dtype(const ConfigFields& top) {
   fields.fail(key, "must be float32, bfloat16 or float16, found " + name);
 }
 
-void append_ids(std::vector<int32_t>& ids, const json::value* value) {
-  if (value == nullptr) return;
-  if (value->is_int64()) ids.push_back(static_cast<int32_t>(value->get_int64()));
-  if (value->is_array()) {
-    for (const json::value& id : value->get_array()) append_ids(ids, &id);
+// One id, a list of them, or none.
+std::vector<int32_t> token_ids(const ConfigFields& fields, std::string_view key) {
+  if (!fields.has(key)) return {};
+  const json::value& value = *fields.object().if_contains(key);
+  const json::array one = {value};
+  std::vector<int32_t> ids;
+  for (const json::value& id : value.is_array() ? value.get_array() : one) {
+    if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() > std::numeric_limits<int32_t>::max())
+      fields.fail(key, "must be a token id or a list of them, found " + to_json(value));
+    ids.push_back(static_cast<int32_t>(id.get_int64()));
   }
+  return ids;
 }
 
 }  // namespace
@@ -108,7 +116,7 @@ ModelConfig check_config(json::object config, const std::string& file) {
   model.dtype = config_dtype(top);
   architecture.describe(model);  // throws for broken fields
   const ConfigFields text = top.has("text_config") ? top.child("text_config") : top;
-  append_ids(model.eos_token_ids, text.object().if_contains("eos_token_id"));
+  model.eos_token_ids = token_ids(text, "eos_token_id");
   return model;
 }
 

@@ -90,6 +90,7 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
 
 Tensor Tensor::operator[](int64_t index) const {
   CHECK_GE(rank(), 1);
+  CHECK_LE(0, index);
   CHECK_LT(index, shape_[0]);
   Tensor result = *this;
   result.data_ = bytes_at(index * strides_[0]);

@@ -65,7 +65,10 @@ class Tensor {
     CHECK_MSG(dtype_of<T>() == dtype_, "tensor is " + std::string(name_of(dtype_)));
     return static_cast<T*>(data_);
   }
-  std::byte* bytes_at(int64_t element) const { return static_cast<std::byte*>(data_) + element * size_of(dtype_); }
+  // Null for a tensor of a dry run, which has no memory.
+  std::byte* bytes_at(int64_t element) const {
+    return data_ == nullptr ? nullptr : static_cast<std::byte*>(data_) + element * size_of(dtype_);
+  }
 
   // Another shape of the same elements. The tensor must be dense, or the change must concern only the last axes that
   // are dense among themselves (a row-strided [T, H*D] becomes [T, H, D]). One size may be -1.

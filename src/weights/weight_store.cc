@@ -209,14 +209,14 @@ void WeightStore::carry_out_all(const std::vector<Target>& targets, int threads,
       const WeightNote& note = notes_[order[i]];
       try {
         carry_out(note, targets[order[i]], staging);
+        done += bytes_of(note);
+        if (progress) progress(done, total);
       } catch (...) {
         const std::lock_guard lock(mutex_);
         if (!failure) failure = std::current_exception();
         next = order.size();
         return;
       }
-      done += bytes_of(note);
-      if (progress) progress(done, total);
     }
   };
   {

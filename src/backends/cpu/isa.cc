@@ -1,12 +1,20 @@
 #include "backends/cpu/isa.h"
 
+#include <cpuid.h>
+
 #include <array>
 
 namespace calandra {
 
 namespace {
 constexpr std::array kIsas = {Isa::kAvx2, Isa::kAvx512};
+
+// Not every compiler knows this one's name in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
+}  // namespace
 
 std::string_view name_of(Isa isa) {
   switch (isa) {
@@ -26,8 +34,7 @@ std::optional<Isa> isa_by_name(std::string_view name) {
 
 bool machine_has(Isa isa) {
   __builtin_cpu_init();  // includes whether the system saves the wide registers
-  // f16c is older than avx2, and not every compiler knows its name here.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   switch (isa) {
     case Isa::kAvx2:
       return avx2;

@@ -42,19 +42,18 @@ std::vector<LayerKind> parse_layer_kinds(const ConfigFields& text, int64_t layer
 
 RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim, int64_t max_position_embeddings) {
   RopeParameters rope;
-  const double factor_outside = text.number("partial_rotary_factor", 1e-6, 1, 0.25);
-  if (!text.has("rope_parameters")) {
-    // QUIRK: HF then takes theta 10000, not the 1e7 of the releases.
-    rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * factor_outside);
-    return rope;
-  }
-  const ConfigFields fields = text.child("rope_parameters");
-  const double rotary = fields.number("partial_rotary_factor", 1e-6, 1, factor_outside);
+  // HF (PretrainedConfig): rope_scaling is an older name that goes first, and what the object lacks stands beside it.
+  static const json::object kNone;
+  const char* key = text.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
+  const ConfigFields fields = text.has(key) ? text.child(key) : ConfigFields(kNone, text.where());
+  const double rotary =
+      fields.number("partial_rotary_factor", 1e-6, 1, text.number("partial_rotary_factor", 1e-6, 1, 0.25));
   rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * rotary);
   if (rope.rotary_dim % 2 != 0 || rope.rotary_dim == 0)
     fields.fail("partial_rotary_factor",
                 fmt::format("{} of head_dim {} leaves no even number of rotary dims", rotary, head_dim));
-  rope.rope_theta = fields.number("rope_theta", 1, 1e15, 10000.0);
+  // QUIRK: HF's default is 10000, not the 1e7 of the releases.
+  rope.rope_theta = fields.number("rope_theta", 1, 1e15, text.number("rope_theta", 1, 1e15, 10000.0));
 
   const std::string type = fields.text("rope_type", fields.text("type", "default"));
   if (type == "yarn") {

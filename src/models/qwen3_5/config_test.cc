@@ -49,6 +49,26 @@ TEST(Qwen3_5Config, WhatIsNotComputedIsRefusedByName) {
   EXPECT_NE(with("output_gate_type", "relu").find("output_gate_type"), std::string::npos);
   EXPECT_NE(with("architectures", json::array{"LlamaForCausalLM"}).find("LlamaForCausalLM"), std::string::npos);
   EXPECT_EQ(with("output_gate_type", "sigmoid"), "");
+  EXPECT_NE(with("eos_token_id", -1).find("eos_token_id"), std::string::npos);
+  EXPECT_NE(with("eos_token_id", int64_t{1} << 40).find("eos_token_id"), std::string::npos);
+  EXPECT_EQ(with("eos_token_id", json::array{1, 2}), "");
+}
+
+TEST(Qwen3_5Config, RopeParametersByEitherNameAndBesideIt) {
+  const auto rope = [](const json::object& keys) {
+    json::object config = config_of_shape("qwen3_5-0.8b");
+    config.erase("rope_parameters");
+    for (const auto& [key, value] : keys) config[key] = value;
+    return qwen3_5::parse_config(config, "config.json").rope;
+  };
+  EXPECT_EQ(rope({}).rope_theta, 10000);
+  EXPECT_EQ(rope({}).rotary_dim, 64);
+  EXPECT_EQ(rope({{"rope_theta", 5e5}}).rope_theta, 5e5);
+  EXPECT_EQ(rope({{"rope_theta", 5e5}, {"rope_parameters", {{"rope_theta", 1e6}}}}).rope_theta, 1e6);
+  EXPECT_EQ(rope({{"rope_scaling", {{"type", "yarn"}, {"factor", 4}}}, {"rope_theta", 1e7}}).factor, 4);
+  EXPECT_EQ(rope({{"partial_rotary_factor", 0.5}}).rotary_dim, 128);
+  EXPECT_THROW(rope({{"partial_rotary_factor", 0.005}}), LoadError);  // one dim
+  EXPECT_THROW(rope({{"rope_scaling", {{"type", "linear"}, {"factor", 4}}}}), LoadError);
 }
 
 }  // namespace
