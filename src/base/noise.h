@@ -1,4 +1,4 @@
-// The noise that makes argmax a sampler (DESIGN 5): token = argmax(logit + G[token id]), G Gumbel distributed, one
+// The noise that makes argmax a sampler: token = argmax(logit + G[token id]), G Gumbel distributed, one
 // value per seed, token index, choice and token id, whatever the batch, the vocabulary's shards or the drafts.
 //
 // The same bits on every instruction set and device: noise.cc uses f32 additions and multiplications only, each rounded

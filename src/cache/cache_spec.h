@@ -1,4 +1,4 @@
-// What a layer keeps between steps, declared in bytes that only the layer understands (DESIGN 4).
+// What a layer keeps between steps, declared in bytes that only the layer understands.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// PagePool: small fixed pages of keys and values, reference-counted (DESIGN 4). One page id stands for the same tokens
+// PagePool: small fixed pages of keys and values, reference-counted. One page id stands for the same tokens
 // in every attention layer. A page with one owner is written by that owner; a shared page is immutable: whoever
 // continues in it takes a copy.
 #pragma once

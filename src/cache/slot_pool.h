@@ -1,4 +1,4 @@
-// SlotPool: exact-size slots of recurrent state (DESIGN 4). A slot holds, per recurrent layer, the state after N
+// SlotPool: exact-size slots of recurrent state. A slot holds, per recurrent layer, the state after N
 // tokens, the convolution window and the pending updates of up to M drafts; and once: N, accepted and the hidden rows.
 #pragma once
 

@@ -20,7 +20,7 @@ struct ModelCaches {
   SlotCounts slots;
 };
 
-// The multi-token prediction layers of a model (DESIGN 4, 5). They continue the decoder: entry e of a sequence is the
+// The multi-token prediction layers of a model. They continue the decoder: entry e of a sequence is the
 // pair (hidden row of token e - 1, token e); it stands at token index e of the pages, has the rotary position of token
 // e - 1, and its result predicts token e + 1. Index 0 is never written and never seen.
 class Drafter {

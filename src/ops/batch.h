@@ -1,4 +1,4 @@
-// Batch: one step, all sequences flattened (DESIGN 3). Views; the ModelRunner owns the memory.
+// Batch: one step, all sequences flattened. Views; the ModelRunner owns the memory.
 //   T rows (tokens)   B sequences   S segments   N logit rows   R sampling rows   P pages in a block table row
 //
 // Rows of a sequence are consecutive and so are its segments. A segment is a run of rows after which the recurrences
@@ -37,7 +37,7 @@ struct Batch {
   Tensor sample_logit_row;  // [R] i32  index into logit_rows for each sampled token (n first tokens share one)
   Tensor sample_choice;     // [R] i32  choice index of each sampled token
 
-  // The MTP pass (DESIGN 4, 5): entries [entry_begin, entry_end) are written per sequence from hidden rows.
+  // The MTP pass: entries [entry_begin, entry_end) are written per sequence from hidden rows.
   struct MtpPass {
     Tensor entry_begin;    // [B] i32
     Tensor entry_end;      // [B] i32

@@ -1,4 +1,4 @@
-// Recurrent token mixers with exact state: causal convolution and the gated delta rule (DESIGN 3, 4).
+// Recurrent token mixers with exact state: causal convolution and the gated delta rule.
 //   T rows   S segments   C channels   W kernel width   Hk, Hv key/value heads   Dk, Dv head dims   M pending capacity
 //
 // What all of them do with slots, for each segment s in order, src = state_src[s], dst = state_dst[s]:

@@ -1,4 +1,4 @@
-// The sampler as an op: rows of logits -> one token each, and what a user may ask about the choice (DESIGN 5).
+// The sampler as an op: rows of logits -> one token each, and what a user may ask about the choice.
 //   R sampling rows   N logit rows   V vocabulary (columns of the logits)
 //
 // For a row with logits l, in this order (vLLM's):

@@ -1,4 +1,4 @@
-// Workspace: an arena for one step's activations (DESIGN 3). Two halves that layers use in turn, so that a layer's
+// Workspace: an arena for one step's activations. Two halves that layers use in turn, so that a layer's
 // result lives until the layer after next begins, and a step part that lives until the step's results are consumed.
 #pragma once
 

@@ -1,5 +1,5 @@
 // CpuBackend: SIMD kernels per instruction set and a thread pool; what is not overridden here is the reference op.
-// Results depend on neither rows, batch, threads nor instruction set, bit for bit (DESIGN 6).
+// Results depend on neither rows, batch, threads nor instruction set, bit for bit.
 //   cpu_linear.cc   cpu_dense.cc   cpu_attention.cc   cpu_latent_attention.cc   cpu_recurrence.cc   cpu_lightning.cc
 //   cpu_moe.cc   cpu_vision.cc    the overrides, which split work over threads
 //   <family>_kernels.h            table of the functions of one instruction set

@@ -1,5 +1,6 @@
 #include "backends/reference/sampling_row.h"
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 
@@ -108,7 +109,8 @@ void process_logits(const float* logits, const ops::SamplingBatch& batch, const 
       v -= row.frequency_penalty * static_cast<float>(outputs);
       v -= row.presence_penalty;
     }
-    l[c] = v;
+    // An extreme penalty must neither mask a token nor make one infinite.
+    l[c] = l[c] == kMinusInfinity ? l[c] : std::clamp(v, -FLT_MAX, FLT_MAX);
   }
 }
 

@@ -179,6 +179,21 @@ TEST(Sampling, BiasComesBeforeRepetitionAndThatBeforeFrequencyAndPresence) {
   expect_distribution(r.run({-2, 2, 0}), {0, 1, 2}, {std::exp(-0.5), std::exp(-2), 1});
 }
 
+TEST(Sampling, ExtremePenaltiesKeepEveryTokenFinite) {
+  for (const float penalty : {1e-38f, 1e38f})
+    for (const float temperature : {0.0f, 1.0f}) {
+      OneRow r;
+      r.row.repetition_penalty = penalty;
+      r.row.temperature = temperature;
+      r.count(0, 1);
+      r.count(1, 1);
+      const SampledRow got = r.run({50, -50, -kInfinity});
+      EXPECT_EQ(got.status, RowStatus::kOk);
+      EXPECT_EQ(got.token, 0);
+      EXPECT_EQ(got.greedy_id, 0);
+    }
+}
+
 TEST(Sampling, MasksComeFirstAndStayMasked) {
   OneRow r;
   r.allow({0, 1, 2, 7});  // 7 names no logit
@@ -227,7 +242,7 @@ TEST(Sampling, TokenIsTheArgmaxOfLogitPlusNoiseOfItsId) {
   for (size_t r = 0; r < rows.size(); ++r) {
     int32_t best = -1;
     float score = -kInfinity;
-    for (int32_t id = 0; id < 11; ++id) {  // the counter of DESIGN 5, word by word
+    for (int32_t id = 0; id < 11; ++id) {  // the counter of noise.h, word by word
       const PhiloxCounter words = philox4x32(
           {static_cast<uint32_t>(id / 4), static_cast<uint32_t>(17 + r % 5), static_cast<uint32_t>(r % 3), 0},
           0x1234567890abcdefu + r);
