@@ -22,7 +22,7 @@ RunnerLimits complete(RunnerLimits limits) {
 BatchSizes largest_batch(const CausalLM& model, const RunnerLimits& limits) {
   return {.rows = limits.max_num_batched_tokens,
           .sequences = limits.max_num_seqs,
-          .segments = limits.max_num_seqs,
+          .segments = limits.max_num_seqs + limits.max_cuts,
           .pages_per_sequence = pages_for(limits.max_model_len, limits.block_size),
           .image_rows = model.vision() != nullptr ? limits.max_num_batched_tokens : 0,
           .mtp = model.drafter() != nullptr};
@@ -38,10 +38,14 @@ std::vector<CacheSpec> cache_specs(const CausalLM& model) {
 
 int64_t row_bytes(const CausalLM& model) { return model.hidden_size() * static_cast<int64_t>(size_of(model.dtype())); }
 
-// Rows of one step that images replace, and the hidden rows that a draft pass reads.
+// Rows of one step that images replace, the hidden rows that a draft pass reads, and those of the last forward.
 int64_t kept_bytes(const CausalLM& model, const RunnerLimits& limits) {
-  return ((model.vision() != nullptr) + (model.drafter() != nullptr)) * limits.max_num_batched_tokens *
-         row_bytes(model);
+  const int64_t buffers = (model.vision() != nullptr) + (model.drafter() != nullptr) + (limits.hidden_ring > 0);
+  return buffers * limits.max_num_batched_tokens * row_bytes(model);
+}
+
+int64_t ring_bytes(const CausalLM& model, const RunnerLimits& limits) {
+  return limits.max_num_seqs * limits.hidden_ring * row_bytes(model);
 }
 
 // The workspace that the largest batch needs, found by running it without computing.
@@ -102,6 +106,7 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
   plan.batch_bytes =
       batch_ints(largest_batch(model, limits)) * static_cast<int64_t>(sizeof(int32_t)) + kept_bytes(model, limits);
+  plan.ring_bytes = ring_bytes(model, limits);
   return plan;
 }
 
@@ -124,22 +129,34 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
   if (model.vision() != nullptr) image_embeds_ = backend.allocate(kept);
   if (model.drafter() != nullptr) hidden_ = backend.allocate(kept);
+  if (limits_.hidden_ring > 0) {
+    step_hidden_ = backend.allocate(kept);
+    ring_ = backend.allocate(ring_bytes(model, limits_));
+  }
+  for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
+  step_rows_.reserve(limits_.max_num_seqs);
   memory_ = {limits_.num_blocks,
              pages_->bytes_per_page(),
              limits_.num_state_slots,
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
-             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_)};
+             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_),
+             ring_bytes(model, limits_)};
 }
 
 bool ModelRunner::reserve(Sequence& sequence, int64_t tokens) {
   CHECK_LE(tokens, limits_.max_model_len);
   const int64_t missing = pages_for(tokens, limits_.block_size) - static_cast<int64_t>(sequence.block_table.size());
   if (missing > pages_->free_pages()) return false;
+  if (sequence.lane < 0 && free_lanes_.empty()) return false;
   if (sequence.slot < 0) {
     const auto slot = slots_->take();
     if (!slot) return false;
     sequence.slot = *slot;
+  }
+  if (sequence.lane < 0) {
+    sequence.lane = free_lanes_.back();
+    free_lanes_.pop_back();
   }
   for (int64_t i = 0; i < missing; ++i) sequence.block_table.push_back(*pages_->take());
   return true;
@@ -148,9 +165,13 @@ bool ModelRunner::reserve(Sequence& sequence, int64_t tokens) {
 void ModelRunner::release(Sequence& sequence) {
   for (const int32_t page : sequence.block_table) pages_->release(page);
   sequence.block_table.clear();
+  if (sequence.source >= 0 && sequence.source != sequence.slot) slots_->release(sequence.source);
   if (sequence.slot >= 0) slots_->release(sequence.slot);
-  sequence.slot = -1;
-  sequence.computed = 0;
+  if (sequence.lane >= 0) free_lanes_.push_back(sequence.lane);
+  sequence.source = sequence.slot = sequence.lane = -1;
+  sequence.computed = sequence.accepted = 0;
+  sequence.mtp_begin = sequence.mtp_end = 1;
+  sequence.ring_begin = 0;
 }
 
 ExecContext ModelRunner::context(Taps* taps) {
@@ -159,18 +180,24 @@ ExecContext ModelRunner::context(Taps* taps) {
   return ctx;
 }
 
-// Tokens [begin, begin + tokens.size()) of a sequence.
+// Tokens [begin, begin + tokens.size()) of a sequence, then drafts.
 struct ModelRunner::Rows {
   const Sequence& sequence;
   int64_t begin;
   std::span<const int32_t> tokens;
-  int64_t end() const { return begin + static_cast<int64_t>(tokens.size()); }
+  std::span<const int32_t> drafts = {};
+  std::span<const Cut> cuts = {};
+  int64_t certain_end() const { return begin + static_cast<int64_t>(tokens.size()); }
+  int64_t end() const { return certain_end() + static_cast<int64_t>(drafts.size()); }
+  int32_t token(int64_t index) const {
+    return index < certain_end() ? tokens[index - begin] : drafts[index - certain_end()];
+  }
 };
 
 Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   BatchSizes sizes;
   sizes.mtp = mtp;
-  int64_t max_query_len = 0, max_seq_len = 0;
+  int64_t max_query_len = 0, max_seq_len = 0, max_drafts = 0;
   // Calls visit(row of the batch, embedding rows) for every run of rows that images replace.
   const auto visit_images = [&](auto&& visit) {
     int64_t row = 0;
@@ -184,37 +211,53 @@ Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
     }
   };
   for (const Rows& part : parts) {
-    CHECK_GT(part.end(), part.begin);
+    CHECK_GT(part.certain_end(), part.begin);
+    CHECK_LE(static_cast<int64_t>(part.drafts.size()), limits_.pending_capacity);
     CHECK_LE(part.end(), static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
     sizes.rows += part.end() - part.begin;
     max_query_len = std::max(max_query_len, part.end() - part.begin);
     max_seq_len = std::max(max_seq_len, part.end());
+    max_drafts = std::max(max_drafts, static_cast<int64_t>(part.drafts.size()));
+    sizes.segments += 1 + static_cast<int64_t>(part.cuts.size());
   }
   visit_images([&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
-  sizes.sequences = sizes.segments = static_cast<int64_t>(parts.size());
+  sizes.sequences = static_cast<int64_t>(parts.size());
   sizes.pages_per_sequence = pages_for(max_seq_len, limits_.block_size);
   CHECK_LE(sizes.rows, limits_.max_num_batched_tokens);
   CHECK_LE(sizes.sequences, limits_.max_num_seqs);
+  CHECK_LE(sizes.segments, limits_.max_num_seqs + limits_.max_cuts);
 
   const Batch host = lay_out(host_batch_.data(), sizes, Device{});
-  int32_t row = 0;
+  int32_t row = 0, segment = 0;
+  const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
+    host.segment_start.as<int32_t>()[segment] = static_cast<int32_t>(begin_row);
+    host.segment_sequence.as<int32_t>()[segment] = b;
+    host.state_src.as<int32_t>()[segment] = src;
+    host.state_dst.as<int32_t>()[segment++] = dst;
+  };
   for (int32_t b = 0; b < static_cast<int32_t>(parts.size()); ++b) {
     const Sequence& s = parts[b].sequence;
     host.query_start.as<int32_t>()[b] = row;
-    host.segment_start.as<int32_t>()[b] = row;
-    host.segment_sequence.as<int32_t>()[b] = b;
-    host.state_src.as<int32_t>()[b] = s.computed == 0 ? -1 : s.slot;
-    host.state_dst.as<int32_t>()[b] = s.slot;
+    int64_t segment_row = row;
+    int32_t src = s.source;
+    for (const Cut& cut : parts[b].cuts) {
+      CHECK_GT(cut.end, parts[b].begin + segment_row - row);
+      CHECK_LT(cut.end, parts[b].certain_end());
+      add_segment(b, segment_row, src, cut.slot);
+      segment_row = row + cut.end - parts[b].begin;
+      src = cut.slot;
+    }
+    add_segment(b, segment_row, src, s.slot);
     host.seq_len.as<int32_t>()[b] = static_cast<int32_t>(parts[b].end());
     host.active.as<int32_t>()[b] = 1;
-    host.draft_count.as<int32_t>()[b] = 0;
-    if (mtp) host.mtp.first_key.as<int32_t>()[b] = 1;
+    host.draft_count.as<int32_t>()[b] = static_cast<int32_t>(parts[b].drafts.size());
+    if (mtp) host.mtp.first_key.as<int32_t>()[b] = static_cast<int32_t>(std::max<int64_t>(1, s.mtp_begin));
     int32_t* table = host.block_table.as<int32_t>() + b * sizes.pages_per_sequence;
     const int64_t pages = std::min<int64_t>(sizes.pages_per_sequence, static_cast<int64_t>(s.block_table.size()));
     std::copy_n(s.block_table.begin(), pages, table);
     std::fill(table + pages, table + sizes.pages_per_sequence, -1);
     for (int64_t index = parts[b].begin; index < parts[b].end(); ++index, ++row) {
-      host.token_ids.as<int32_t>()[row] = parts[b].tokens[index - parts[b].begin];
+      host.token_ids.as<int32_t>()[row] = parts[b].token(index);
       host.token_index.as<int32_t>()[row] = static_cast<int32_t>(index);
       host.row_sequence.as<int32_t>()[row] = b;
       for (int axis = 0; axis < 3; ++axis) {
@@ -224,7 +267,7 @@ Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
     }
   }
   host.query_start.as<int32_t>()[parts.size()] = row;
-  host.segment_start.as<int32_t>()[parts.size()] = row;
+  host.segment_start.as<int32_t>()[segment] = row;
   int64_t image_row = 0;
   visit_images([&](int64_t first, const Tensor& embeds) {
     backend_.copy_bytes(static_cast<std::byte*>(image_embeds_.data()) + image_row * row_bytes(model_), embeds.data(),
@@ -239,16 +282,19 @@ Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
     batch.image_embeds = image_embeds_.tensor(model_.dtype(), {sizes.image_rows, model_.hidden_size()});
   batch.max_query_len = max_query_len;
   batch.max_seq_len = max_seq_len;
+  batch.max_drafts = max_drafts;
   return batch;
 }
 
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
   std::vector<Rows> rows;
+  rows.reserve(parts.size());
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(s.computed + part.rows, s.size());
-    rows.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows)});
+    CHECK_EQ(s.source < 0, s.computed == 0);
+    rows.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), part.drafts, part.cuts});
   }
   const Batch batch = build(rows, false);
   workspace_.reset();
@@ -257,8 +303,78 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   const Tensor hidden = model_.forward(ctx, batch, caches_);
   ops::commit_slots(ctx, hidden, caches_.slots, batch);
   after_forward_ = workspace_.mark();
-  for (const Part& part : parts) part.sequence->computed += part.rows;
+  if (limits_.hidden_ring > 0) remember_hidden(parts, hidden);
+  for (const Part& part : parts) {
+    Sequence& s = *part.sequence;
+    s.computed += part.rows;
+    if (s.source >= 0 && s.source != s.slot) slots_->release(s.source);
+    s.source = s.slot;
+    s.accepted = 0;
+    s.ring_begin = std::max(s.ring_begin, s.computed - limits_.hidden_ring);
+  }
   return hidden;
+}
+
+void ModelRunner::accept(Sequence& s, int32_t count) {
+  CHECK_EQ(s.source, s.slot);
+  s.accepted = count;
+  s.computed += count;
+  s.ring_begin = std::max(s.ring_begin, s.computed - limits_.hidden_ring);
+  backend_.copy_bytes(&slots_->accepted().as<int32_t>()[s.slot], &count, sizeof count);
+}
+
+std::byte* ModelRunner::ring_row(const Sequence& s, int64_t token) {
+  return static_cast<std::byte*>(ring_.data()) +
+         (s.lane * limits_.hidden_ring + token % limits_.hidden_ring) * row_bytes(model_);
+}
+
+// Rows of drafts go into the ring as well: those that are accepted count from then on, the others are overwritten.
+void ModelRunner::remember_hidden(std::span<const Part> parts, const Tensor& hidden) {
+  backend_.copy_bytes(step_hidden_.data(), hidden.data(), hidden.bytes());
+  step_rows_.clear();
+  int64_t row = 0;
+  for (const Part& part : parts) {
+    const Sequence& s = *part.sequence;
+    const int64_t count = part.rows + static_cast<int64_t>(part.drafts.size()), end = s.computed + count;
+    step_rows_.push_back({&s, s.computed, end, row});
+    for (int64_t token = std::max(s.computed, end - limits_.hidden_ring); token < end; ++token)
+      backend_.copy_bytes(ring_row(s, token), hidden[row + token - s.computed].data(), row_bytes(model_));
+    row += count;
+  }
+}
+
+Tensor ModelRunner::gather_hidden(std::span<const HiddenRows> parts) {
+  auto* to = static_cast<std::byte*>(hidden_.data());
+  int64_t rows = 0;
+  for (const HiddenRows& part : parts) {
+    const Sequence& s = *part.sequence;
+    CHECK_LE(part.end, s.computed);
+    const auto step =
+        std::find_if(step_rows_.begin(), step_rows_.end(), [&](const StepRows& entry) { return entry.sequence == &s; });
+    for (int64_t token = part.begin; token < part.end; ++token, ++rows) {
+      CHECK_LT(rows, limits_.max_num_batched_tokens);
+      const bool in_step = step != step_rows_.end() && token >= step->begin && token < step->end;
+      CHECK(in_step || token >= s.ring_begin);
+      const std::byte* from = in_step ? static_cast<const std::byte*>(step_hidden_.data()) +
+                                            (step->row + token - step->begin) * row_bytes(model_)
+                                      : ring_row(s, token);
+      backend_.copy_bytes(to + rows * row_bytes(model_), from, row_bytes(model_));
+    }
+  }
+  return hidden_.tensor(model_.dtype(), {rows, model_.hidden_size()});
+}
+
+void ModelRunner::load_hidden(Sequence& s) {
+  CHECK_GE(s.source, 0);
+  backend_.copy_bytes(&s.accepted, &slots_->accepted().as<int32_t>()[s.source], sizeof s.accepted);
+  s.ring_begin = s.computed - 1;
+  backend_.copy_bytes(ring_row(s, s.ring_begin), slots_->hidden()[s.source][s.accepted].data(), row_bytes(model_));
+}
+
+void ModelRunner::copy_ring(const Sequence& from, Sequence& to) {
+  to.ring_begin = std::max(from.ring_begin, from.computed - limits_.hidden_ring);
+  for (int64_t token = to.ring_begin; token < from.computed; ++token)
+    backend_.copy_bytes(ring_row(to, token), ring_row(from, token), row_bytes(model_));
 }
 
 Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps) {

@@ -22,6 +22,8 @@ struct RunnerLimits {
   int64_t num_blocks = 0;                // pages; 0: as many as max_num_seqs sequences of max_model_len need
   int64_t num_state_slots = 0;           // 0: max_num_seqs
   int64_t pending_capacity = 0;          // drafts of one sequence
+  int64_t max_cuts = 0;                  // states written inside the prompts of one step
+  int64_t hidden_ring = 0;               // last hidden rows of each sequence that are kept for the drafter; 0: none
   bool taps = false;  // forwards may be given taps: ops then run part by part and need more workspace
 };
 
@@ -30,8 +32,9 @@ struct MemoryPlan {
   int64_t pages = 0, page_bytes = 0;
   int64_t slots = 0, slot_bytes = 0;
   int64_t workspace_bytes = 0;
-  int64_t batch_bytes = 0;
-  int64_t total() const { return pages * page_bytes + slots * slot_bytes + workspace_bytes + batch_bytes; }
+  int64_t batch_bytes = 0;  // the batch, and hidden rows between the launches of a step
+  int64_t ring_bytes = 0;   // hidden rows between steps
+  int64_t total() const { return pages * page_bytes + slots * slot_bytes + workspace_bytes + batch_bytes + ring_bytes; }
 };
 
 class ModelRunner {
@@ -47,14 +50,25 @@ class ModelRunner {
   // Gives back what the sequence holds.
   void release(Sequence& sequence);
 
-  // The next `rows` tokens of a sequence, from sequence.computed on; all of them known, pages reserved.
+  // The state after the first `end` tokens of a sequence goes to `slot` as well.
+  struct Cut {
+    int64_t end;
+    int32_t slot;
+  };
+  // The next `rows` tokens of a sequence, from sequence.computed on, all of them known; behind them drafts, which
+  // become pending updates of its slot. Pages must be reserved for all of them.
   struct Part {
     Sequence* sequence;
     int64_t rows;
+    std::span<const int32_t> drafts = {};
+    std::span<const Cut> cuts = {};  // ascending, computed < end < computed + rows
   };
-  // Runs one step: model, state, caches; afterwards every sequence's `computed` has grown by its rows.
-  //   returns [T, D] after the final norm, rows in order of the parts; valid until the next forward
+  // Runs one step: model, state, caches. Reads sequence.source, writes sequence.slot; afterwards source = slot,
+  // accepted = 0 and `computed` has grown by the rows.
+  //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
+  // Keeps the first `count` drafts of the sequence's last step.
+  void accept(Sequence& sequence, int32_t count);
   // The model's MTP layers over entries of sequences (models/causal_lm.h, Drafter): entry e is the pair (hidden row of
   // token e - 1, token e). Pages must be reserved up to the last entry.
   struct DraftPart {
@@ -66,6 +80,17 @@ class ModelRunner {
   Tensor draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps = nullptr);
   // Copies rows of a result out of the workspace, so that they outlive it. Valid until the next call.
   Tensor keep_hidden(const Tensor& hidden);
+  // Hidden rows of tokens [begin, end) of sequences, out of the last forward or the ring: inputs of a draft pass.
+  // Every one must be there (Sequence::ring_begin). Valid as keep_hidden.
+  struct HiddenRows {
+    const Sequence* sequence;
+    int64_t begin, end;
+  };
+  Tensor gather_hidden(std::span<const HiddenRows> parts);
+  // Puts the hidden row of token computed - 1 into the ring, out of the slot that the sequence continues from.
+  void load_hidden(Sequence& sequence);
+  // Copies the rows that `from` has in the ring to `to`, which continues the same tokens.
+  void copy_ring(const Sequence& from, Sequence& to);
 
   // Logits of some rows of the last forward or draft, [N, V] f32 on the device; at most kLogitRows at once. Valid until
   // the next call.
@@ -85,6 +110,8 @@ class ModelRunner {
   struct Rows;  // what both kinds of batch are built from
   Batch build(std::span<const Rows> parts, bool mtp);
   ExecContext context(Taps* taps);
+  void remember_hidden(std::span<const Part> parts, const Tensor& hidden);
+  std::byte* ring_row(const Sequence& sequence, int64_t token);
 
   const CausalLM& model_;
   Backend& backend_;
@@ -98,8 +125,16 @@ class ModelRunner {
   std::vector<int32_t> host_batch_;
   Buffer device_batch_;
   Buffer logit_rows_;
-  Buffer image_embeds_;       // rows of one step that images replace
-  Buffer hidden_;             // of keep_hidden
+  Buffer image_embeds_;  // rows of one step that images replace
+  Buffer hidden_;        // of keep_hidden and gather_hidden
+  Buffer step_hidden_;   // of the last forward
+  Buffer ring_;          // [lanes, hidden_ring, D]
+  std::vector<int32_t> free_lanes_;
+  struct StepRows {  // where the rows of a sequence stand in step_hidden_
+    const Sequence* sequence;
+    int64_t begin, end, row;
+  };
+  std::vector<StepRows> step_rows_;
   size_t after_forward_ = 0;  // workspace mark: logits of the same step are allocated from here again
 };
 

@@ -1,4 +1,4 @@
-// Sequence: one request's tokens, progress, pages and slot. Values only; the runner moves them along.
+// Sequence: the tokens of one choice, its progress, pages and slots. Values only; the runner moves them along.
 #pragma once
 
 #include <array>
@@ -30,8 +30,14 @@ struct Sequence {
 
   int64_t computed = 0;              // P: tokens run and kept
   std::vector<int32_t> block_table;  // pages
-  int32_t slot = -1;                 // recurrent state; -1 before the first step
-  TokenCounts counts;                // up to date only while penalties are in use
+  int32_t source = -1;               // slot that holds the state at `computed`; -1: no token was run
+  int32_t slot = -1;                 // slot that the next step writes; the same as `source` while decoding
+  int32_t accepted = 0;              // pending tokens of `source` that count
+  int32_t lane = -1;                 // place in the ring of hidden rows
+  // MTP entries [mtp_begin, mtp_end) are written from true hidden rows; the ring holds the rows of tokens
+  // [ring_begin, computed).
+  int64_t mtp_begin = 1, mtp_end = 1, ring_begin = 0;
+  TokenCounts counts;  // up to date only while penalties are in use
   bool finished = false;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }

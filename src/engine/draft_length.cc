@@ -1,0 +1,218 @@
+#include "engine/draft_length.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace calandra {
+namespace {
+
+constexpr double kGainToBegin = 1.02;   // predicted tokens per second, relative to none: to begin with drafts
+constexpr double kProbeShare = 0.0015;  // of all time, for probes that nothing came of
+constexpr double kTrialShare = 0.001;   // of all time, for other numbers of drafts
+constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
+constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
+constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
+constexpr int kMostProbes = 8;          // sequences probed together: a draft pass costs little more for several
+
+}  // namespace
+
+DraftLength::DraftLength(const StepCost& target, const StepCost& draft_pass, const DraftLengthOptions& options)
+    : target_(target), draft_pass_(draft_pass), options_(options) {
+  CHECK_LE(0, options.most_drafts);
+  CHECK_LE(options.most_drafts, kMostDraftPositions);
+  CHECK_MSG(target.weight_bytes > 0, "a step that costs nothing");
+  CHECK(options.speed.bytes_per_second > 0 && options.speed.flops_per_second > 0);
+}
+
+double DraftLength::step_seconds(const StepShape& shape) const {
+  if (shape.rows == 0) return 0;
+  return step_correction_.factor(shape.rows) * roofline_seconds(target_, options_.speed, shape);
+}
+
+double DraftLength::drafting_seconds(std::span<const StepShape> passes) const {
+  double sum = 0;
+  for (const StepShape& pass : passes) sum += roofline_seconds(draft_pass_, options_.speed, pass);
+  return sum > 0 ? drafting_correction_.factor(passes[0].rows) * sum : 0;
+}
+
+void DraftLength::observe_step(const StepShape& shape, double seconds) {
+  if (shape.rows > 0) step_correction_.observe(shape.rows, roofline_seconds(target_, options_.speed, shape), seconds);
+}
+
+void DraftLength::observe_drafting(std::span<const StepShape> passes, double seconds) {
+  double sum = 0;
+  for (const StepShape& pass : passes) sum += roofline_seconds(draft_pass_, options_.speed, pass);
+  if (sum > 0) drafting_correction_.observe(passes[0].rows, sum, seconds);
+}
+
+void DraftLength::observe_drafts(SequenceAcceptance& sequence, int drafted, int accepted) {
+  acceptance_.observe(sequence, drafted, accepted);
+  if (sequence.probe_seconds == 0) return;
+  probe_seconds_ += accepted * token_seconds_;  // what it brought in: probes that pay are not rare
+  sequence.probe_seconds = 0;
+  sequence.probe_succeeded = accepted > 0;
+}
+
+void DraftLength::add(Plan& plan, const DraftCandidate& candidate, const Draft& draft) const {
+  ++plan.step.rows;
+  ++plan.step.logit_rows;
+  plan.step.row_keys += candidate.context;
+  plan.tokens += draft.gain;
+  if (plan.passes.size() <= static_cast<size_t>(draft.position)) plan.passes.resize(draft.position + 1);
+  plan.passes[draft.position].add(draft.position == 0 ? 1 + candidate.catch_up_rows : 1, candidate.context, 1);
+}
+
+// More rows never take less time, whatever noise was measured.
+double DraftLength::seconds(const Plan& plan) const {
+  return std::max(plain_seconds_, step_seconds(plan.step)) + drafting_seconds(plan.passes);
+}
+
+void DraftLength::begin(std::span<const DraftCandidate> candidates, const StepShape& others) {
+  plain_.step = others;
+  plain_.passes.clear();
+  plain_.tokens = static_cast<double>(candidates.size());
+  for (const DraftCandidate& candidate : candidates) plain_.step.add(1, candidate.context, 1);
+  plain_seconds_ = step_seconds(plain_.step);
+  token_seconds_ = plain_seconds_ / plain_.tokens;
+}
+
+// All drafts that could be made, the best first; of one sequence in order, since gains do not grow with the position.
+void DraftLength::rank(std::span<const DraftCandidate> candidates) {
+  drafts_.clear();
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const int count = std::min(options_.most_drafts, candidates[i].most_drafts);
+    const PerPosition probabilities = acceptance_.estimate(*candidates[i].acceptance);
+    double gain = 1;
+    for (int j = 0; j < count; ++j) drafts_.push_back({gain *= probabilities[j], static_cast<int32_t>(i), j});
+  }
+  std::sort(drafts_.begin(), drafts_.end(), [](const Draft& a, const Draft& b) {
+    if (a.gain != b.gain) return a.gain > b.gain;
+    return a.position != b.position ? a.position < b.position : a.candidate < b.candidate;
+  });
+}
+
+// For every number of draft passes, the best drafts that it allows are taken one by one. Long lists are looked at in
+// steps of a sixteenth, far finer than the times are known.
+void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
+  int depth = 0;
+  for (const Draft& draft : drafts_) depth = std::max(depth, draft.position + 1);
+  double best = plain_.tokens / plain_seconds_ * (drafting_ ? 1 : kGainToBegin);
+  int best_depth = 0, best_count = 0;
+  for (int d = 1; d <= depth; ++d) {
+    plan_ = plain_;
+    const auto all = std::count_if(drafts_.begin(), drafts_.end(), [&](const Draft& x) { return x.position < d; });
+    int count = 0, next = 1;
+    for (const Draft& draft : drafts_) {
+      if (draft.position >= d) continue;
+      add(plan_, candidates[draft.candidate], draft);
+      if (++count < next && count < all) continue;
+      next = count + 1 + count / 16;
+      const double speed = plan_.tokens / seconds(plan_);
+      if (speed > best) {
+        best = speed;
+        best_depth = d;
+        best_count = count;
+      }
+    }
+  }
+  chosen_ = plain_;
+  for (const Draft& draft : drafts_) {
+    if (best_count == 0) break;
+    if (draft.position >= best_depth) continue;
+    add(chosen_, candidates[draft.candidate], draft);
+    ++k[draft.candidate];
+    --best_count;
+  }
+  drafting_ = best_depth > 0;
+}
+
+// Now and then another number of drafts, the same for all sequences, in turn: how long it takes is known from measuring
+// only, and a wrong belief that keeps it from being chosen would keep it from being measured.
+bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
+  const double without = seconds(chosen_), speed = chosen_.tokens / without;
+  trial_seconds_ += kTrialShare * without;
+  for (int tried = 0; tried <= options_.most_drafts;
+       ++tried, next_trial_ = (next_trial_ + 1) % (options_.most_drafts + 1)) {
+    plan_ = plain_;
+    for (const Draft& draft : drafts_)
+      if (draft.position < next_trial_) add(plan_, candidates[draft.candidate], draft);
+    const double cost = std::max(seconds(plan_) - plan_.tokens / speed, kLeastCost * plain_seconds_);
+    if (plan_.step.rows == chosen_.step.rows || cost > kMostTrialCost * without) continue;
+    trial_seconds_ = std::min(trial_seconds_, std::max(cost, kMostSaved * plain_seconds_));
+    if (trial_seconds_ < cost) return false;
+    trial_seconds_ -= cost;
+    for (size_t i = 0; i < k.size(); ++i) k[i] = std::min(next_trial_, candidates[i].most_drafts);
+    next_trial_ = (next_trial_ + 1) % (options_.most_drafts + 1);
+    return true;
+  }
+  return false;
+}
+
+// One draft for the sequences that have been without the longest, when enough time is saved up for it; and for those
+// whose last probe was accepted, at once and on credit: a sequence that has become good shows it in a few steps.
+void DraftLength::probe(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
+  idle_.clear();
+  for (size_t i = 0; i < candidates.size(); ++i)
+    if (k[i] == 0 && candidates[i].most_drafts > 0) idle_.push_back(static_cast<int32_t>(i));
+  const auto again =
+      std::partition(idle_.begin(), idle_.end(), [&](int32_t i) { return candidates[i].acceptance->probe_succeeded; });
+  const auto count = std::min<int64_t>(kMostProbes, idle_.end() - again);
+  std::partial_sort(again, again + count, idle_.end(), [&](int32_t a, int32_t b) {
+    const int64_t a_steps = candidates[a].acceptance->idle_steps, b_steps = candidates[b].acceptance->idle_steps;
+    return a_steps != b_steps ? a_steps > b_steps : a < b;
+  });
+  idle_.erase(again + count, idle_.end());
+  probe_seconds_ += kProbeShare * seconds(chosen_);
+  const std::span<const int32_t> all(idle_);
+  const auto succeeded = static_cast<size_t>(again - idle_.begin());
+  pay_for_probes(candidates, all.first(succeeded), true, k);
+  pay_for_probes(candidates, all.subspan(succeeded), false, k);
+}
+
+void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std::span<const int32_t> probes,
+                                 bool on_credit, std::vector<int>& k) {
+  if (probes.empty()) return;
+  const auto count = static_cast<double>(probes.size());
+  plan_ = chosen_;
+  for (const int32_t i : probes) add(plan_, candidates[i], {0, i, 0});
+  const double each = std::max((seconds(plan_) - seconds(chosen_)) / count, kLeastCost * plain_seconds_);
+  const double cost = each * count, most = kMostSaved * plain_seconds_;
+  probe_seconds_ = std::min(probe_seconds_, std::max(cost, most));
+  if (probe_seconds_ < (on_credit ? -most : cost)) return;
+  probe_seconds_ -= cost;
+  for (const int32_t i : probes) {
+    k[i] = 1;
+    candidates[i].acceptance->probe_seconds = each;
+    candidates[i].acceptance->probe_succeeded = false;
+  }
+  std::swap(chosen_, plan_);
+}
+
+void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepShape& others, std::vector<int>& k) {
+  k.assign(candidates.size(), 0);
+  for (const DraftCandidate& candidate : candidates) CHECK_LE(0, candidate.most_drafts);
+  if (candidates.empty() || options_.most_drafts == 0) return;
+  if (!options_.adaptive) {
+    for (size_t i = 0; i < k.size(); ++i) k[i] = std::min(options_.most_drafts, candidates[i].most_drafts);
+    return;
+  }
+  begin(candidates, others);
+  rank(candidates);
+  choose_best(candidates, k);
+  for (size_t i = 0; i < k.size(); ++i)
+    if (k[i] > 0) {
+      candidates[i].acceptance->probe_seconds = 0;
+      candidates[i].acceptance->probe_succeeded = false;
+    }
+  if (!try_another(candidates, k)) probe(candidates, k);
+  int most = 0;
+  for (size_t i = 0; i < k.size(); ++i) {
+    if (candidates[i].most_drafts > 0) acceptance_.age(*candidates[i].acceptance, k[i]);
+    most = std::max(most, k[i]);
+  }
+  acceptance_.age_means(most);
+}
+
+}  // namespace calandra

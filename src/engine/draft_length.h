@@ -1,0 +1,93 @@
+// How many drafts each sequence gets in the next step: as many as give the most expected tokens per second.
+//
+// A draft at position j of a sequence counts if it and all before it are accepted; that probability is what it gains.
+// What it costs is a row more of the step that verifies it, and a row of the j-th draft pass. Ranked by gain, the best
+// drafts of all sequences are taken for as long as tokens per second grow; no drafts at all is always a candidate.
+// For a bounded share of time, sequences without drafts are probed, since acceptance changes, and other numbers of
+// drafts are tried, since times do.
+//
+// Nothing here reads a clock or draws a number: the same calls give the same choices.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/draft_acceptance.h"
+#include "engine/draft_time.h"
+
+namespace calandra {
+
+struct DraftLengthOptions {
+  int most_drafts = 4;   // per sequence, at most kMostDraftPositions
+  bool adaptive = true;  // false: always as many as a candidate may have
+  HardwareSpeed speed;   // first guess; measured durations correct it
+};
+
+// A decoding sequence of the next step.
+struct DraftCandidate {
+  SequenceAcceptance* acceptance = nullptr;
+  int64_t context = 0;        // keys that its rows see
+  int most_drafts = 0;        // fewer near max_tokens, or when an n-gram drafter has no more
+  int64_t catch_up_rows = 0;  // drafter entries that its first draft pass must write before
+};
+
+class DraftLength {
+ public:
+  // `draft_pass` is one pass of the drafter, its output head included: all zeros when drafts cost nothing (n-grams).
+  DraftLength(const StepCost& target, const StepCost& draft_pass, const DraftLengthOptions& options);
+
+  // Drafts of each candidate in k. `others` are rows of the same step that are not decoded (prompts).
+  void choose(std::span<const DraftCandidate> candidates, const StepShape& others, std::vector<int>& k);
+
+  // Measured: a step of the target from its launch to its tokens, without drafting; and all draft passes after a step.
+  void observe_step(const StepShape& shape, double seconds);
+  void observe_drafting(std::span<const StepShape> passes, double seconds);
+  // The first `accepted` of `drafted` > 0 drafts of a sequence were accepted.
+  void observe_drafts(SequenceAcceptance& sequence, int drafted, int accepted);
+
+  // Predictions, for metrics.
+  double step_seconds(const StepShape& shape) const;
+  double drafting_seconds(std::span<const StepShape> passes) const;
+  const DraftAcceptance& acceptance() const { return acceptance_; }
+
+ private:
+  // One draft that could be made.
+  struct Draft {
+    double gain;  // probability that it counts
+    int32_t candidate;
+    int32_t position;  // from 0
+  };
+  // A step and the draft passes for it.
+  struct Plan {
+    StepShape step;
+    std::vector<StepShape> passes;
+    double tokens = 0;  // expected
+  };
+  void begin(std::span<const DraftCandidate> candidates, const StepShape& others);
+  void add(Plan& plan, const DraftCandidate& candidate, const Draft& draft) const;
+  double seconds(const Plan& plan) const;
+  void rank(std::span<const DraftCandidate> candidates);
+  void choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k);
+  bool try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k);
+  void probe(std::span<const DraftCandidate> candidates, std::vector<int>& k);
+  void pay_for_probes(std::span<const DraftCandidate> candidates, std::span<const int32_t> probes, bool on_credit,
+                      std::vector<int>& k);
+
+  StepCost target_, draft_pass_;
+  DraftLengthOptions options_;
+  TimeCorrection step_correction_, drafting_correction_;
+  DraftAcceptance acceptance_;
+  bool drafting_ = false;     // the last choice had drafts
+  double probe_seconds_ = 0;  // saved up for probes
+  double trial_seconds_ = 0;  // saved up for other numbers of drafts
+  int next_trial_ = 0;        // drafts of each sequence
+  double plain_seconds_ = 0;  // of the step at hand without drafts
+  double token_seconds_ = 0;  // of one token without drafts
+
+  Plan plain_, chosen_, plan_;  // scratch, kept for its memory
+  std::vector<Draft> drafts_;
+  std::vector<int32_t> idle_;
+};
+
+}  // namespace calandra

@@ -1,0 +1,360 @@
+#include "engine/draft_length.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <random>
+#include <string>
+
+namespace calandra {
+namespace {
+
+// A machine as it really is: another shape than the model's roofline, other speeds than its first guess, noise.
+struct Machine {
+  std::string name;
+  StepCost target, draft_pass;
+  double bytes_per_second, flops_per_second;
+  double launch_seconds = 0;  // of a step
+  double pass_seconds = 0;    // of a draft pass, beside its bytes
+  double correlation = 1;     // fraction of the experts that are modelled to be read
+  double guess = 1;           // of both speeds, relative to the true ones
+  int sequences = 1;
+  int64_t context = 1000;
+
+  double roofline(const StepCost& c, const StepShape& s) const {
+    if (s.rows == 0) return 0;
+    StepCost cost = c;
+    cost.expert_bytes *= correlation;
+    const double bytes = cost.weight_bytes_of(s.rows) + static_cast<double>(s.sequences) * c.state_bytes +
+                         static_cast<double>(s.keys) * c.kv_bytes_per_key;
+    const double flops = static_cast<double>(s.rows) * c.flops_per_row +
+                         static_cast<double>(s.logit_rows) * c.flops_per_logit_row +
+                         static_cast<double>(s.row_keys) * c.flops_per_row_and_key;
+    return std::max(bytes / bytes_per_second, flops / flops_per_second);
+  }
+  double step_seconds(const StepShape& s) const { return launch_seconds + roofline(target, s); }
+  double drafting_seconds(const std::vector<StepShape>& passes) const {
+    double sum = 0;
+    for (const StepShape& pass : passes) sum += pass_seconds + roofline(draft_pass, pass);
+    return draft_pass.weight_bytes > 0 ? sum : 0;
+  }
+};
+
+StepCost dense(double parameters, double head, double bytes_per_parameter, double state_bytes, double kv_bytes) {
+  StepCost cost;
+  cost.weight_bytes = (parameters + head) * bytes_per_parameter;
+  cost.flops_per_row = 2 * parameters;
+  cost.flops_per_logit_row = 2 * head;
+  cost.state_bytes = state_bytes;
+  cost.kv_bytes_per_key = kv_bytes;
+  cost.flops_per_row_and_key = 4 * kv_bytes;
+  return cost;
+}
+
+// A 0.8B model in bf16 on a small CPU, and in batches up to where arithmetic binds.
+Machine cpu(int sequences, double guess) {
+  Machine m{"cpu x" + std::to_string(sequences), dense(0.5e9, 0.25e9, 2, 38e6, 12e3), dense(20e6, 33e6, 1, 0, 2e3),
+            20e9, 300e9};
+  m.sequences = sequences;
+  m.guess = guess;
+  m.launch_seconds = 2e-3;
+  m.pass_seconds = 0.3e-3;
+  return m;
+}
+
+// A 27B model on a large GPU.
+Machine gpu(int sequences, double guess) {
+  Machine m{"gpu x" + std::to_string(sequences), dense(24e9, 1.3e9, 2, 300e6, 64e3), dense(425e6, 170e6, 1.5, 0, 4e3),
+            4.3e12, 700e12};
+  m.sequences = sequences;
+  m.guess = guess;
+  m.context = 4000;
+  m.launch_seconds = 0.3e-3;
+  m.pass_seconds = 0.1e-3;
+  return m;
+}
+
+// The whole output head for each draft, and host work: half a step per draft.
+Machine expensive_head() {
+  Machine m = cpu(1, 0.7);
+  m.name = "expensive head";
+  m.draft_pass = dense(20e6, 0.25e9, 2, 0, 2e3);
+  m.pass_seconds = 10e-3;
+  return m;
+}
+
+// 35B with 3B active, one byte per parameter: every row of a small batch reads other experts.
+Machine moe(int sequences, double correlation) {
+  Machine m{"moe x" + std::to_string(sequences), dense(1.4e9, 0.5e9, 1, 126e6, 20e3), dense(40e6, 33e6, 1, 0, 2e3),
+            4.3e12, 1400e12};
+  m.target.experts = 256;
+  m.target.experts_per_row = 8;
+  m.target.expert_bytes = 3.15e6 * 40;
+  m.target.flops_per_row += 2 * 8 * 3.15e6 * 40;
+  m.draft_pass.experts = 256;
+  m.draft_pass.experts_per_row = 8;
+  m.draft_pass.expert_bytes = 3.15e6;
+  m.sequences = sequences;
+  m.correlation = correlation;
+  m.guess = 1.5;
+  m.launch_seconds = 0.1e-3;
+  return m;
+}
+
+// Acceptance of the draft at `position`, given those before, of sequence b at step i.
+using Truth = std::function<double(int b, int step, int position)>;
+Truth always(double a) {
+  return [a](int, int, int) { return a; };
+}
+
+struct Outcome {
+  double tokens = 0, seconds = 0;            // expected, of all steps
+  double late_tokens = 0, late_seconds = 0;  // of the second half
+  std::vector<double> mean_k;                // per sequence, second half
+  double speed() const { return tokens / seconds; }
+  double late_speed() const { return late_tokens / late_seconds; }
+};
+
+constexpr int kSteps = 4000;
+
+// fixed >= 0: always so many drafts; -1: DraftLength chooses.
+Outcome simulate(const Machine& machine, const Truth& truth, int fixed, uint32_t seed, int most = 4,
+                 int steps = kSteps) {
+  std::mt19937 random(seed);
+  const auto uniform = [&] { return static_cast<double>(random()) * 0x1p-32; };
+  DraftLengthOptions options;
+  options.most_drafts = most;
+  options.speed = {machine.bytes_per_second * machine.guess, machine.flops_per_second * machine.guess};
+  DraftLength length(machine.target, machine.draft_pass, options);
+  std::vector<SequenceAcceptance> sequences(machine.sequences);
+  std::vector<DraftCandidate> candidates;
+  for (SequenceAcceptance& sequence : sequences) candidates.push_back({&sequence, machine.context, most, 0});
+  std::vector<int> k(sequences.size(), std::max(fixed, 0));
+  Outcome outcome;
+  outcome.mean_k.resize(sequences.size());
+  for (int i = 0; i < steps; ++i) {
+    if (fixed < 0) length.choose(candidates, {}, k);
+    StepShape step;
+    std::vector<StepShape> passes;
+    double tokens = 0;
+    for (size_t b = 0; b < k.size(); ++b) {
+      step.add(1 + k[b], machine.context, 1 + k[b]);
+      if (passes.size() < static_cast<size_t>(k[b])) passes.resize(k[b]);
+      for (int j = 0; j < k[b]; ++j) passes[j].add(1, machine.context, 1);
+      double reached = 1;
+      for (int j = 0; j <= k[b]; ++j) {
+        tokens += reached;
+        reached *= truth(static_cast<int>(b), i, j);
+      }
+      int accepted = 0;
+      while (accepted < k[b] && uniform() < truth(static_cast<int>(b), i, accepted)) ++accepted;
+      if (fixed < 0 && k[b] > 0) length.observe_drafts(sequences[b], k[b], accepted);
+    }
+    const double step_seconds = machine.step_seconds(step), drafting = machine.drafting_seconds(passes);
+    if (fixed < 0) {
+      const auto noisy = [&](double s) { return s * (0.96 + 0.08 * uniform()) * (uniform() < 0.005 ? 4 : 1); };
+      length.observe_step(step, noisy(step_seconds));
+      length.observe_drafting(passes, noisy(drafting));
+    }
+    outcome.tokens += tokens;
+    outcome.seconds += step_seconds + drafting;
+    if (i < steps / 2) continue;
+    outcome.late_tokens += tokens;
+    outcome.late_seconds += step_seconds + drafting;
+    for (size_t b = 0; b < k.size(); ++b) outcome.mean_k[b] += k[b] / (steps / 2.0);
+  }
+  return outcome;
+}
+
+std::vector<Machine> machines() {
+  std::vector<Machine> all;
+  for (const double guess : {0.4, 2.5}) {
+    all.push_back(cpu(1, guess));
+    all.push_back(cpu(4, guess));
+    all.push_back(cpu(16, guess));
+    all.push_back(cpu(64, guess));
+    all.push_back(gpu(1, guess));
+    all.push_back(gpu(32, guess));
+  }
+  all.push_back(expensive_head());
+  for (const double correlation : {1.0, 0.6}) {
+    all.push_back(moe(1, correlation));
+    all.push_back(moe(4, correlation));
+    all.push_back(moe(32, correlation));
+  }
+  return all;
+}
+
+// The best of 0 ... 4 drafts, always the same number.
+double best_fixed(const Machine& machine, const Truth& truth, int steps = 1) {
+  double best = 0;
+  for (int fixed = 0; fixed <= 4; ++fixed) best = std::max(best, simulate(machine, truth, fixed, 1, 4, steps).speed());
+  return best;
+}
+
+TEST(DraftLength, NeverSlowerThanNoneAndNearTheBestFixedLength) {
+  for (const Machine& machine : machines())
+    for (const double a : {0.0, 0.3, 0.6, 0.9}) {
+      const Outcome adaptive = simulate(machine, always(a), -1, 5);
+      const std::string what = machine.name + ", speeds guessed as " + std::to_string(machine.guess) +
+                               ", experts read " + std::to_string(machine.correlation) + ", acceptance " +
+                               std::to_string(a);
+      EXPECT_GE(adaptive.speed(), 0.995 * simulate(machine, always(a), 0, 5, 4, 1).speed()) << what;
+      EXPECT_GE(adaptive.late_speed(), 0.97 * best_fixed(machine, always(a))) << what;
+    }
+}
+
+TEST(DraftLength, FollowsAnAcceptanceThatChanges) {
+  for (const Machine& machine : {cpu(1, 1), cpu(4, 1), gpu(32, 1), moe(1, 1)})
+    for (const auto& [before, after] : {std::pair{0.9, 0.0}, {0.0, 0.9}, {0.3, 0.8}}) {
+      const Outcome adaptive = simulate(
+          machine, [=](int, int step, int) { return step < 1000 ? before : after; }, -1, 6, 4, 4000);
+      const double none = simulate(machine, always(0), 0, 6, 4, 1).speed();
+      EXPECT_GE(adaptive.speed(), 0.995 * none) << machine.name << " " << before << " to " << after;
+      EXPECT_GE(adaptive.late_speed(), 0.97 * best_fixed(machine, always(after)))
+          << machine.name << " " << before << " to " << after;
+    }
+}
+
+TEST(DraftLength, SequencesOfOneBatchGetTheirOwnLengths) {
+  const auto truth = [](int b, int, int) { return b == 0 ? 0.9 : 0.1; };
+  for (const Machine& machine : {moe(4, 1), moe(8, 0.8)}) {
+    const Outcome adaptive = simulate(machine, truth, -1, 7);
+    EXPECT_GE(adaptive.mean_k[0], 1.5) << machine.name;
+    for (size_t b = 1; b < adaptive.mean_k.size(); ++b) EXPECT_LE(adaptive.mean_k[b], 0.3) << machine.name << " " << b;
+    EXPECT_GE(adaptive.late_speed(), 1.03 * best_fixed(machine, truth)) << machine.name;
+  }
+}
+
+TEST(DraftLength, ASequenceThatBecomesGoodIsFoundAmongMany) {
+  double mean_k = 0;
+  for (uint32_t seed = 1; seed <= 5; ++seed)
+    mean_k +=
+        simulate(
+            moe(16, 0.8), [](int b, int step, int) { return b == 0 && step >= 500 ? 0.9 : 0.1; }, -1, seed, 4, 3000)
+            .mean_k[0] /
+        5;
+  EXPECT_GE(mean_k, 2.7);
+}
+
+TEST(DraftLength, FreeDraftsAreAllTaken) {
+  Machine machine = gpu(4, 1);
+  machine.draft_pass = {};
+  const Outcome adaptive = simulate(machine, always(0.6), -1, 8, kMostDraftPositions);
+  for (const double mean_k : adaptive.mean_k) EXPECT_GE(mean_k, 7);
+}
+
+// Without measurements and probes: of all lengths of three sequences, the predicted best, and none when none is best.
+TEST(DraftLength, FirstChoiceIsTheBestOfAll) {
+  std::mt19937 random(9);
+  int with = 0, without = 0;
+  for (int round = 0; round < 200; ++round) {
+    Machine machine = round % 2 ? moe(3, 1) : cpu(3, 1);
+    machine.draft_pass.weight_bytes *= 1 + random() % 12;
+    machine.flops_per_second /= 1 + random() % 4;
+    DraftLength length(machine.target, machine.draft_pass,
+                       {.most_drafts = 3, .speed = {machine.bytes_per_second, machine.flops_per_second}});
+    std::vector<SequenceAcceptance> sequences(3);
+    for (SequenceAcceptance& sequence : sequences) {
+      const uint32_t accepts = random() % 4;
+      for (int i = 0; i < 20; ++i) {
+        const int drafted = 1 + static_cast<int>(random() % 3);
+        length.observe_drafts(sequence, drafted, std::min<int>(drafted, random() % (1 + accepts)));
+      }
+    }
+    std::vector<DraftCandidate> candidates;
+    for (SequenceAcceptance& sequence : sequences)
+      candidates.push_back({&sequence, 1000, static_cast<int>(random() % 4)});
+    const auto speed = [&](const std::vector<int>& k) {
+      StepShape step;
+      std::vector<StepShape> passes;
+      double tokens = 0;
+      for (size_t b = 0; b < 3; ++b) {
+        double gain = 1;
+        const PerPosition p = length.acceptance().estimate(sequences[b]);
+        step.add(1 + k[b], 1000, 1 + k[b]);
+        tokens += 1;
+        for (int j = 0; j < k[b]; ++j) {
+          tokens += gain *= p[j];
+          if (passes.size() <= static_cast<size_t>(j)) passes.resize(j + 1);
+          passes[j].add(1, 1000, 1);
+        }
+      }
+      return tokens / (length.step_seconds(step) + length.drafting_seconds(passes));
+    };
+    double best = 0;
+    for (int x = 0; x < 64; ++x) {
+      const std::vector<int> k = {x % 4, x / 4 % 4, x / 16};
+      bool allowed = true;
+      for (size_t b = 0; b < 3; ++b) allowed &= k[b] <= candidates[b].most_drafts;
+      if (allowed) best = std::max(best, speed(k));
+    }
+    std::vector<int> chosen;
+    const double none = speed({0, 0, 0});
+    length.choose(candidates, {}, chosen);
+    for (size_t b = 0; b < 3; ++b) ASSERT_LE(chosen[b], candidates[b].most_drafts);
+    if (best > 1.021 * none) {
+      EXPECT_GE(speed(chosen), 0.9999 * best) << round;
+      ++with;
+    } else if (best < 1.019 * none) {
+      EXPECT_EQ(chosen, (std::vector{0, 0, 0})) << round;
+      ++without;
+    }
+  }
+  EXPECT_GE(with, 40);
+  EXPECT_GE(without, 40);
+}
+
+TEST(DraftLength, PromptsInTheSameStepMakeDraftsCheaper) {
+  const Machine machine = expensive_head();
+  const DraftLengthOptions options{.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}};
+  StepCost pass = machine.draft_pass;
+  pass.weight_bytes *= 3;
+  DraftLength length(machine.target, pass, options);
+  SequenceAcceptance sequence;
+  const std::vector<DraftCandidate> candidates = {{&sequence, 1000, 1}};
+  std::vector<int> k;
+  length.choose(candidates, {}, k);
+  EXPECT_EQ(k[0], 0);
+  StepShape prompts;
+  prompts.add(512, 256, 0);
+  length.choose(candidates, prompts, k);
+  EXPECT_EQ(k[0], 1);
+}
+
+TEST(DraftLength, EntriesToCatchUpWithCost) {
+  const Machine machine = cpu(1, 1);
+  const DraftLengthOptions options{.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}};
+  DraftLength length(machine.target, machine.draft_pass, options);
+  SequenceAcceptance sequence;
+  std::vector<int> k;
+  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 0}}, {}, k);
+  EXPECT_EQ(k[0], 1);
+  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 4000}}, {}, k);
+  EXPECT_EQ(k[0], 0);
+}
+
+TEST(DraftLength, FixedLengthsAreKept) {
+  const Machine machine = expensive_head();
+  DraftLengthOptions options{.most_drafts = 3, .adaptive = false, .speed = {1e9, 1e9}};
+  DraftLength length(machine.target, machine.draft_pass, options);
+  std::vector<SequenceAcceptance> sequences(3);
+  std::vector<int> k;
+  length.choose(std::vector<DraftCandidate>{{&sequences[0], 10, 8}, {&sequences[1], 10, 2}, {&sequences[2], 10, 0}}, {},
+                k);
+  EXPECT_EQ(k, (std::vector{3, 2, 0}));
+  length.choose({}, {}, k);
+  EXPECT_TRUE(k.empty());
+}
+
+TEST(DraftLength, TheSameCallsGiveTheSameChoices) {
+  const Outcome a = simulate(moe(4, 0.8), always(0.6), -1, 10, 4, 500),
+                b = simulate(moe(4, 0.8), always(0.6), -1, 10, 4, 500);
+  EXPECT_EQ(a.tokens, b.tokens);
+  EXPECT_EQ(a.seconds, b.seconds);
+}
+
+}  // namespace
+}  // namespace calandra
