@@ -1,6 +1,21 @@
 #include "cache/slot_pool.h"
 
 namespace calandra {
+namespace {
+
+template <class Move>
+void for_each_piece(const SlotPool& pool, int32_t slot, const Move& move) {
+  const auto visit = [&](const Tensor& tensor) {
+    if (!tensor.empty()) move(tensor[slot].data(), tensor.bytes() / tensor.size(0));
+  };
+  for (int layer = 0; layer < pool.layers(); ++layer)
+    for (const Tensor& tensor : pool.layer(layer)) visit(tensor);
+  visit(pool.N());
+  visit(pool.accepted());
+  visit(pool.hidden());
+}
+
+}  // namespace
 
 int64_t SlotPool::bytes_per_slot(const std::vector<CacheSpec>& specs, int64_t hidden_size, DType hidden_dtype,
                                  int64_t pending_capacity) {
@@ -48,6 +63,22 @@ void SlotPool::release(int32_t slot) {
   CHECK_MSG(taken_.at(slot), "slot " + std::to_string(slot) + " is free already");
   taken_[slot] = false;
   free_.push_back(slot);
+}
+
+void SlotPool::copy_out(int32_t slot, std::byte* to, const CopyBytes& copy_bytes) const {
+  CHECK(taken_.at(slot));
+  for_each_piece(*this, slot, [&](const void* piece, int64_t bytes) {
+    copy_bytes(to, piece, bytes);
+    to += bytes;
+  });
+}
+
+void SlotPool::copy_in(int32_t slot, const std::byte* from, const CopyBytes& copy_bytes) {
+  CHECK(taken_.at(slot));
+  for_each_piece(*this, slot, [&](void* piece, int64_t bytes) {
+    copy_bytes(piece, from, bytes);
+    from += bytes;
+  });
 }
 
 }  // namespace calandra

@@ -2,6 +2,7 @@
 // tokens, the convolution window and the pending updates of up to M drafts; and once: N, accepted and the hidden rows.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -25,7 +26,15 @@ class SlotPool {
   // (src -1).
   std::optional<int32_t> take();
   void release(int32_t slot);
+  bool taken(int32_t slot) const { return taken_.at(slot); }
 
+  // All bytes_per_slot() bytes of a slot, to other memory and back: per layer its tensors, then N, accepted and the
+  // hidden rows.
+  using CopyBytes = std::function<void(void* to, const void* from, size_t bytes)>;
+  void copy_out(int32_t slot, std::byte* to, const CopyBytes& copy_bytes) const;
+  void copy_in(int32_t slot, const std::byte* from, const CopyBytes& copy_bytes);
+
+  int layers() const { return static_cast<int>(layers_.size()); }
   const std::vector<Tensor>& layer(int layer) const { return layers_[layer]; }
   const Tensor& N() const { return N_; }                // [slots] i32
   const Tensor& accepted() const { return accepted_; }  // [slots] i32

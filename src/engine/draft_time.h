@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-#include "models/step_cost.h"
+#include "models/causal_lm.h"
 
 namespace calandra {
 

@@ -51,7 +51,7 @@ json::object config_of(const ReleaseShape& s) {
                          {"router_dtype", "fp32"},
                          {"num_nextn_predict_layers", s.num_nextn_predict_layers},
                          {"pad_token_id", 156892},
-                         {"eos_token_id", 156892}};
+                         {"eos_token_id", {156892, 156895}}};  // end of text, end of a turn
   if (s.latent) {
     config["q_lora_rank"] = 1536;
     config["kv_lora_rank"] = 512;
