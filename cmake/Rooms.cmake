@@ -1,4 +1,4 @@
-# A room is one folder of src/: an object library that may link only rooms below it (DESIGN: include direction).
+# A room is one folder of src/: an object library that may link only rooms below it (ARCHITECTURE.md: include direction).
 # calandra_link gives an executable the objects of the named rooms and of everything below them.
 
 # Warnings are errors, except under sanitizers, whose instrumentation gives GCC false alarms (its manual advises against the pair).

@@ -1,12 +1,14 @@
-// The Bailing family against the oracle: logits, taps in the order of the file, chosen experts, states, the other decay
-// variant, name variants and greedy continuations.
+// The Bailing family against the oracle: logits, taps in the order of computation, chosen experts, states, decay slopes
+// of both variants, name variants and greedy continuations.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <regex>
 #include <set>
 
 #include "base/json.h"
+#include "layers/lightning_attention.h"
 #include "tests/oracle_tools.h"
 
 namespace calandra {
@@ -19,91 +21,192 @@ const char* const kCases[] = {"v25_fp32_qproj", "v25_fp32_qlora",     "v25_bf16_
                               "v25_options",    "v25_linear_silu",    "v25_fp8_block",    "linear_v2_fp32",
                               "names_released", "names_bias_aliases", "names_no_prefix"};
 
-// The oracle's name for what we tap under another one; empty: not tapped.
-std::string our_name(const std::string& name) {
-  static const std::map<std::string, std::string> kNames = {
-      {"experts", "moe/chosen_experts"},      {"expert_weights", "moe/expert_weights"},
-      {"router_logits", "moe/router_logits"}, {"routed", "moe/routed_output"},
-      {"shared", "moe/shared_output"},        {"output", ""}};
+// Not compared, with the reason. All of it is inside one op or a sum that is never stored; its effect is in the taps
+// beside it.
+const std::set<std::string> kNotTapped = {
+    "router_scores",  // inside route: sigmoid or softmax of router_logits; experts and expert_weights follow from them
+    "group_scores",   // inside route
+    "groups",         // inside route
+    "enorm",          // of the MTP layer: seen in its input_norm
+    "hnorm",          // the same
+    "eh_proj",        // the same
+};
+const char* const kDenseOutput = "mlp_out";  // of a dense layer: added to the residual inside linear_add
+
+// The oracle's name for what we tap under another one.
+std::string our_name(const std::string& name, const Recorder& recorder, const std::string& layer) {
+  static const std::map<std::string, std::string> kNames = {{"experts", "moe/chosen_experts"},
+                                                            {"expert_weights", "moe/expert_weights"},
+                                                            {"router_logits", "moe/router_logits"},
+                                                            {"routed", "moe/routed_output"},
+                                                            {"shared", "moe/shared_output"},
+                                                            {"mlp_out", "moe/output"},
+                                                            {"decay", "slope"}};
+  // Grouped-query attention taps under the names that it shares with Qwen3.5, latent attention its queries in parts.
+  static const std::map<std::string, std::string> kShared = {{"q_norm", "q_normed"},
+                                                             {"k_norm", "k_normed"},
+                                                             {"q_rope", "q_rotated"},
+                                                             {"k_rope", "k_rotated"},
+                                                             {"q", "q_nope"}};
+  if (name == "output") return layer;
+  const std::string prefix = layer.empty() ? "" : layer + ".";
   const auto it = kNames.find(name);
-  return it == kNames.end() ? "." + name : it->second.empty() ? "" : "." + it->second;
+  const std::string ours = prefix + (it == kNames.end() ? name : it->second);
+  if (recorder.place(ours) >= 0 || !kShared.contains(name)) return ours;
+  return prefix + kShared.at(name);
 }
 
-// Computed inside an op, or a constant of the layer: their effects are seen in what is compared.
-const std::set<std::string> kNotTapped = {"slope",        "decay",  "state",  "router_scores",
-                                          "group_scores", "groups", "mlp_out"};
+// The oracle's queries of latent attention are [T, H, nope + rope] before the rotation; `width` of the first part
+// stays.
+std::vector<float> first_parts(const std::vector<float>& x, int64_t head_width, int64_t width) {
+  std::vector<float> out;
+  for (size_t at = 0; at < x.size(); at += head_width) out.insert(out.end(), x.begin() + at, x.begin() + at + width);
+  return out;
+}
 
 class Bailing : public ::testing::TestWithParam<std::tuple<int, std::string>> {};
+
+// What a test compared.
+struct Counts {
+  int sequences = 0, logits_rows = 0, argmaxes = 0, states = 0, slopes = 0;
+  int recorded_taps = 0, taps = 0, not_tapped = 0, experts = 0;
+
+  void record() const {
+    const auto property = [](const char* name, int n) { ::testing::Test::RecordProperty(name, n); };
+    EXPECT_EQ(taps + not_tapped, recorded_taps);
+    property("cases", 1), property("sequences", sequences), property("logits_rows", logits_rows);
+    property("argmaxes", argmaxes), property("taps", taps), property("taps_inside_ops", not_tapped);
+    property("states", states), property("slopes", slopes), property("chosen_experts", experts);
+  }
+};
+
+constexpr double kSlopeRel = 1e-6;  // the 1e-5 in a layer's factor shows only there
+
+// max|x - e| <= rel * max(1, max|e|), the rule of the cases.
+double bound_of(const std::vector<float>& want, double rel) { return rel * std::max(1.0, max_abs(want)); }
+
+// The tap `name` of the oracle beside ours; `layer` is "layers.3", or empty for a layer of the drafter.
+void add_tap(const SafetensorsFile& expected, const SafetensorsFile::Entry& entry, const std::string& name,
+             const std::string& layer, const Recorder& recorder, double rel, std::vector<TapPair>& pairs,
+             Counts& counts) {
+  ++counts.recorded_taps;
+  const std::string ours = our_name(name, recorder, layer);
+  const std::string siblings = entry.name.substr(0, entry.name.size() - name.size());
+  const bool dense_output = name == kDenseOutput && expected.find(siblings + "experts") == nullptr;
+  if (kNotTapped.contains(name) || dense_output || ours.empty()) {
+    ++counts.not_tapped;
+    return;
+  }
+  if (recorder.place(ours) < 0) {
+    ADD_FAILURE() << entry.name << ": " << ours << " is not tapped";
+    return;
+  }
+  TapPair pair{ours, static_cast<double>(recorder.place(ours)), recorder.tensors.at(ours), {}, 0};
+  if (entry.dtype == "I32") {  // chosen experts: equal
+    const std::vector<int32_t> ids = read_ids(expected, entry.name);
+    pair.want.assign(ids.begin(), ids.end());
+    counts.experts += static_cast<int>(ids.size());
+  } else {
+    pair.want = read_floats(expected, entry.name);
+    pair.bound = name == "slope" ? kSlopeRel * max_abs(pair.want) : bound_of(pair.want, rel);
+  }
+  if (name == "decay")
+    for (float& slope : pair.got) slope = std::exp(-slope);
+  if (ours.ends_with("q_nope"))
+    pair.want = first_parts(pair.want, entry.shape[2],
+                            static_cast<int64_t>(pair.got.size()) / (entry.shape[0] * entry.shape[1]));
+  pairs.push_back(std::move(pair));
+  ++counts.taps;
+}
+
+// One sequence of a case, `prefix` "seq65." or "tap."; with taps, or as it is served.
+void compare_sequence(const SafetensorsFile& expected, ModelUnderTest& model, const json::object& tolerances,
+                      const std::string& prefix, bool tapped, Counts& counts) {
+  const json::value* given = tolerances.if_contains("taps_float32_rel");
+  const double rel = given != nullptr ? given->to_number<double>() : 1e-4;
+  Sequence sequence;
+  sequence.tokens = read_ids(expected, prefix + "tokens");
+  const auto runner = model.runner(
+      {.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size(), .taps = tapped});
+  Recorder recorder;
+  const std::vector<float> logits = teacher_forced(*runner, sequence, 512, tapped ? &recorder : nullptr);
+  std::vector<TapPair> pairs;
+  for (const auto& entry : expected.entries()) {
+    if (!entry.name.starts_with(prefix)) continue;
+    static const std::regex kLayer(R"(layer(\d+)\.(\w+))");
+    std::smatch match;
+    const std::string name = entry.name.substr(prefix.size());
+    if (std::regex_match(name, match, kLayer) && match[2] == "state") {
+      const std::vector<float> want = read_floats(expected, entry.name);
+      EXPECT_LE(max_abs_difference(state_of(*runner, sequence, std::stoi(match[1]), "recurrent"), want),
+                bound_of(want, rel))
+          << entry.name;
+      ++counts.states;
+    } else if (tapped && !match.empty()) {
+      add_tap(expected, entry, match[2], "layers." + match[1].str(), recorder, rel, pairs, counts);
+    } else if (tapped && (name == "embedding" || name == "final_norm")) {
+      add_tap(expected, entry, name, "", recorder, rel, pairs, counts);
+    }
+  }
+  EXPECT_TRUE(all_near(pairs)) << prefix;
+  EXPECT_LE(max_abs_difference(logits, read_floats(expected, prefix + "logits")),
+            tolerances.at("logits_float32_abs").to_number<double>())
+      << prefix;
+  ++counts.sequences;
+  counts.logits_rows += static_cast<int>(sequence.size());
+  if (expected.find(prefix + "argmax") == nullptr) return;
+  const std::vector<int32_t> best = read_ids(expected, prefix + "argmax");
+  const int64_t V = model.model().vocab_size();
+  for (size_t row = 0; row < best.size(); ++row)
+    EXPECT_EQ(argmax(logits.data() + row * V, V), best[row]) << prefix << " row " << row;
+  counts.argmaxes += static_cast<int>(best.size());
+}
+
+void compare_slopes(const SafetensorsFile& expected, const json::object& config, LinearDecayVariant variant,
+                    Counts& counts) {
+  for (const auto& entry : expected.entries()) {
+    if (!entry.name.starts_with("slope.layer")) continue;
+    const std::vector<float> want = read_floats(expected, entry.name);
+    const std::vector<float> got =
+        decay_slopes(config.at("num_attention_heads").as_int64(), std::stoi(entry.name.substr(11)),
+                     config.at("num_hidden_layers").as_int64(), variant);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t head = 0; head < want.size(); ++head)
+      EXPECT_LE(std::abs(got[head] - want[head]), kSlopeRel * want[head]) << entry.name << " head " << head;
+    counts.slopes += static_cast<int>(want.size());
+  }
+}
 
 TEST_P(Bailing, Float32LogitsTapsAndStates) {
   const std::string name = kCases[std::get<0>(GetParam())];
   const fs::path folder = find_case("bailing", name);
   if (folder.empty()) GTEST_SKIP() << "skipped: " << name << " is only in the shared oracle";
+  SCOPED_TRACE(name);
   const json::value meta = read_json_file(folder / "case.json");
-  const double logits_bound = meta.at("tolerances").at("logits_float32_abs").to_number<double>();
-  const json::value* taps_rel = meta.at("tolerances").as_object().if_contains("taps_float32_rel");
-  int sequences = 0, taps = 0, states = 0;
-  for (const char* variant : {"P", "H"}) {
-    const fs::path file = folder / (*variant == 'P' ? "expected.safetensors" : "expected_decay_h.safetensors");
+  const json::object& tolerances = meta.at("tolerances").as_object();
+  Counts counts;
+  for (const LinearDecayVariant variant : {LinearDecayVariant::kP, LinearDecayVariant::kH}) {
+    const bool p = variant == LinearDecayVariant::kP;
+    const fs::path file = folder / (p ? "expected.safetensors" : "expected_decay_h.safetensors");
     if (!fs::exists(file)) continue;
     const SafetensorsFile expected(file);
     ModelUnderTest model(folder, {std::get<1>(GetParam()), 2, ""}, DType::kF32, {},
-                         {{"linear_decay_variant", variant}});
-    const auto run = [&](const std::string& prefix, bool tapped) {
-      Sequence sequence;
-      sequence.tokens = read_ids(expected, prefix + "tokens");
-      const auto runner = model.runner(
-          {.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size(), .taps = tapped});
-      Recorder recorder;
-      const std::vector<float> logits = teacher_forced(*runner, sequence, 512, tapped ? &recorder : nullptr);
-      for (const auto& entry : expected.entries()) {
-        std::smatch match;
-        static const std::regex kLayer(R"(layer(\d+)\.(\w+))");
-        const std::string rest = entry.name.starts_with(prefix) ? entry.name.substr(prefix.size()) : "";
-        const bool layered = std::regex_match(rest, match, kLayer);
-        if (layered && match[2] == "state") {
-          const std::vector<float> want = read_floats(expected, entry.name);
-          EXPECT_LE(max_abs_difference(state_of(*runner, sequence, std::stoi(match[1]), "recurrent"), want),
-                    (taps_rel != nullptr ? taps_rel->to_number<double>() : 1e-4) * std::max(1.0, max_abs(want)))
-              << name << " " << entry.name;
-          ++states;
-        }
-        if (!tapped || taps_rel == nullptr || (!layered && rest != "embedding" && rest != "final_norm")) continue;
-        if (layered && kNotTapped.contains(match[2])) continue;
-        const std::string ours = layered ? "layers." + match[1].str() + our_name(match[2]) : rest;
-        if (layered && match[2] == "q" && recorder.tensors.contains("layers." + match[1].str() + ".q_nope"))
-          continue;  // latent attention: q_pe and core show both parts
-        // Grouped-query attention taps under the names that it shares with Qwen3.5.
-        static const std::map<std::string, std::string> kShared = {
-            {"q_norm", "q_normed"}, {"k_norm", "k_normed"}, {"q_rope", "q_rotated"}, {"k_rope", "k_rotated"}};
-        const std::string name_there = recorder.tensors.contains(ours) || !layered || !kShared.contains(match[2])
-                                           ? ours
-                                           : "layers." + match[1].str() + "." + kShared.at(match[2]);
-        ASSERT_TRUE(recorder.tensors.contains(name_there)) << name << " " << ours << " is not tapped";
-        const std::vector<float>& got = recorder.tensors[name_there];
-        if (entry.dtype == "I32") {
-          EXPECT_EQ(std::vector<int32_t>(got.begin(), got.end()), read_ids(expected, entry.name))
-              << name << " " << ours;
-        } else {
-          const std::vector<float> want = read_floats(expected, entry.name);
-          EXPECT_LE(max_abs_difference(got, want), taps_rel->to_number<double>() * std::max(1.0, max_abs(want)))
-              << name << " " << ours;
-        }
-        ++taps;
-      }
-      EXPECT_LE(max_abs_difference(logits, read_floats(expected, prefix + "logits")), logits_bound)
-          << name << " " << prefix;
-      ++sequences;
-    };
+                         {{"linear_decay_variant", p ? "P" : "H"}});
+    compare_slopes(expected, model.config().config, variant, counts);
     for (const auto& entry : expected.entries()) {
       if (!entry.name.ends_with(".logits")) continue;
       const std::string prefix = entry.name.substr(0, entry.name.size() - 6);
-      if (prefix == "tap.") run(prefix, true);
-      run(prefix, false);
+      if (expected.find(prefix + "final_norm") != nullptr)
+        compare_sequence(expected, model, tolerances, prefix, true, counts);
+      compare_sequence(expected, model, tolerances, prefix, false, counts);
     }
   }
-  EXPECT_GT(sequences, 0);
-  fmt::print("{} {}: {} sequences, {} taps, {} states\n", name, std::get<1>(GetParam()), sequences, taps, states);
+  EXPECT_GT(counts.sequences, 0);
+  EXPECT_GT(counts.slopes, 0);
+  static const std::set<std::string> kWithTaps = {"v25_fp32_qproj", "v25_fp32_qlora", "v25_options", "v25_linear_silu",
+                                                  "linear_v2_fp32"};
+  EXPECT_EQ(counts.taps > 0, kWithTaps.contains(name));
+  counts.record();
 }
 
 TEST_P(Bailing, Bfloat16Logits) {
@@ -116,6 +219,7 @@ TEST_P(Bailing, Bfloat16Logits) {
   const SafetensorsFile expected(folder / "expected.safetensors");
   ModelUnderTest model(folder, {std::get<1>(GetParam()), 2, ""}, DType::kBF16);
   std::vector<float> got, want;
+  int rows = 0;
   for (const auto& entry : expected.entries()) {
     if (!entry.name.ends_with(".logits")) continue;
     const std::string prefix = entry.name.substr(0, entry.name.size() - 6);
@@ -127,9 +231,11 @@ TEST_P(Bailing, Bfloat16Logits) {
     const std::vector<float> recorded = read_floats(expected, entry.name);
     got.insert(got.end(), logits.begin(), logits.end());
     want.insert(want.end(), recorded.begin(), recorded.end());
+    rows += static_cast<int>(sequence.size());
   }
   const double rms = rms_difference(got, want);
   EXPECT_LE(rms, bound->to_number<double>()) << name;
+  RecordProperty("bfloat16_logits_rows", rows);
   fmt::print("{} {} bfloat16: rms {:.4f} of {:.4f}\n", name, std::get<1>(GetParam()), rms, bound->to_number<double>());
 }
 
@@ -140,45 +246,53 @@ INSTANTIATE_TEST_SUITE_P(Cases, Bailing,
                            return std::string(kCases[std::get<0>(info.param)]) + "_" + std::get<1>(info.param);
                          });
 
-class BailingGreedy : public ::testing::TestWithParam<const char*> {};
+class BailingBackends : public ::testing::TestWithParam<const char*> {};
+
+// The MTP layer over a prompt and the token after it; its logits and drafts are in mtp_test.
+TEST_P(BailingBackends, TapsOfTheDrafter) {
+  const fs::path folder = find_case("bailing", "v25_mtp");
+  if (folder.empty()) GTEST_SKIP() << "skipped: the case is only in the shared oracle";
+  const SafetensorsFile expected(folder / "expected.safetensors");
+  ModelUnderTest model(folder, {GetParam(), 2, ""}, DType::kF32, {.drafter = true});
+  Sequence sequence;
+  sequence.tokens = read_ids(expected, "prompt0.tokens");
+  const auto runner = model.runner(
+      {.max_num_seqs = 1, .max_num_batched_tokens = 64, .max_model_len = sequence.size() + 1, .taps = true});
+  ASSERT_TRUE(runner->reserve(sequence, sequence.size() + 1));
+  const std::vector<float> hidden = target_hidden(*runner, sequence, 64);
+  Recorder recorder;
+  mtp_pass(*runner, sequence, hidden, read_ids(expected, "prompt0.next_tokens"), 0, 64, &recorder);
+  Counts counts;
+  std::vector<TapPair> pairs;
+  const std::string prefix = "tap.mtp0.";
+  for (const auto& entry : expected.entries()) {
+    if (!entry.name.starts_with(prefix)) continue;
+    const std::string name = entry.name.substr(prefix.size());
+    add_tap(expected, entry, name == "final_layernorm" ? "mtp.hidden" : name, "", recorder, 1e-4, pairs, counts);
+  }
+  EXPECT_TRUE(all_near(pairs));
+  EXPECT_GT(counts.taps, 0);
+  counts.record();
+}
 
 // Five ragged prompts decoded together, token for token.
-TEST_P(BailingGreedy, ContinuesAsRecorded) {
+TEST_P(BailingBackends, ContinuesAsRecorded) {
   const fs::path folder = find_case("bailing", "v25_greedy");
   if (folder.empty()) GTEST_SKIP() << "skipped: the case is only in the shared oracle";
   const SafetensorsFile expected(folder / "expected.safetensors");
   ModelUnderTest model(folder, {GetParam(), 2, ""}, DType::kF32);
-  std::vector<std::vector<int32_t>> want;
-  std::vector<Sequence> sequences;
+  std::vector<std::vector<int32_t>> prompts, want;
   for (int i = 0; expected.find(fmt::format("prompt{}.tokens", i)) != nullptr; ++i) {
-    sequences.emplace_back().tokens = read_ids(expected, fmt::format("prompt{}.tokens", i));
-    sequences.back().prompt_size = sequences.back().size();
+    prompts.push_back(read_ids(expected, fmt::format("prompt{}.tokens", i)));
     want.push_back(read_ids(expected, fmt::format("prompt{}.greedy", i)));
   }
-  ASSERT_FALSE(sequences.empty());
-  const auto n = static_cast<int64_t>(sequences.size());
-  const auto runner = model.runner({.max_num_seqs = n, .max_num_batched_tokens = 1024, .max_model_len = 1024});
-  for (size_t step = 0; step < want[0].size(); ++step) {
-    std::vector<ModelRunner::Part> parts;
-    std::vector<int32_t> last;
-    int64_t row = 0;
-    for (Sequence& s : sequences) {
-      ASSERT_TRUE(runner->reserve(s, s.size()));
-      parts.push_back({&s, s.size() - s.computed});
-      row += parts.back().rows;
-      last.push_back(static_cast<int32_t>(row - 1));
-    }
-    const Tensor logits = runner->logits(runner->forward(parts), last);
-    for (int64_t i = 0; i < n; ++i) sequences[i].tokens.push_back(argmax(logits[i].as<float>(), logits.size(1)));
-  }
-  for (int64_t i = 0; i < n; ++i)
-    EXPECT_EQ(std::vector<int32_t>(sequences[i].tokens.begin() + sequences[i].prompt_size, sequences[i].tokens.end()),
-              want[i])
-        << "prompt " << i;
-  fmt::print("v25_greedy {}: {} continuations of {} tokens\n", GetParam(), n, want[0].size());
+  ASSERT_FALSE(want.empty());
+  EXPECT_EQ(greedy(model, prompts, static_cast<int64_t>(want[0].size())), want);
+  RecordProperty("continuations", static_cast<int>(want.size()));
+  RecordProperty("greedy_tokens", static_cast<int>(want.size() * want[0].size()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, BailingGreedy, ::testing::Values("reference", "cpu"));
+INSTANTIATE_TEST_SUITE_P(Backends, BailingBackends, ::testing::Values("reference", "cpu"));
 
 }  // namespace
 }  // namespace calandra

@@ -32,10 +32,9 @@ std::vector<int32_t> ids_of(const json::value& array) {
 TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
   const Tokenizer tokenizer = Tokenizer::load(model_);
   ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32);
-  const auto runner = model.runner({.max_num_seqs = 20, .max_num_batched_tokens = 256, .max_model_len = 1024});
-  Engine engine(*runner, &tokenizer, {});
   const json::value file = read_json_file(model_ / "expected_greedy.json");
   std::vector<Request> requests;
+  int64_t longest = 0;
   for (const json::value& c : file.at("cases").as_array()) {
     Request request;
     request.prompt_token_ids = ids_of(c.at("prompt_ids"));
@@ -43,8 +42,12 @@ TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
     request.params.temperature = 0;
     request.params.max_tokens = 64;
     request.params.ignore_eos = true;
+    longest = std::max(longest, static_cast<int64_t>(request.prompt_token_ids.size()) + 64);
     requests.push_back(std::move(request));
   }
+  const auto runner = model.runner(
+      {.max_num_seqs = static_cast<int64_t>(requests.size()), .max_num_batched_tokens = 256, .max_model_len = longest});
+  Engine engine(*runner, &tokenizer, {});
   const std::vector<std::vector<Answer>> answers = engine.run(requests);
   int64_t compared = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -59,7 +62,8 @@ TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
     EXPECT_TRUE(std::equal(got.begin(), got.begin() + exact, want.begin())) << c.at("prompt").as_string();
     compared += static_cast<int64_t>(exact);
   }
-  fmt::print("{} greedy: {} continuations, {} tokens equal\n", GetParam(), requests.size(), compared);
+  RecordProperty("continuations", static_cast<int>(requests.size()));
+  RecordProperty("greedy_tokens", static_cast<int>(compared));
 }
 
 // Three chained greedy drafts behind every position of the recorded answers, the true prefix before it: how often the
@@ -102,6 +106,7 @@ TEST_P(BothDemos, DraftAgreementAsRecorded) {
     const double recorded = file.at("draft_acceptance").as_array()[k].to_number<double>();
     EXPECT_NEAR(static_cast<double>(accepted[k]), recorded * static_cast<double>(positions), 3.0) << "k = " << k + 1;
   }
+  RecordProperty("draft_positions", static_cast<int>(positions));
   fmt::print("{} drafts: {} positions, agreement {:.3f} {:.3f} {:.3f}\n", GetParam(), positions,
              static_cast<double>(accepted[0]) / static_cast<double>(positions),
              static_cast<double>(accepted[1]) / static_cast<double>(positions),
@@ -112,8 +117,8 @@ std::vector<std::vector<int32_t>> sampled(const BackendChoice& choice, int64_t m
                                           int64_t block_size) {
   const Tokenizer tokenizer = Tokenizer::load(kModel);
   ModelUnderTest model(kModel, choice, DType::kBF16);
-  const auto runner = model.runner(
-      {.max_num_seqs = max_num_seqs, .max_num_batched_tokens = budget, .max_model_len = 256, .block_size = block_size});
+  const auto runner =
+      model.runner({.max_num_seqs = max_num_seqs, .max_num_batched_tokens = budget, .max_model_len = 256}, block_size);
   Engine engine(*runner, &tokenizer, {{}, 3});
   std::vector<Request> requests;
   const char* prompts[] = {"Once upon a time", "The", "What is 17 + 25?\n",
@@ -145,6 +150,7 @@ TEST(Demo, SampledAnswersDependOnRequestAndSeedOnly) {
   EXPECT_NE(want[1], want[2]);  // choices differ
   EXPECT_EQ(sampled({"cpu", 1, ""}, 1, 512, 16), want);
   EXPECT_EQ(sampled({"cpu", 3, ""}, 3, 7, 1), want);
+  RecordProperty("sampled_answers", 2 * static_cast<int>(want.size()));
 }
 
 TEST(Demo, StopsAndLimits) {
@@ -216,6 +222,7 @@ TEST_P(BothDemos, PerplexityOfSomeWindowsAsRecorded) {
   EXPECT_EQ(static_cast<int64_t>(ids.size()), recorded.at("tokens").as_int64());
   const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = 1024});
   const int64_t V = model.model().vocab_size();
+  int predicted = 0;
   for (const size_t window : {size_t{7}, size_t{40}, ids.size() / 1024}) {
     Sequence s;
     s.tokens.assign(ids.begin() + window * 1024, ids.begin() + std::min(ids.size(), (window + 1) * 1024));
@@ -228,8 +235,10 @@ TEST_P(BothDemos, PerplexityOfSomeWindowsAsRecorded) {
     }
     nll /= static_cast<double>(s.size() - 1);
     EXPECT_NEAR(nll, recorded.at("window_nll").as_array()[window].to_number<double>(), 1e-3) << "window " << window;
+    predicted += static_cast<int>(s.size() - 1);
     runner->release(s);
   }
+  RecordProperty("tokens_of_perplexity", predicted);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, BothDemos, ::testing::Values("demo-qwen3_5", "demo-bailing"), [](const auto& info) {

@@ -1,6 +1,6 @@
-// The exactness matrix: bit for bit the same logits whatever the threads, batch, chunk and page size (DESIGN 6), on the
-// cpu and the reference backend, for each instruction set of the machine.
-#include <fmt/format.h>
+// The exactness matrix: bit for bit the same logits whatever the threads, batch, chunk, page size and instruction set.
+// Recomputing after eviction, resuming in another batch and drafting rely on it. On the cpu and the reference backend,
+// for each instruction set of the machine.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -75,7 +75,7 @@ class Exactness : public ::testing::TestWithParam<Param> {
 std::vector<float> run(ModelUnderTest& model, std::vector<int32_t> tokens, int64_t chunk, int64_t page) {
   Sequence s = sequence_of(std::move(tokens));
   const auto runner =
-      model.runner({.max_num_seqs = 1, .max_num_batched_tokens = chunk, .max_model_len = s.size(), .block_size = page});
+      model.runner({.max_num_seqs = 1, .max_num_batched_tokens = chunk, .max_model_len = s.size()}, page);
   return teacher_forced(*runner, s, chunk);
 }
 
@@ -84,19 +84,23 @@ TEST_P(Exactness, ChunksAndPages) {
   const std::vector<int32_t> tokens = prompt(length(), 1, model.model().vocab_size());
   const std::vector<float> whole = run(model, tokens, length(), 16);
   const bool reference = GetParam().choice.backend == "reference";  // slow: each chunk with one page size
+  int compared = 0;
   for (const int64_t page : {1, 16}) {
     for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{64}, int64_t{65}, length()}) {
       if (reference && (chunk % 2 == 1) != (page == 1)) continue;
       EXPECT_TRUE(same_bits(run(model, tokens, chunk, page), whole)) << "chunk " << chunk << ", page " << page;
+      ++compared;
     }
   }
+  RecordProperty("runs_with_equal_bits", compared);
 }
 
 // Seven sequences of different lengths, prefilled and decoded together, against each alone.
 TEST_P(Exactness, BatchOfSevenEqualsEachAlone) {
   ModelUnderTest model(model_, GetParam().choice, GetParam().dtype);
   const int64_t V = model.model().vocab_size();
-  const auto runner = model.runner({.max_num_seqs = 7, .max_num_batched_tokens = 512, .max_model_len = 128});
+  const auto runner =
+      model.runner({.max_num_seqs = 7, .max_num_batched_tokens = 512, .max_model_len = 128, .num_state_slots = 7});
   std::vector<Sequence> sequences;
   std::vector<std::vector<int32_t>> alone;
   for (uint32_t i = 0; i < 7; ++i) {
@@ -126,6 +130,7 @@ TEST_P(Exactness, BatchOfSevenEqualsEachAlone) {
     const std::vector<float> all = run(model, alone[i], 512, 16);
     EXPECT_TRUE(same_bits(got[i], {all.end() - 5 * V, all.end()})) << "sequence " << i;
   }
+  RecordProperty("runs_with_equal_bits", 7);
 }
 
 TEST_P(Exactness, Threads) {
@@ -141,7 +146,47 @@ TEST_P(Exactness, Threads) {
     if (want.empty()) want = got;
     EXPECT_TRUE(same_bits(got, want)) << threads << " threads";
   }
+  RecordProperty("runs_with_equal_bits", static_cast<int>(counts.size()) - 1);
 }
+
+// Whole models over more than 512 keys, where the keys of a query are split among cores: prefilled in chunks, then
+// token by token.
+class InstructionSets : public ::testing::TestWithParam<std::tuple<const char*, DType>> {};
+
+TEST_P(InstructionSets, GiveTheSameBits) {
+  const auto [name, dtype] = GetParam();
+  const std::vector<Isa> isas = machine_isas();
+  if (isas.size() < 2) GTEST_SKIP() << "skipped: this CPU has one instruction set of the kernels (no AVX-512)";
+  const fs::path folder = folder_of(name);
+  if (folder.empty()) GTEST_SKIP() << "skipped: " << name << " is only in the shared oracle";
+  constexpr int64_t kPrefilled = 640, kDecoded = 8;
+  std::vector<std::vector<float>> logits;
+  for (const Isa isa : isas) {
+    ModelUnderTest model(folder, {"cpu", 2, std::string(name_of(isa))}, dtype);
+    const std::vector<int32_t> tokens = prompt(kPrefilled + kDecoded, 3, model.model().vocab_size());
+    Sequence s = sequence_of({tokens.begin(), tokens.begin() + kPrefilled});
+    const auto runner =
+        model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = kPrefilled + kDecoded});
+    std::vector<float>& all = logits.emplace_back(teacher_forced(*runner, s, 512));
+    while (s.size() < kPrefilled + kDecoded) {
+      s.tokens.push_back(tokens[s.size()]);
+      const std::vector<float> row = teacher_forced(*runner, s, 512);
+      all.insert(all.end(), row.begin(), row.end());
+    }
+    EXPECT_TRUE(same_bits(all, logits[0])) << name_of(isa) << " and " << name_of(isas[0]);
+  }
+  RecordProperty("logits_rows_of_instruction_sets", kPrefilled + kDecoded);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, InstructionSets,
+                         ::testing::Combine(::testing::Values("demo-qwen3_5", "demo-bailing", "moe_fused",
+                                                              "linear_v2_fp32"),
+                                            ::testing::Values(DType::kF32, DType::kBF16)),
+                         [](const auto& info) {
+                           std::string model = std::get<0>(info.param);
+                           std::replace(model.begin(), model.end(), '-', '_');
+                           return model + "_" + std::string(name_of(std::get<1>(info.param)));
+                         });
 
 // A slot and pages that another sequence used before give the same as fresh ones.
 TEST_P(Exactness, RecycledMemory) {

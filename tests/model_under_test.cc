@@ -33,6 +33,13 @@ ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choi
   store_->load(unused_tensors(config_, parts), 2);
 }
 
+std::unique_ptr<ModelRunner> ModelUnderTest::runner(RunnerLimits limits, std::optional<int64_t> block_size) {
+  limits.block_size = block_size.value_or(kHostile ? 1 : limits.block_size);
+  if (kHostile && limits.max_num_seqs > 1 && limits.num_state_slots == 0)
+    limits.num_state_slots = limits.max_num_seqs - 1;
+  return std::make_unique<ModelRunner>(*model_, *backend_, limits);
+}
+
 std::vector<float> teacher_forced(ModelRunner& runner, Sequence& sequence, int64_t chunk, Taps* taps) {
   CHECK(runner.reserve(sequence, sequence.size()));
   std::vector<float> logits;

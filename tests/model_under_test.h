@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,12 @@
 #include "weights/weight_store.h"
 
 namespace calandra::testing {
+
+#ifdef CALANDRA_HOSTILE
+inline constexpr bool kHostile = true;
+#else
+inline constexpr bool kHostile = false;
+#endif
 
 struct BackendChoice {
   std::string backend;  // "reference" or "cpu"
@@ -29,9 +36,9 @@ class ModelUnderTest {
   const CausalLM& model() const { return *model_; }
   Backend& backend() { return *backend_; }
   const ModelConfig& config() const { return config_; }
-  std::unique_ptr<ModelRunner> runner(const RunnerLimits& limits) {
-    return std::make_unique<ModelRunner>(*model_, *backend_, limits);
-  }
+  // In hostile builds: pages of one token, unless `block_size` says how many; and a slot fewer than sequences, so that
+  // the last of a batch waits. Who reserves for all sequences at once names the slots (num_state_slots).
+  std::unique_ptr<ModelRunner> runner(RunnerLimits limits, std::optional<int64_t> block_size = {});
 
  private:
   ModelConfig config_;

@@ -32,7 +32,7 @@ TEST_P(Mtp, Qwen3_5PassAndDrafts) {
   ModelUnderTest model(folder, {backend, 2, ""}, DType::kF32, {.drafter = true});
   ASSERT_NE(model.model().drafter(), nullptr);
 
-  int drafted = 0;
+  int drafted = 0, rows = 0;
   for (const std::string& prompt : prompts_of(expected, "/mtp/logits")) {
     const std::vector<int32_t> next = read_ids(expected, prompt + "/mtp/shifted_tokens");
     for (const int64_t chunk : {int64_t{512}, int64_t{7}}) {
@@ -53,6 +53,7 @@ TEST_P(Mtp, Qwen3_5PassAndDrafts) {
            1e-4 * max_abs(recorder.tensors["mtp.fc_output"]));
       near(pass.hidden, prompt + "/mtp/hidden", 1e-4 * max_abs(pass.hidden));
       near(pass.logits, prompt + "/mtp/logits", tolerance);
+      rows += static_cast<int>(next.size());
       for (const bool cycled : {false, true}) {
         const std::string kind = prompt + (cycled ? "/mtp_cycled" : "/mtp");
         if (expected.find(kind + "/draft_tokens") == nullptr) continue;
@@ -66,7 +67,9 @@ TEST_P(Mtp, Qwen3_5PassAndDrafts) {
     }
   }
   EXPECT_GT(drafted, 0);
-  fmt::print("{} {}: {} drafts equal\n", name, backend, drafted);
+  RecordProperty("cases", 1);
+  RecordProperty("draft_logits_rows", rows);
+  RecordProperty("drafts", drafted);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, Mtp,
@@ -85,7 +88,7 @@ TEST_P(Nextn, BailingPassAndDrafts) {
   const double tolerance = meta.at("tolerances").at("logits_float32_abs").as_double();
   const SafetensorsFile expected(folder / "expected.safetensors");
   ModelUnderTest model(folder, {GetParam(), 2, ""}, DType::kF32, {.drafter = true});
-  int drafted = 0;
+  int drafted = 0, rows = 0;
   for (const std::string& prompt : prompts_of(expected, ".mtp_logits")) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + ".tokens");
@@ -96,6 +99,7 @@ TEST_P(Nextn, BailingPassAndDrafts) {
     EXPECT_LE(max_abs_difference(hidden, read_floats(expected, prompt + ".hidden")), 1e-4 * max_abs(hidden));
     const MtpPass pass = mtp_pass(*runner, sequence, hidden, read_ids(expected, prompt + ".next_tokens"), 0, 33);
     EXPECT_LE(max_abs_difference(pass.logits, read_floats(expected, prompt + ".mtp_logits")), tolerance) << prompt;
+    rows += static_cast<int>(sequence.size());
     const std::vector<int32_t> want = read_ids(expected, prompt + ".draft_tokens");
     const Drafts drafts = chained_drafts(*runner, sequence, pass, static_cast<int64_t>(want.size()), true);
     EXPECT_EQ(drafts.tokens, want) << prompt;
@@ -103,7 +107,9 @@ TEST_P(Nextn, BailingPassAndDrafts) {
     drafted += static_cast<int>(want.size());
   }
   EXPECT_GT(drafted, 0);
-  fmt::print("v25_mtp {}: {} drafts equal\n", GetParam(), drafted);
+  RecordProperty("cases", 1);
+  RecordProperty("draft_logits_rows", rows);
+  RecordProperty("drafts", drafted);
 }
 
 // Two layers in training form: layer j is fed with layer j - 1's results and the tokens j + 1 ahead.
@@ -113,22 +119,27 @@ TEST_P(Nextn, BailingTwoLayers) {
   const double tolerance = read_json_file(folder / "case.json").at("tolerances").at("logits_float32_abs").as_double();
   const SafetensorsFile expected(folder / "expected.safetensors");
   ModelUnderTest model(folder, {GetParam(), 2, ""}, DType::kF32, {.drafter = true});
+  int rows = 0;
   for (const std::string& prompt : prompts_of(expected, ".mtp0_logits")) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + ".tokens");
     const auto runner =
         model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 64, .max_model_len = sequence.size() + 8});
     ASSERT_TRUE(runner->reserve(sequence, sequence.size() + 8));
-    std::vector<float> rows = target_hidden(*runner, sequence, 64);
+    std::vector<float> hidden = target_hidden(*runner, sequence, 64);
     for (int64_t layer = 0; layer < 2; ++layer) {
       const std::vector<int32_t> next(sequence.tokens.begin() + 1 + layer, sequence.tokens.end());
-      const MtpPass pass = mtp_pass(*runner, sequence, rows, next, layer, 64);
+      const MtpPass pass = mtp_pass(*runner, sequence, hidden, next, layer, 64);
       EXPECT_LE(max_abs_difference(pass.logits, read_floats(expected, fmt::format("{}.mtp{}_logits", prompt, layer))),
                 tolerance)
           << prompt << " layer " << layer;
-      rows = pass.hidden;
+      hidden = pass.hidden;
+      rows += static_cast<int>(next.size());
     }
   }
+  EXPECT_GT(rows, 0);
+  RecordProperty("cases", 1);
+  RecordProperty("draft_logits_rows", rows);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Nextn, ::testing::Values("reference", "cpu"));

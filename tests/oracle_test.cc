@@ -1,4 +1,4 @@
-// Whole models against the oracle: logits, taps in order, states and greedy continuations.
+// Whole models against the oracle: logits, taps in the order of computation, states and greedy continuations.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -19,19 +19,20 @@ namespace fs = std::filesystem;
 // vision_dense: its text prompt; prompts with pictures are in vision_prompts_test.
 struct Case {
   const char* name;
+  bool taps = false;                  // the case has them
   const char* only_prompt = nullptr;  // null: every prompt of the case
 };
-const Case kCases[] = {{"dense_fp32_tied"},
-                       {"dense_bf16_sharded"},
-                       {"dense_text_only"},
-                       {"dense_sigmoid_gate"},
-                       {"dense_yarn"},
+const Case kCases[] = {{"dense_fp32_tied", true},
+                       {"dense_bf16_sharded", true},
+                       {"dense_text_only", true},
+                       {"dense_sigmoid_gate", true},
+                       {"dense_yarn", true},
                        {"dense_ragged_greedy"},
-                       {"moe_fused"},
+                       {"moe_fused", true},
                        {"moe_per_expert"},
                        {"fp8_dense"},
                        {"fp8_moe"},
-                       {"vision_dense", "text_only"},
+                       {"vision_dense", false, "text_only"},
                        {"mtp_dense"},
                        {"mtp_dense_two_layers"},
                        {"mtp_moe"}};
@@ -117,7 +118,8 @@ TEST_P(Oracle, Float32LogitsTapsAndStates) {
   const SafetensorsFile expected(folder / "expected.safetensors");
   ModelUnderTest model(folder, {std::get<1>(GetParam()), 2, ""}, DType::kF32);
 
-  int taps_compared = 0, prompts = 0;
+  int taps = 0, recorded = 0, prompts = 0;
+  size_t rows = 0, experts = 0;
   for (const std::string& prompt : prompts_of(expected, c)) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + "/tokens");
@@ -125,45 +127,54 @@ TEST_P(Oracle, Float32LogitsTapsAndStates) {
         {.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = sequence.size(), .taps = true});
     Recorder recorder;
     const std::vector<float> logits = teacher_forced(*runner, sequence, 512, &recorder);
-    // First the taps, in the order of computation: the first that differs shows where.
+    std::vector<TapPair> pairs;
     for (const auto& entry : expected.entries()) {
       if (!entry.name.starts_with(prompt + "/taps/")) continue;
+      ++recorded;
       const std::string ours = our_tap_name(entry.name, meta);
-      if (entry.dtype != "F32") {  // chosen experts: equal
-        const std::vector<int32_t> ids = read_ids(expected, entry.name);
-        ASSERT_TRUE(recorder.tensors.contains(ours)) << ours << " is not tapped";
-        EXPECT_EQ(std::vector<int32_t>(recorder.tensors[ours].begin(), recorder.tensors[ours].end()), ids) << ours;
-        ++taps_compared;
+      const bool state = ours.ends_with(".final_state"), window = ours.ends_with(".conv_state");
+      if (state || window) {  // seen beside the output of its layer
+        const int layer = std::stoi(ours.substr(7));
+        const std::vector<float> want = read_floats(expected, entry.name);
+        pairs.push_back({ours, static_cast<double>(recorder.place(fmt::format("layers.{}", layer))) - 0.5,
+                         state_of(*runner, sequence, layer, state ? "recurrent" : "conv"), want, 1e-4 * max_abs(want)});
         continue;
       }
-      const std::vector<float> want = read_floats(expected, entry.name);
-      std::vector<float> got;
-      if (ours.ends_with(".final_state") || ours.ends_with(".conv_state")) {
-        const int layer = std::stoi(ours.substr(7));
-        got = state_of(*runner, sequence, layer, ours.ends_with(".final_state") ? "recurrent" : "conv");
-      } else {
-        ASSERT_TRUE(recorder.tensors.contains(ours)) << ours << " is not tapped";
-        got = recorder.tensors[ours];
+      if (recorder.place(ours) < 0) {
+        ADD_FAILURE() << c.name << " " << prompt << ": " << ours << " is not tapped";
+        continue;
       }
-      ASSERT_EQ(got.size(), want.size()) << ours;
-      EXPECT_LE(max_abs_difference(got, want), 1e-4 * max_abs(want)) << c.name << " " << prompt << " " << ours;
-      ++taps_compared;
+      TapPair pair{ours, static_cast<double>(recorder.place(ours)), recorder.tensors[ours], {}, 0};
+      if (entry.dtype == "F32") {
+        pair.want = read_floats(expected, entry.name);
+        pair.bound = 1e-4 * max_abs(pair.want);
+      } else {  // chosen experts: equal
+        const std::vector<int32_t> ids = read_ids(expected, entry.name);
+        pair.want.assign(ids.begin(), ids.end());
+        experts += ids.size();
+      }
+      pairs.push_back(std::move(pair));
     }
+    EXPECT_TRUE(all_near(pairs)) << c.name << " " << prompt;
+    taps += static_cast<int>(pairs.size());
     const std::vector<float> want = read_floats(expected, prompt + "/logits");
     ASSERT_EQ(logits.size(), want.size());
     EXPECT_LE(max_abs_difference(logits, want), tolerance) << c.name << " " << prompt;
     // Untapped: the fused paths of the backend must agree too.
-    Sequence again = sequence;
     runner->release(sequence);
-    again.block_table.clear();
-    again.slot = -1;
-    again.computed = 0;
-    EXPECT_LE(max_abs_difference(teacher_forced(*runner, again, 512), want), tolerance)
+    EXPECT_LE(max_abs_difference(teacher_forced(*runner, sequence, 512), want), tolerance)
         << c.name << " " << prompt << " without taps";
+    rows += sequence.tokens.size();
     ++prompts;
   }
   EXPECT_GT(prompts, 0);
-  fmt::print("{} {}: {} prompts, {} taps\n", c.name, std::get<1>(GetParam()), prompts, taps_compared);
+  EXPECT_EQ(taps, recorded);
+  EXPECT_EQ(taps > 0, c.taps);
+  RecordProperty("cases", 1);
+  RecordProperty("prompts", prompts);
+  RecordProperty("logits_rows", static_cast<int>(rows));
+  RecordProperty("taps", taps);
+  RecordProperty("chosen_experts", static_cast<int>(experts));
 }
 
 TEST_P(Oracle, Bfloat16Logits) {
@@ -176,7 +187,7 @@ TEST_P(Oracle, Bfloat16Logits) {
   ModelUnderTest model(folder, {std::get<1>(GetParam()), 2, ""}, DType::kBF16);
   ModelUnderTest exact(folder, {std::get<1>(GetParam()), 2, ""}, DType::kF32);
   std::vector<double> differences, hf;
-  size_t flips = 0;
+  size_t flips = 0, rows = 0;
   for (const std::string& prompt : prompts_of(expected, c)) {
     Sequence sequence;
     sequence.tokens = read_ids(expected, prompt + "/tokens");
@@ -186,6 +197,7 @@ TEST_P(Oracle, Bfloat16Logits) {
     const std::vector<float> want = read_floats(expected, prompt + "/logits");
     const std::set<int64_t> flipped = flipped_rows(exact, model, sequence.tokens);
     flips += flipped.size();
+    rows += sequence.tokens.size();
     const auto V = static_cast<size_t>(model.model().vocab_size());
     for (size_t i = 0; i < want.size(); ++i)
       if (!flipped.contains(static_cast<int64_t>(i / V)))
@@ -204,6 +216,7 @@ TEST_P(Oracle, Bfloat16Logits) {
   const auto [mean, p99] = mean_and_p99(differences);
   EXPECT_LE(mean, tolerance.at("logits_bfloat16_mean_abs").as_double()) << c.name;
   EXPECT_LE(p99, tolerance.at("logits_bfloat16_p99_abs").as_double()) << c.name;
+  RecordProperty("bfloat16_logits_rows", static_cast<int>(rows));
   fmt::print("{} {} bfloat16: mean {:.4f}, p99 {:.4f}", c.name, std::get<1>(GetParam()), mean, p99);
   if (flips > 0) fmt::print(", without {} rows whose experts differ from float32", flips);
   if (!hf.empty()) {
@@ -228,34 +241,14 @@ TEST_P(Greedy, RaggedBatchContinuesAsRecorded) {
   if (folder.empty()) GTEST_SKIP() << "skipped: the case is only in the shared oracle";
   const SafetensorsFile expected(folder / "expected.safetensors");
   ModelUnderTest model(folder, {GetParam(), 2, ""}, DType::kF32);
-  const auto prompts = prompts_of(expected, {"", nullptr});
-  const auto n = static_cast<int64_t>(prompts.size());
-  const auto runner = model.runner({.max_num_seqs = n, .max_num_batched_tokens = 1024, .max_model_len = 512});
-  std::vector<Sequence> sequences;
-  for (const std::string& prompt : prompts) {
-    sequences.emplace_back().tokens = read_ids(expected, prompt + "/tokens");
-    sequences.back().prompt_size = sequences.back().size();
+  std::vector<std::vector<int32_t>> prompts, want;
+  for (const std::string& prompt : prompts_of(expected, {"dense_ragged_greedy"})) {
+    prompts.push_back(read_ids(expected, prompt + "/tokens"));
+    want.push_back(read_ids(expected, prompt + "/continuation"));
   }
-  for (int step = 0; step < 48; ++step) {
-    std::vector<ModelRunner::Part> parts;
-    std::vector<int32_t> last;
-    int64_t row = 0;
-    for (Sequence& s : sequences) {
-      ASSERT_TRUE(runner->reserve(s, s.size()));
-      parts.push_back({&s, s.size() - s.computed});
-      row += parts.back().rows;
-      last.push_back(static_cast<int32_t>(row - 1));
-    }
-    const Tensor logits = runner->logits(runner->forward(parts), last);
-    for (int64_t i = 0; i < n; ++i) sequences[i].tokens.push_back(argmax(logits[i].as<float>(), logits.size(1)));
-  }
-  int64_t i = 0;
-  for (const std::string& prompt : prompts) {
-    const std::vector<int32_t> want = read_ids(expected, prompt + "/continuation");
-    const Sequence& s = sequences[i++];
-    EXPECT_EQ(std::vector<int32_t>(s.tokens.begin() + s.prompt_size, s.tokens.end()), want) << prompt;
-  }
-  fmt::print("dense_ragged_greedy {}: {} continuations of 48 tokens\n", GetParam(), n);
+  EXPECT_EQ(greedy(model, prompts, 48), want);
+  RecordProperty("continuations", static_cast<int>(want.size()));
+  RecordProperty("greedy_tokens", static_cast<int>(want.size() * 48));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Greedy, ::testing::Values("reference", "cpu"));

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/engine.h"
+
 namespace calandra::testing {
 namespace {
 
@@ -39,9 +41,29 @@ void append(const Tensor& dense, std::vector<float>& out) {
 
 }  // namespace
 
+int64_t Recorder::place(const std::string& name) const {
+  const auto it = std::find(order.begin(), order.end(), name);
+  return it == order.end() ? -1 : it - order.begin();
+}
+
+::testing::AssertionResult all_near(std::vector<TapPair> pairs) {
+  std::stable_sort(pairs.begin(), pairs.end(), [](const TapPair& a, const TapPair& b) { return a.place < b.place; });
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const TapPair& pair = pairs[i];
+    const double difference = max_abs_difference(pair.got, pair.want);
+    if (difference <= pair.bound) continue;
+    return ::testing::AssertionFailure() << pair.name << ", number " << i + 1 << " of " << pairs.size()
+                                         << " in the order of computation, is the first that differs: by " << difference
+                                         << " of " << pair.bound << " allowed, " << pair.got.size() << " values for "
+                                         << pair.want.size();
+  }
+  return ::testing::AssertionSuccess();
+}
+
 void Recorder::tap(int layer, const char* name, const Tensor& t) {
-  std::vector<float>& out =
-      tensors[layer < 0 ? name : fmt::format("layers.{}{}{}", layer, name[0] == '\0' ? "" : ".", name)];
+  const std::string key = layer < 0 ? name : fmt::format("layers.{}{}{}", layer, name[0] == '\0' ? "" : ".", name);
+  if (!tensors.contains(key)) order.push_back(key);
+  std::vector<float>& out = tensors[key];
   const int64_t n1 = t.rank() > 1 ? t.size(1) : 1, n2 = t.rank() > 2 ? t.size(2) : 1;
   const int64_t s1 = t.rank() > 1 ? t.stride(1) : 0, s2 = t.rank() > 2 ? t.stride(2) : 0;
   const std::string_view last = name;
@@ -94,6 +116,32 @@ std::vector<float> state_of(ModelRunner& runner, const Sequence& sequence, int l
     return out;
   }
   return {};
+}
+
+std::vector<std::vector<int32_t>> greedy(ModelUnderTest& model, const std::vector<std::vector<int32_t>>& prompts,
+                                         int64_t count) {
+  int64_t longest = 0;
+  std::vector<Request> requests;
+  for (const std::vector<int32_t>& prompt : prompts) {
+    longest = std::max(longest, static_cast<int64_t>(prompt.size()));
+    Request& request = requests.emplace_back();
+    request.prompt_token_ids = prompt;
+    request.params.temperature = 0;
+    request.params.ignore_eos = true;
+    request.params.max_tokens = static_cast<int32_t>(count);
+  }
+  RunnerLimits limits{.max_num_seqs = static_cast<int64_t>(prompts.size()),
+                      .max_num_batched_tokens = 1024,
+                      .max_model_len = longest + count};
+  if (kHostile) {
+    limits.num_state_slots = limits.max_num_seqs;
+    limits.num_blocks = limits.max_model_len;  // of one token
+  }
+  const auto runner = model.runner(limits);
+  std::vector<std::vector<int32_t>> continuations;
+  for (const std::vector<Answer>& answers : Engine(*runner, nullptr, {}).run(requests))
+    continuations.push_back(answers.at(0).token_ids);
+  return continuations;
 }
 
 int32_t argmax(const float* row, int64_t n) { return static_cast<int32_t>(std::max_element(row, row + n) - row); }

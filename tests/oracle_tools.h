@@ -1,5 +1,7 @@
-// What the whole-model oracle tests share: recorded taps, differences, states.
+// What the whole-model oracle tests share: recorded taps, differences, states, greedy continuations.
 #pragma once
+
+#include <gtest/gtest.h>
 
 #include <map>
 #include <string>
@@ -9,12 +11,26 @@
 
 namespace calandra::testing {
 
-// Everything a model taps, by name ("embedding", "layers.3", "layers.3.gate"), as f32, in order of appearance.
+// Everything a model taps, by name ("embedding", "layers.3", "layers.3.gate"), as f32; `order` has the names as they
+// were computed.
 class Recorder : public Taps {
  public:
   void tap(int layer, const char* name, const Tensor& t) override;
+  // Place of a name in the order of computation; -1 when it was not tapped.
+  int64_t place(const std::string& name) const;
   std::map<std::string, std::vector<float>> tensors;
+  std::vector<std::string> order;
 };
+
+// A tensor of the oracle beside ours.
+struct TapPair {
+  std::string name;
+  double place;  // in the order of computation
+  std::vector<float> got, want;
+  double bound;  // largest allowed difference
+};
+// Fails with the first that differs in the order of computation: what comes after it differs for that reason alone.
+::testing::AssertionResult all_near(std::vector<TapPair> pairs);
 
 double max_abs(const std::vector<float>& x);
 // Infinity when the sizes differ or a difference is NaN.
@@ -23,6 +39,11 @@ double rms_difference(const std::vector<float>& a, const std::vector<float>& b);
 
 // A slotted tensor of the sequence by name: "recurrent" as stored, "conv" as [C, W - 1]; empty when the layer has none.
 std::vector<float> state_of(ModelRunner& runner, const Sequence& sequence, int layer, const std::string& name);
+
+// `count` greedy tokens of every prompt, all of them requests of one engine; in hostile builds with pages for the
+// longest alone, so that they run in turns.
+std::vector<std::vector<int32_t>> greedy(ModelUnderTest& model, const std::vector<std::vector<int32_t>>& prompts,
+                                         int64_t count);
 
 // Lowest id of the greatest value.
 int32_t argmax(const float* row, int64_t n);

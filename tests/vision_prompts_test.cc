@@ -67,7 +67,7 @@ TEST_P(VisionPrompts, PositionsAndLogits) {
     return encode_patches(*model.model().vision(), model.backend(), patches.values, {&patches.grid, 1});
   };
 
-  int prompts = 0;
+  int prompts = 0, rows = 0, positions = 0;
   for (const auto& [label, facts] : meta.at("prompts").as_object()) {
     const std::string prompt(label);
     SCOPED_TRACE(prompt);
@@ -93,6 +93,7 @@ TEST_P(VisionPrompts, PositionsAndLogits) {
     EXPECT_EQ(located.tokens, tokens);
     if (expected.find(prompt + "/position_ids") != nullptr) {
       EXPECT_EQ(located.positions, read_ids(expected, prompt + "/position_ids"));
+      positions += static_cast<int>(located.positions.size());
       EXPECT_EQ(located.position_delta, read_ids(expected, prompt + "/position_delta").at(0));
     }
     for (const int64_t chunk : {int64_t{512}, int64_t{5}}) {  // an image cut by chunks gives the same
@@ -103,10 +104,16 @@ TEST_P(VisionPrompts, PositionsAndLogits) {
           model.runner({.max_num_seqs = 1, .max_num_batched_tokens = chunk, .max_model_len = sequence.size()});
       const std::vector<float> logits = teacher_forced(*runner, sequence, chunk);
       EXPECT_LE(max_abs_difference(logits, read_floats(expected, prompt + "/logits")), tolerance) << chunk;
+      rows += static_cast<int>(tokens.size());
     }
     ++prompts;
   }
-  fmt::print("{} {}: {} prompts\n", name, backend, prompts);
+  EXPECT_GT(prompts, 0);
+  EXPECT_GT(positions, 0);
+  RecordProperty("cases", 1);
+  RecordProperty("prompts", prompts);
+  RecordProperty("rotary_positions", positions);
+  RecordProperty("logits_rows", rows);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, VisionPrompts,
@@ -125,7 +132,7 @@ TEST(DemoVision, DescribesItsPictures) {
   const auto runner = model.runner({.max_num_seqs = 4, .max_num_batched_tokens = 96, .max_model_len = 512});
   Engine engine(*runner, &tokenizer, {});
   const json::value file = read_json_file(folder / "images/expected.json");
-  int described = 0;
+  int described = 0, tokens = 0;
   for (const json::value& c : file.at("cases").as_array()) {
     const Image image = unwrap(decode_image(read_text_file(folder / "images" / std::string(c.at("file").as_string()))));
     const Patches patches = unwrap(preprocess_image(image, image_config));
@@ -144,10 +151,12 @@ TEST(DemoVision, DescribesItsPictures) {
     request.params.ignore_eos = true;
     request.params.max_tokens = static_cast<int64_t>(want.size());
     EXPECT_EQ(engine.run({request})[0][0].token_ids, want) << c.at("file").as_string();
+    tokens += static_cast<int>(want.size());
     ++described;
   }
   EXPECT_GT(described, 0);
-  fmt::print("demo pictures: {} described as recorded\n", described);
+  RecordProperty("pictures_described", described);
+  RecordProperty("greedy_tokens", tokens);
 }
 
 }  // namespace

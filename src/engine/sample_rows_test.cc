@@ -84,6 +84,8 @@ void check_distributions(const std::string& folder) {
     with["top_p ties"] += row.contains("note") ? 1 : 0;
   }
   EXPECT_GT(rows, 200);
+  ::testing::Test::RecordProperty("sampling_distributions", rows);
+  ::testing::Test::RecordProperty("sampling_probabilities", probabilities);
   std::printf("distributions: %d rows, %d probabilities;", rows, probabilities);
   for (const auto& [name, count] : with) std::printf(" %s %d", name.c_str(), count);
   std::printf("\n");
@@ -228,6 +230,8 @@ void check_chains(const std::string& folder) {
   EXPECT_GE(counts.greedy, 10);
   EXPECT_GE(counts.random, 10);
   EXPECT_LE(counts.tests, 500);
+  ::testing::Test::RecordProperty("sampling_chains", counts.greedy + counts.random);
+  ::testing::Test::RecordProperty("chi_square_tests", counts.tests);
   std::printf("chains: %d greedy, %d random with %d positions, %d chi-square tests of 20000 seeds, smallest p %.2g\n",
               counts.greedy, counts.random, counts.positions, counts.tests, counts.least);
 }
@@ -277,6 +281,7 @@ TEST(SampleRows, VerifyRowsEqualSequentialDecoding) {
     }
   }
   EXPECT_GT(accepted, 1000);
+  RecordProperty("verify_runs", runs);
   std::printf("verify: %d runs, %d drafts accepted\n", runs, accepted);
 }
 

@@ -39,7 +39,8 @@ bool agrees(const json::object& row, const json::object& result) {
 
 std::tm clock_of_goldens() { return parse_clock("2026-01-15 12:30:45"); }
 
-void check_rows(const std::string& name, const std::vector<json::object>& rows, std::string_view chat_template) {
+// The number of rows that agree.
+size_t check_rows(const std::string& name, const std::vector<json::object>& rows, std::string_view chat_template) {
   size_t right = 0;
   for (const json::object& row : rows) {
     json::object input = row;
@@ -52,6 +53,7 @@ void check_rows(const std::string& name, const std::vector<json::object>& rows, 
                     << to_json(result).substr(0, 2000);
   }
   std::printf("%s: %zu of %zu\n", name.c_str(), right, rows.size());
+  return right;
 }
 
 TEST(RenderRows, Snippets) {
@@ -59,7 +61,9 @@ TEST(RenderRows, Snippets) {
   for (json::object& row : read_rows(kHere / "jinja/snippets.jsonl"))
     tiers[std::string(row.at("tier").as_string())].push_back(row);
   EXPECT_EQ(tiers["core"].size() + tiers["rare"].size(), 674u);
-  for (const auto& [tier, rows] : tiers) check_rows("jinja " + tier, rows, "");
+  size_t right = 0;
+  for (const auto& [tier, rows] : tiers) right += check_rows("jinja " + tier, rows, "");
+  RecordProperty("jinja_goldens", static_cast<int>(right));
 }
 
 TEST(RenderRows, Styles) {
@@ -67,7 +71,7 @@ TEST(RenderRows, Styles) {
   const json::value inputs = parse_json(read_text_file(kHere / "inputs/conversations.json"), "conversations.json");
   for (const json::value& row : inputs.as_array())
     conversations[std::string(row.at("id").as_string())] = row.as_object();
-  size_t absent = 0;
+  size_t absent = 0, right = 0;
   for (const auto& entry : fs::directory_iterator(kHere / "chat_templates/styles")) {
     if (entry.path().extension() != ".jinja") continue;
     fs::path file = fs::path(entry.path()).replace_extension(".jsonl");
@@ -83,18 +87,21 @@ TEST(RenderRows, Styles) {
         if (const json::value* value = input.if_contains(key)) row[key] = *value;
       }
     }
-    check_rows("style " + entry.path().stem().string(), rows, read_text_file(entry.path()));
+    right += check_rows("style " + entry.path().stem().string(), rows, read_text_file(entry.path()));
   }
+  RecordProperty("chat_template_goldens", static_cast<int>(right));
   if (absent > 0) GTEST_SKIP() << absent << " styles skipped: their recorded renderings are not here";
 }
 
 TEST(RenderRows, Qwen) {
   const fs::path templates = kShared / "data/templates", goldens = kShared / "oracle/text/chat_templates";
   if (!fs::exists(templates)) GTEST_SKIP() << "skipped: the model templates are not here";
+  size_t right = 0;
   for (const char* name : {"qwen3_5", "qwen3_5_thinking_off"}) {
-    check_rows(name, read_rows(goldens / (std::string(name) + ".jsonl")),
-               read_text_file(templates / (std::string(name) + ".jinja")));
+    right += check_rows(name, read_rows(goldens / (std::string(name) + ".jsonl")),
+                        read_text_file(templates / (std::string(name) + ".jinja")));
   }
+  RecordProperty("chat_template_goldens", static_cast<int>(right));
 }
 
 TEST(RenderRows, RowsWithoutWhatTheyNeedAreErrors) {

@@ -52,6 +52,7 @@ class TokenizerGolden : public testing::TestWithParam<GoldenSet> {
       passed += good;
     }
     std::cout << "tokenizer " << GetParam().name << " " << file << ": " << passed << " of " << rows.size() << "\n";
+    RecordProperty("goldens_of_" + file, static_cast<int>(passed));
   }
 };
 
@@ -134,6 +135,7 @@ TEST(TokenizerVariants, EachSettingOfTokenizerJson) {
     }
   }
   std::cout << "tokenizer variants (" << rows.size() - 1 << " settings): " << passed << " of " << count << "\n";
+  RecordProperty("goldens_of_settings", static_cast<int>(passed));
 }
 
 // The Bailing family: a vocabulary in the released layout, with its chat template.
@@ -167,6 +169,9 @@ TEST(BailingTokenizer, EncodeDecodeAndChat) {
   }
   std::cout << "tokenizer bailing: " << encoded << " encodings, " << decoded << " decodings, " << chats << " chats\n";
   EXPECT_GT(std::min({encoded, decoded, chats}), 0u);
+  RecordProperty("goldens_of_encode", static_cast<int>(encoded));
+  RecordProperty("goldens_of_decode", static_cast<int>(decoded));
+  RecordProperty("goldens_of_chats", static_cast<int>(chats));
 }
 
 }  // namespace

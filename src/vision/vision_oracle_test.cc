@@ -85,7 +85,7 @@ class PreprocessOracle : public testing::TestWithParam<std::string> {
 
 TEST_P(PreprocessOracle, Images) {
   const OracleCase& oracle = *found_;
-  int compared = 0;
+  int compared = 0, pixels = 0, pixel_values = 0;
   for (const auto& [label, facts] : oracle.facts.at("images").as_object()) {
     SCOPED_TRACE(std::string(label));
     const std::string name(label);
@@ -107,18 +107,23 @@ TEST_P(PreprocessOracle, Images) {
         different += difference != 0;
         worst = std::max<int64_t>(worst, difference);
       }
-      // The bound of the specification is 2 levels; the arithmetic here is the recorder's own, so none may differ.
+      // The oracle allows 2 levels; the arithmetic here is the recorder's own, so none may differ.
       EXPECT_EQ(different, 0) << "worst " << worst << " levels";
       fmt::print("{}: {} of {} values differ, worst by {}\n", name, different, area * 3, worst);
       ++compared;
+      pixels += static_cast<int>(area);
     }
     if (oracle.has(name + "/pixel_values")) {
       const auto expected = oracle.values<float>(name + "/pixel_values");
       ASSERT_LE(expected.size(), patches.values.size());
       EXPECT_TRUE(std::equal(expected.begin(), expected.end(), patches.values.begin()));
+      pixel_values += static_cast<int>(expected.size());
     }
   }
   EXPECT_GE(compared, 1);
+  RecordProperty("images_resized", compared);
+  RecordProperty("pixels", pixels);
+  RecordProperty("pixel_values", pixel_values);
 }
 
 TEST_P(PreprocessOracle, ResizingTable) {
@@ -149,6 +154,7 @@ TEST_P(PreprocessOracle, ResizingTable) {
     ++rows;
   }
   EXPECT_EQ(rows, 17);
+  RecordProperty("image_sizes", rows);
 }
 
 TEST_P(PreprocessOracle, FrameSampling) {
@@ -177,6 +183,7 @@ TEST_P(PreprocessOracle, FrameSampling) {
     ++rows;
   }
   EXPECT_EQ(rows, 11);
+  RecordProperty("frame_samplings", rows);
 }
 
 std::string root_name(const testing::TestParamInfo<std::string>& root) { return root.param; }
@@ -219,6 +226,7 @@ TEST_P(PromptOracle, Video) {
   EXPECT_EQ(found.seconds, list_of<double>(facts.at("timestamps")));
   EXPECT_EQ(found.patches.grid, found_->grids("video/video_grid_thw").at(0));
   EXPECT_EQ(found.patches.values, found_->values<float>("video/pixel_values_videos"));
+  RecordProperty("pixel_values", static_cast<int>(found.patches.values.size()));
 }
 
 TEST_P(PromptOracle, Prompts) {
@@ -268,6 +276,7 @@ TEST_P(PromptOracle, Prompts) {
     ++prompts;
   }
   EXPECT_EQ(prompts, GetParam() == "vision_dense" ? 6 : 4);
+  RecordProperty("prompts", prompts);
   EXPECT_EQ(pixel_values, 1);
 }
 

@@ -193,6 +193,8 @@ TEST(Checkpoint, MalformedCorpus) {
   }
   EXPECT_EQ(rejected + warned, static_cast<int>(container.size()));
   EXPECT_EQ(open_checkpoint(corpus / "intact").error, "");
+  RecordProperty("containers_refused", rejected);
+  RecordProperty("containers_warned_about", warned);
   std::printf("malformed corpus: %d containers refused, %d with a warning, %d whole\n", rejected, warned, intact + 1);
 }
 

@@ -246,7 +246,7 @@ TEST_P(LightningOps, ASequenceThatBeginsReadsNothingOfItsSlot) {
   }
 }
 
-// Bailing spec 3.5: D = 2, slope 0.5; q is given times sqrt(D), which the op divides away.
+// The recurrence (ops/lightning.h) by hand: D = 2, slope 0.5; q is given times sqrt(D), which the op divides away.
 TEST_P(LightningOps, NumbersMadeByHand) {
   const auto tensor = [&](Shape shape, const std::vector<float>& values, float scale = 1) {
     const Tensor x = pool.zeros(DType::kF32, shape);
