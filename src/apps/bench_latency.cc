@@ -1,11 +1,9 @@
 // `calandra bench latency`: prefill and decode speed of one batch, beside what the machine can do in the same minute.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "apps/loaded_model.h"
+#include "apps/output.h"
 #include "apps/probe.h"
 #include "apps/verbs.h"
 #include "base/cpu_topology.h"
@@ -74,9 +72,9 @@ double median(std::vector<double> values) {
 int bench_latency(const Options& options) {
   LoadedModel loaded = load_model(options.model);
   const int64_t batch = options.batch_size, input = options.input_len, output = options.output_len;
-  ModelRunner runner(*loaded.model, *loaded.backend,
-                     runner_limits(options.model, *loaded.model, batch, input + output));
-  const int threads = options.model.threads > 0 ? options.model.threads : default_thread_count();
+  const Sizes sizes{batch, input + output};
+  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, sizes, sizes));
+  const int threads = options.model.threads > 0 ? static_cast<int>(options.model.threads) : default_thread_count();
 
   std::vector<double> prefill, decode;
   const MachineProbe before = probe_machine(threads);
@@ -104,39 +102,37 @@ int bench_latency(const Options& options) {
   const double decode_s = median(decode), prefill_s = median(prefill);
 
   if (options.json) {
-    std::puts(
-        to_json(json::object{{"model", options.model.shape.empty() ? loaded.folder.string() : options.model.shape},
-                             {"backend", loaded.backend->name()},
-                             {"dtype", name_of(loaded.model->dtype())},
-                             {"threads", threads},
-                             {"batch_size", batch},
-                             {"input_len", input},
-                             {"output_len", output},
-                             {"load_s", loaded.load_seconds},
-                             {"prefill_s", prefill_s},
-                             {"prefill_tok_s", B * T / prefill_s},
-                             {"prefill_flops_per_s", prefill_flops / prefill_s},
-                             {"prefill_fraction_of_fma_probe", prefill_flops / prefill_s / fma},
-                             {"decode_step_s", decode_s},
-                             {"decode_tok_s", B / decode_s},
-                             {"decode_bytes_per_step", decode_bytes},
-                             {"decode_bytes_per_s", decode_bytes / decode_s},
-                             {"decode_fraction_of_read_probe", decode_bytes / decode_s / read},
-                             {"probe_read_bytes_per_s", read},
-                             {"probe_flops_per_s", fma}})
-            .c_str());
+    print_json(json::object{{"model", options.model.shape.empty() ? loaded.folder.string() : options.model.shape},
+                            {"backend", loaded.backend->name()},
+                            {"dtype", name_of(loaded.model->dtype())},
+                            {"threads", threads},
+                            {"batch_size", batch},
+                            {"input_len", input},
+                            {"output_len", output},
+                            {"load_s", loaded.load_seconds},
+                            {"prefill_s", prefill_s},
+                            {"prefill_tok_s", B * T / prefill_s},
+                            {"prefill_flops_per_s", prefill_flops / prefill_s},
+                            {"prefill_fraction_of_fma_probe", prefill_flops / prefill_s / fma},
+                            {"decode_step_s", decode_s},
+                            {"decode_tok_s", B / decode_s},
+                            {"decode_bytes_per_step", decode_bytes},
+                            {"decode_bytes_per_s", decode_bytes / decode_s},
+                            {"decode_fraction_of_read_probe", decode_bytes / decode_s / read},
+                            {"probe_read_bytes_per_s", read},
+                            {"probe_flops_per_s", fma}});
     return 0;
   }
-  fmt::print("{} on {}, {} threads, {}; batch {}, {} + {} tokens, median of {}\n",
-             options.model.shape.empty() ? loaded.folder.string() : options.model.shape, loaded.backend->name(),
-             threads, name_of(loaded.model->dtype()), batch, input, output, options.repetitions);
-  fmt::print("  probe     read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s (before and after, mean)\n", read / 1e9, fma / 1e9);
-  fmt::print("  load      {:.2f} s\n", loaded.load_seconds);
-  fmt::print("  prefill   {:.3f} s  {:.1f} tok/s  {:.0f} GFLOP/s = {:.0f} % of the FMA probe\n", prefill_s,
-             B * T / prefill_s, prefill_flops / prefill_s / 1e9, 100 * prefill_flops / prefill_s / fma);
-  fmt::print("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} per step)\n",
-             1e3 * decode_s, B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read,
-             format_bytes(decode_bytes));
+  put("{} on {}, {} threads, {}; batch {}, {} + {} tokens, median of {}\n",
+      options.model.shape.empty() ? loaded.folder.string() : options.model.shape, loaded.backend->name(), threads,
+      name_of(loaded.model->dtype()), batch, input, output, options.repetitions);
+  put("  probe     read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s (before and after, mean)\n", read / 1e9, fma / 1e9);
+  put("  load      {:.2f} s\n", loaded.load_seconds);
+  put("  prefill   {:.3f} s  {:.1f} tok/s  {:.0f} GFLOP/s = {:.0f} % of the FMA probe\n", prefill_s, B * T / prefill_s,
+      prefill_flops / prefill_s / 1e9, 100 * prefill_flops / prefill_s / fma);
+  put("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} per step)\n",
+      1e3 * decode_s, B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read,
+      format_bytes(decode_bytes));
   return 0;
 }
 

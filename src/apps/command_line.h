@@ -1,10 +1,12 @@
-// The command line: `calandra VERB [MODEL] [flags]`. One place knows CLI11; verbs get plain values.
+// The command line: `calandra VERB [MODEL] [flags]`. Verbs get plain values.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "base/json.h"
 
 namespace calandra::apps {
 
@@ -28,10 +30,10 @@ struct ModelOptions {
   std::string backend = "auto";
   std::string dtype = "auto";
   std::string load_format = "auto";
-  std::string hf_overrides;
+  json::object hf_overrides;
   std::string shape;  // a release's name: its config without its files (with load_format dummy)
   std::optional<int64_t> num_hidden_layers;
-  int threads = 0;
+  int64_t threads = 0;
   std::string isa;
   std::optional<uint64_t> seed;
   std::optional<int64_t> max_model_len;
@@ -49,7 +51,7 @@ struct SamplingOptions {
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids, allowed_token_ids;
   std::vector<std::string> bad_words;
-  std::string logit_bias;  // JSON object: token id -> bias
+  json::object logit_bias;  // token id -> bias
   bool ignore_eos = false;
   bool include_stop_str_in_output = false;
 };
@@ -61,28 +63,29 @@ struct Options {
   bool json = false;
   bool jsonl = false;  // rows on standard input
 
-  std::string prompt, prompt_file, prompt_ids;  // generate
+  std::string prompt, prompt_file;  // generate
+  std::vector<int32_t> prompt_ids;
   bool raw = false;
   std::vector<std::string> images, videos;  // generate, logits
   std::optional<double> video_fps;
-  std::string system;                // generate, chat
-  std::optional<bool> thinking;      // generate, chat: --enable-thinking / --no-thinking
-  std::string chat_template_kwargs;  // generate, chat
+  std::string system;                 // generate, chat
+  std::optional<bool> thinking;       // generate, chat: --enable-thinking / --no-thinking
+  json::object chat_template_kwargs;  // generate, chat
 
   std::string text;  // tokenize
   bool decode = false, no_special = false;
 
-  std::string messages, template_file, tools, kwargs, now;  // render
+  std::string messages, template_file, tools, now;  // render
+  json::object kwargs;
 
   std::string input, output, taps;  // logits
   bool state = false;
-  int64_t mtp = 0;
-  std::optional<int64_t> chunk;
+  std::optional<int64_t> mtp, chunk;
 
   std::string logits_file;  // sample
 
   std::string text_file;  // eval
-  int64_t window = 1024;
+  std::optional<int64_t> window;
 
   bool tensors = false;  // inspect
 
@@ -90,8 +93,8 @@ struct Options {
   std::string filter;
 };
 
-// Parses argv and the --config file. Returns nothing when help or a usage error was printed; `status` is then the exit
-// status (0 or 2).
-std::optional<Options> parse_command_line(int argc, char** argv, int& status);
+// Parses the arguments and the --config file. Nothing when help was printed. Throws UsageError; without any argument
+// the message is the help.
+std::optional<Options> parse_command_line(int argc, char** argv);
 
 }  // namespace calandra::apps

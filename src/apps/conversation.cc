@@ -1,6 +1,8 @@
 #include "apps/conversation.h"
 
+#include <algorithm>
 #include <ctime>
+#include <limits>
 
 #include "base/error.h"
 #include "text/jinja/failure.h"
@@ -8,17 +10,82 @@
 namespace calandra::apps {
 namespace {
 
-const Tokenizer& tokenizer_of(const LoadedModel& loaded) {
+const Tokenizer& tokenizer_of(const LoadedModel& loaded, Verb verb) {
   if (!loaded.tokenizer)
-    throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
+    throw LoadError(loaded.folder.string() + " has no tokenizer.json" +
+                    (verb == Verb::kGenerate ? "; give the prompt with --prompt-ids" : ", which a conversation needs"));
   return *loaded.tokenizer;
 }
 
-std::string template_of(const LoadedModel& loaded) {
-  const std::string source(tokenizer_of(loaded).chat_template());
+std::string template_of(const LoadedModel& loaded, Verb verb) {
+  const std::string source(tokenizer_of(loaded, verb).chat_template());
   if (source.empty())
-    throw LoadError(loaded.folder.string() + " has no chat template; use --raw for a plain completion");
+    throw LoadError(loaded.folder.string() + " has no chat template; " +
+                    (verb == Verb::kGenerate ? "use --raw for a plain completion"
+                                             : "`calandra generate --raw` completes plain text"));
   return source;
+}
+
+// The fields of generation_config.json that flags do not replace.
+json::object fields_of(const json::object& generation_config, const SamplingOptions& o) {
+  json::object fields;
+  const std::pair<const char*, bool> keys[] = {{"temperature", o.temperature.has_value()},
+                                               {"top_k", o.top_k.has_value()},
+                                               {"top_p", o.top_p.has_value()},
+                                               {"min_p", o.min_p.has_value()},
+                                               {"repetition_penalty", o.repetition_penalty.has_value()}};
+  for (const auto& [key, given] : keys)
+    if (const json::value* value = generation_config.if_contains(key); value != nullptr && !given) fields[key] = *value;
+  if (const json::value* sample = generation_config.if_contains("do_sample");
+      sample != nullptr && *sample == false && !o.temperature)
+    fields["temperature"] = 0.0;
+  return fields;
+}
+
+void add_flags(json::object& fields, const Options& options) {
+  const SamplingOptions& o = options.sampling;
+  const auto set = [&](const char* key, const auto& value) {
+    if (value) fields[key] = *value;
+  };
+  const auto set_list = [&](const char* key, const auto& list) {
+    if (!list.empty()) fields[key] = json::array(list.begin(), list.end());
+  };
+  set("temperature", o.temperature);
+  set("top_k", o.top_k);
+  set("top_p", o.top_p);
+  set("min_p", o.min_p);
+  set("repetition_penalty", o.repetition_penalty);
+  set("presence_penalty", o.presence_penalty);
+  set("frequency_penalty", o.frequency_penalty);
+  set("max_tokens", o.max_tokens);
+  set("min_tokens", o.min_tokens);
+  set("logprobs", o.logprobs);
+  set("n", o.n);
+  set("seed", options.model.seed);
+  if (!o.logit_bias.empty()) fields["logit_bias"] = o.logit_bias;
+  set_list("stop", o.stop);
+  set_list("stop_token_ids", o.stop_token_ids);
+  set_list("allowed_token_ids", o.allowed_token_ids);
+  set_list("bad_words", o.bad_words);
+  if (o.ignore_eos) fields["ignore_eos"] = true;
+  if (o.include_stop_str_in_output) fields["include_stop_str_in_output"] = true;
+}
+
+// "top_p must be …" as the flag is called: "--top-p must be …".
+std::string of_flag(const RequestError& error) {
+  std::string flag = "--" + error.param;
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return error.message.starts_with(error.param) ? flag + error.message.substr(error.param.size()) : error.message;
+}
+
+// The parameters that the fields give, or what is wrong with them.
+std::variant<SamplingParams, RequestError> checked(const json::object& fields, int64_t vocab_size) {
+  auto read = read_sampling_params(fields);
+  if (const auto* params = std::get_if<SamplingParams>(&read)) {
+    const auto error = params->check({.vocab_size = vocab_size, .max_n = 1024, .max_logprobs = -1});
+    if (error) return *error;
+  }
+  return read;
 }
 
 }  // namespace
@@ -35,51 +102,29 @@ json::object special_token_texts(const Tokenizer& tokenizer) {
   return texts;
 }
 
-SamplingParams sampling_params(const Options& options, const json::object& generation_config) {
-  const SamplingOptions& o = options.sampling;
+SamplingParams sampling_params(const Options& options, const LoadedModel& loaded) {
+  const int64_t V = loaded.model->vocab_size();
+  json::object fields = fields_of(loaded.generation_config, options.sampling);
+  const auto of_file = checked(fields, V);
+  if (const auto* error = std::get_if<RequestError>(&of_file))
+    throw LoadError((loaded.folder / "generation_config.json").string() + ": " + error->message);
+  add_flags(fields, options);
+  const auto params = checked(fields, V);
+  if (const auto* error = std::get_if<RequestError>(&params)) throw LoadError(of_flag(*error));
+  return std::get<SamplingParams>(params);
+}
+
+void check_sampling_flags(const Options& options) {
   json::object fields;
-  for (const char* key : {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
-    if (const json::value* value = generation_config.if_contains(key)) fields[key] = *value;
-  if (const json::value* sample = generation_config.if_contains("do_sample"); sample != nullptr && *sample == false)
-    fields["temperature"] = 0.0;
-
-  const auto set = [&](const char* key, const auto& value) {
-    if (value) fields[key] = *value;
-  };
-  set("temperature", o.temperature);
-  set("top_k", o.top_k);
-  set("top_p", o.top_p);
-  set("min_p", o.min_p);
-  set("repetition_penalty", o.repetition_penalty);
-  set("presence_penalty", o.presence_penalty);
-  set("frequency_penalty", o.frequency_penalty);
-  set("max_tokens", o.max_tokens);
-  set("min_tokens", o.min_tokens);
-  set("logprobs", o.logprobs);
-  set("n", o.n);
-  if (options.model.seed) fields["seed"] = *options.model.seed;
-  if (!o.logit_bias.empty()) fields["logit_bias"] = parse_json(o.logit_bias, "--logit-bias");
-  if (!o.stop.empty()) fields["stop"] = json::array(o.stop.begin(), o.stop.end());
-  if (!o.stop_token_ids.empty())
-    fields["stop_token_ids"] = json::array(o.stop_token_ids.begin(), o.stop_token_ids.end());
-  if (!o.allowed_token_ids.empty())
-    fields["allowed_token_ids"] = json::array(o.allowed_token_ids.begin(), o.allowed_token_ids.end());
-  if (!o.bad_words.empty()) fields["bad_words"] = json::array(o.bad_words.begin(), o.bad_words.end());
-  if (o.ignore_eos) fields["ignore_eos"] = true;
-  if (o.include_stop_str_in_output) fields["include_stop_str_in_output"] = true;
-
-  auto read = read_sampling_params(fields);
-  if (const auto* error = std::get_if<RequestError>(&read)) throw UsageError(error->message);
-  return std::get<SamplingParams>(read);
+  add_flags(fields, options);
+  const auto params = checked(fields, std::numeric_limits<int32_t>::max());
+  if (const auto* error = std::get_if<RequestError>(&params)) throw UsageError(of_flag(*error));
 }
 
 Conversation::Conversation(const LoadedModel& loaded, const Options& options) try
-    : tokenizer_(tokenizer_of(loaded)), template_(template_of(loaded), special_token_texts(tokenizer_of(loaded))) {
-  if (!options.chat_template_kwargs.empty()) {
-    json::value kwargs = parse_json(options.chat_template_kwargs, "--chat-template-kwargs");
-    if (!kwargs.is_object()) throw UsageError("--chat-template-kwargs must be a JSON object");
-    kwargs_ = std::move(kwargs.get_object());
-  }
+    : tokenizer_(tokenizer_of(loaded, options.verb)),
+      template_(template_of(loaded, options.verb), special_token_texts(tokenizer_)),
+      kwargs_(options.chat_template_kwargs) {
   kwargs_["add_generation_prompt"] = true;
   if (options.thinking) set_thinking(*options.thinking);
 } catch (const jinja::Failure& failure) {

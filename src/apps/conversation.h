@@ -10,8 +10,12 @@ namespace calandra::apps {
 // The texts of the tokenizer's special tokens for the template: {"bos_token": "<s>", …}.
 json::object special_token_texts(const Tokenizer& tokenizer);
 
-// generation_config.json (unless it says do_sample false: greedy), then the flags. Throws UsageError.
-SamplingParams sampling_params(const Options& options, const json::object& generation_config);
+// generation_config.json (with do_sample false: greedy), then the flags. Throws LoadError: a wrong value in the file,
+// which it names, or a token id that the model does not have.
+SamplingParams sampling_params(const Options& options, const LoadedModel& loaded);
+
+// Throws UsageError for sampling flags that are wrong for every model.
+void check_sampling_flags(const Options& options);
 
 // Renders and encodes conversations with the model's own template.
 class Conversation {

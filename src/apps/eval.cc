@@ -1,10 +1,9 @@
 // `calandra eval`: perplexity of a text, cut into windows that start from empty state.
-#include <fmt/format.h>
-
 #include <cmath>
-#include <cstdio>
 
+#include "apps/input_text.h"
 #include "apps/loaded_model.h"
+#include "apps/output.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/progress.h"
@@ -54,40 +53,45 @@ double window_nll(ModelRunner& runner, std::vector<int32_t> tokens, const std::f
 }  // namespace
 
 int eval(const Options& options) {
+  const std::string text = read_text(options.text_file);
   LoadedModel loaded = load_model(options.model);
   if (!loaded.tokenizer) throw LoadError(loaded.folder.string() + " has no tokenizer.json, which eval needs");
-  const std::vector<int32_t> ids = loaded.tokenizer->encode(read_text_file(options.text_file));
+  const std::vector<int32_t> ids = loaded.tokenizer->encode(text);
   const auto total = static_cast<int64_t>(ids.size());
   if (total < 2) throw LoadError(options.text_file + " has fewer than two tokens");
 
-  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(options.model, *loaded.model, 1, options.window));
-  if (options.window > runner.limits().max_model_len) throw UsageError("--window is above the longest sequence");
-  ProgressBar bar("perplexity", total, "tokens");
+  const int64_t longest = options.model.max_model_len.value_or(loaded.model->max_position_embeddings());
+  const int64_t window = options.window.value_or(std::min<int64_t>(1024, longest));
+  if (window < 2) throw LoadError("--max-model-len 1 is too small: a window has at least 2 tokens");
+  const Sizes sizes{1, std::min(window, total)};
+  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, sizes, sizes));
   json::array windows;
   double nll = 0;
   int64_t predicted = 0;
-  for (int64_t begin = 0; begin < total; begin += options.window) {
-    const int64_t end = std::min(total, begin + options.window);
-    if (end - begin < 2) break;  // a single token predicts nothing
-    const double sum =
-        window_nll(runner, {ids.begin() + begin, ids.begin() + end}, [&](int64_t done) { bar.update(begin + done); });
-    windows.push_back(sum / static_cast<double>(end - begin - 1));
-    nll += sum;
-    predicted += end - begin - 1;
+  {
+    ProgressBar bar("perplexity", total, "tokens");
+    for (int64_t begin = 0; begin < total; begin += window) {
+      const int64_t end = std::min(total, begin + window);
+      if (end - begin < 2) break;  // a single token predicts nothing
+      const double sum =
+          window_nll(runner, {ids.begin() + begin, ids.begin() + end}, [&](int64_t done) { bar.update(begin + done); });
+      windows.push_back(sum / static_cast<double>(end - begin - 1));
+      nll += sum;
+      predicted += end - begin - 1;
+    }
   }
   nll /= static_cast<double>(predicted);
 
   if (options.json) {
-    std::puts(to_json(json::object{{"tokens", total},
-                                   {"window", options.window},
-                                   {"predicted", predicted},
-                                   {"nll", nll},
-                                   {"perplexity", std::exp(nll)},
-                                   {"window_nll", std::move(windows)}})
-                  .c_str());
+    print_json(json::object{{"tokens", total},
+                            {"window", window},
+                            {"predicted", predicted},
+                            {"nll", nll},
+                            {"perplexity", std::exp(nll)},
+                            {"window_nll", std::move(windows)}});
   } else {
-    fmt::print("tokens {}  windows of {}  predicted {}\nnll {:.6f}  perplexity {:.4f}\n", format_count(total),
-               options.window, format_count(predicted), nll, std::exp(nll));
+    put("tokens {}  windows of {}  predicted {}\nnll {:.6f}  perplexity {:.4f}\n", format_count(total), window,
+        format_count(predicted), nll, std::exp(nll));
   }
   return 0;
 }

@@ -1,12 +1,12 @@
 // `calandra generate`: one completion, streamed to standard output.
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <chrono>
-#include <cstdio>
+#include <filesystem>
 
 #include "apps/conversation.h"
-#include "apps/jsonl.h"
+#include "apps/input_text.h"
+#include "apps/output.h"
 #include "apps/pictures.h"
 #include "apps/verbs.h"
 #include "base/error.h"
@@ -19,12 +19,18 @@ using Clock = std::chrono::steady_clock;
 
 double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
-std::vector<int32_t> prompt_ids(const Options& options, const LoadedModel& loaded, const Pictures& pictures) {
-  if (!options.prompt_ids.empty()) return parse_ids(options.prompt_ids, "--prompt-ids");
-  std::string text = options.prompt;
-  if (!options.prompt_file.empty()) text = read_text_file(options.prompt_file);
-  if (text.empty()) text = read_standard_input();
+// The prompt's text, read before the model; empty with --prompt-ids.
+std::string prompt_text(const Options& options) {
+  if (!options.prompt_ids.empty()) return {};
+  std::string text =
+      !options.prompt.empty() ? options.prompt : read_text(options.prompt_file.empty() ? "-" : options.prompt_file);
   if (text.empty()) throw UsageError("the prompt is empty; give it as an argument, with --file or on standard input");
+  return text;
+}
+
+std::vector<int32_t> prompt_ids(const Options& options, const std::string& text, const LoadedModel& loaded,
+                                const Pictures& pictures) {
+  if (!options.prompt_ids.empty()) return options.prompt_ids;
   if (options.raw) {
     if (!loaded.tokenizer)
       throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
@@ -63,22 +69,27 @@ json::array logprobs_of(const Answer& answer, const Tokenizer* tokenizer) {
 }  // namespace
 
 int generate(const Options& options) {
+  check_sampling_flags(options);
+  for (const std::vector<std::string>* files : {&options.images, &options.videos})
+    for (const std::string& file : *files)
+      if (!std::filesystem::exists(file)) throw LoadError("cannot read " + file + ": no such file");
+  const std::string text = prompt_text(options);
+
   const bool with_pictures = !options.images.empty() || !options.videos.empty();
   LoadedModel loaded = load_model(options.model, {.vision = with_pictures});
   const Tokenizer* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
   Request request;
-  request.params = sampling_params(options, loaded.generation_config);
+  request.params = sampling_params(options, loaded);
   if (!request.params.max_tokens && options.raw) request.params.max_tokens = 256;
   Pictures pictures(loaded);
   for (const std::string& file : options.images) pictures.add_image(file);
   for (const std::string& path : options.videos) pictures.add_video(path, options.video_fps);
-  request.prompt_token_ids = prompt_ids(options, loaded, pictures);
+  request.prompt_token_ids = prompt_ids(options, text, loaded, pictures);
   pictures.place(request);
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
 
-  const int64_t needed = prompt_size + request.params.max_tokens.value_or(4096);
-  ModelRunner runner(*loaded.model, *loaded.backend,
-                     runner_limits(options.model, *loaded.model, request.params.n, needed));
+  const Sizes usual{request.params.n, prompt_size + request.params.max_tokens.value_or(4096)};
+  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, usual, {1, prompt_size + 1}));
   Engine engine(runner, tokenizer, {loaded.eos_token_ids, options.model.seed});
 
   const auto start = Clock::now();
@@ -94,8 +105,8 @@ int generate(const Options& options) {
           last_token = Clock::now();
           if (tokens++ == 0) first_token = last_token;
           if (stream && !event.text.empty()) {
-            std::fwrite(event.text.data(), 1, event.text.size(), stdout);
-            std::fflush(stdout);
+            write_output(event.text);
+            flush_output();
           }
           return true;
         },
@@ -122,13 +133,13 @@ int generate(const Options& options) {
             {"decode_tok_s", several ? json::value(static_cast<double>(tokens - 1) / decode) : json::value(nullptr)}}},
           {"speculation", {{"drafted", 0}, {"accepted", 0}}}};
       if (!answer.stop_reason.empty()) out["stop_reason"] = answer.stop_reason;
-      std::puts(to_json(out).c_str());
+      print_json(out);
     } else if (!stream) {
-      fmt::print("{}\n---\n", tokenizer != nullptr ? answer.text : fmt::format("{}", fmt::join(answer.token_ids, ",")));
+      put("{}\n---\n", tokenizer != nullptr ? answer.text : fmt::format("{}", fmt::join(answer.token_ids, ",")));
     } else if (tokenizer == nullptr) {
-      fmt::print("{}\n", fmt::join(answer.token_ids, ","));
+      put("{}\n", fmt::join(answer.token_ids, ","));
     } else {
-      std::puts("");
+      put("\n");
     }
   }
   return 0;

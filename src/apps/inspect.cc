@@ -1,25 +1,105 @@
 // `calandra inspect`: what a model is and what it takes.
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <cstdio>
+#include <optional>
 
 #include "apps/loaded_model.h"
+#include "apps/output.h"
 #include "apps/verbs.h"
+#include "base/error.h"
 #include "base/progress.h"
 
 namespace calandra::apps {
+namespace {
+
+std::string bytes(int64_t n) { return format_bytes(static_cast<double>(n)); }
+
+// The model, and what it takes under the given flags.
+struct Plan {
+  LoadedModel loaded;
+  RunnerLimits limits;
+  MemoryPlan memory;
+  WeightStore::Summary weights;
+
+  int64_t pages() const { return memory.pages * memory.page_bytes; }
+  int64_t slots() const { return memory.slots * memory.slot_bytes; }
+  int64_t total() const { return weights.packed_bytes + memory.total(); }
+};
+
+Plan plan_of(const ModelOptions& options, const ModelParts& parts) {
+  Plan plan{load_model(options, parts, /*weights=*/false), {}, {}, {}};
+  plan.limits = planned_limits(plan.loaded, options, {8, 4096}, {1, 1});
+  plan.memory = ModelRunner::plan_memory(*plan.loaded.model, *plan.loaded.backend, plan.limits);
+  plan.weights = plan.loaded.store->summary();
+  return plan;
+}
+
+// What a part of the model adds to the text model when it is loaded too.
+struct Addition {
+  int64_t parameters, weights, caches, rest;
+  int64_t total() const { return weights + caches + rest; }
+};
+
+Addition addition(const Plan& with, const Plan& text) {
+  const int64_t caches = with.pages() + with.slots() - text.pages() - text.slots();
+  const int64_t weights = with.weights.packed_bytes - text.weights.packed_bytes;
+  return {with.weights.parameters - text.weights.parameters, weights, caches,
+          with.total() - text.total() - weights - caches};
+}
+
+std::optional<Addition> drafter_of(const ModelOptions& options, const Plan& text) {
+  try {
+    const Plan with = plan_of(options, {.drafter = true});
+    if (with.loaded.model->drafter() == nullptr) return std::nullopt;
+    return addition(with, text);
+  } catch (const LoadError&) {  // the config announces draft layers that the checkpoint does not have
+    return std::nullopt;
+  }
+}
+
+std::optional<Addition> vision_of(const ModelOptions& options, const Plan& text) {
+  const Plan with = plan_of(options, {.vision = true});
+  if (with.loaded.model->vision() == nullptr) return std::nullopt;
+  return addition(with, text);
+}
+
+json::array tensors_of(const Checkpoint& checkpoint) {
+  json::array tensors;
+  for (const SafetensorsFile& file : checkpoint.files())
+    for (const auto& entry : file.entries())
+      tensors.push_back({{"name", entry.name},
+                         {"dtype", entry.dtype},
+                         {"shape", json::array(entry.shape.begin(), entry.shape.end())},
+                         {"file", file.path().filename().string()}});
+  return tensors;
+}
+
+json::value json_of(const std::optional<Addition>& part) {
+  if (!part) return nullptr;
+  return {{"parameters", part->parameters},
+          {"weights", part->weights},
+          {"caches", part->caches},
+          {"workspace", part->rest},
+          {"total", part->total()}};
+}
+
+void line(const std::string& name, const std::string& value) { put("  {:<20} {}\n", name, value); }
+
+void part_line(const char* name, const std::optional<Addition>& part) {
+  if (!part) return;
+  line(name, fmt::format("{} more  ({} parameters: {} of weights, {} of pages and slots, {} of workspace)",
+                         bytes(part->total()), format_count(part->parameters), bytes(part->weights),
+                         bytes(part->caches), bytes(part->rest)));
+}
+
+}  // namespace
 
 int inspect(const Options& options) {
   ModelOptions model_options = options.model;
-  model_options.load_format = model_options.shape.empty() ? model_options.load_format : "dummy";
-  LoadedModel loaded = load_model(model_options, {}, /*weights=*/false);
-  const CausalLM& model = *loaded.model;
-  const RunnerLimits limits = runner_limits(options.model, model, 8, 4096);
-  const MemoryPlan plan = ModelRunner::plan_memory(model, *loaded.backend, limits);
-  const WeightStore::Summary weights = loaded.store->summary();
-  int64_t bytes_per_token = 0;
-  for (const CacheSpec& spec : model.cache_specs()) bytes_per_token += spec.bytes_per_token();
+  if (!model_options.shape.empty()) model_options.load_format = "dummy";
+  const Plan plan = plan_of(model_options, {});
+  const auto& [loaded, limits, memory, weights] = plan;
+  const std::optional<Addition> drafter = drafter_of(model_options, plan), vision = vision_of(model_options, plan);
 
   if (options.json) {
     json::object facts;
@@ -27,60 +107,54 @@ int inspect(const Options& options) {
     json::object out{{"architecture", loaded.config.architecture},
                      {"config", std::move(facts)},
                      {"backend", loaded.backend->name()},
-                     {"dtype", name_of(model.dtype())},
+                     {"dtype", name_of(loaded.model->dtype())},
                      {"parameters", weights.parameters},
                      {"memory",
                       {{"weights", weights.packed_bytes},
-                       {"pages", plan.pages * plan.page_bytes},
-                       {"page_bytes", plan.page_bytes},
-                       {"num_pages", plan.pages},
-                       {"slots", plan.slots * plan.slot_bytes},
-                       {"slot_bytes", plan.slot_bytes},
-                       {"num_slots", plan.slots},
-                       {"workspace", plan.workspace_bytes},
-                       {"batch", plan.batch_bytes},
-                       {"total", weights.packed_bytes + plan.total()}}},
+                       {"pages", plan.pages()},
+                       {"page_bytes", memory.page_bytes},
+                       {"num_pages", memory.pages},
+                       {"slots", plan.slots()},
+                       {"slot_bytes", memory.slot_bytes},
+                       {"num_slots", memory.slots},
+                       {"workspace", memory.workspace_bytes},
+                       {"batch", memory.batch_bytes},
+                       {"total", plan.total()}}},
+                     {"drafter", json_of(drafter)},
+                     {"vision", json_of(vision)},
                      {"max_num_seqs", limits.max_num_seqs},
                      {"max_model_len", limits.max_model_len},
                      {"block_size", limits.block_size}};
-    if (options.tensors && loaded.checkpoint) {
-      json::array tensors;
-      for (const SafetensorsFile& file : loaded.checkpoint->files())
-        for (const auto& entry : file.entries())
-          tensors.push_back({{"name", entry.name},
-                             {"dtype", entry.dtype},
-                             {"shape", json::array(entry.shape.begin(), entry.shape.end())},
-                             {"file", file.path().filename().string()}});
-      out["tensors"] = std::move(tensors);
-    }
-    std::puts(to_json(out).c_str());
+    if (options.tensors && loaded.checkpoint) out["tensors"] = tensors_of(*loaded.checkpoint);
+    print_json(out);
     return 0;
   }
 
-  fmt::print("{}\n", loaded.folder.empty() ? loaded.config.file : loaded.folder.string());
-  const auto line = [](const std::string& name, const std::string& value) { fmt::print("  {:<20} {}\n", name, value); };
+  put("{}\n", loaded.folder.empty() ? loaded.config.file : loaded.folder.string());
   line("architecture", loaded.config.architecture);
   for (const auto& [name, value] : describe(loaded.config)) line(name, value);
   line("parameters", fmt::format("{} ({:.2f} B) of the text model", format_count(weights.parameters),
                                  static_cast<double>(weights.parameters) / 1e9));
-  line("activations", fmt::format("{} on the {} backend", name_of(model.dtype()), loaded.backend->name()));
-  fmt::print("memory for {} sequences of up to {} tokens, steps of {} tokens\n", limits.max_num_seqs,
-             limits.max_model_len, limits.max_num_batched_tokens);
-  line("weights", format_bytes(static_cast<double>(weights.packed_bytes)));
-  line("pages", fmt::format("{}  ({} of {} tokens, {} per token)",
-                            format_bytes(static_cast<double>(plan.pages * plan.page_bytes)), plan.pages,
-                            limits.block_size, format_bytes(static_cast<double>(bytes_per_token))));
-  line("slots", fmt::format("{}  ({} of {}: the recurrent state of one sequence, however long)",
-                            format_bytes(static_cast<double>(plan.slots * plan.slot_bytes)), plan.slots,
-                            format_bytes(static_cast<double>(plan.slot_bytes))));
-  line("workspace", format_bytes(static_cast<double>(plan.workspace_bytes)));
-  line("batch", format_bytes(static_cast<double>(plan.batch_bytes)));
-  line("total", format_bytes(static_cast<double>(weights.packed_bytes + plan.total())));
+  line("activations", fmt::format("{} on the {} backend", name_of(loaded.model->dtype()), loaded.backend->name()));
+  put("memory for {} sequences of up to {} tokens, steps of {} tokens\n", limits.max_num_seqs, limits.max_model_len,
+      limits.max_num_batched_tokens);
+  int64_t bytes_per_token = 0;
+  for (const CacheSpec& spec : loaded.model->cache_specs()) bytes_per_token += spec.bytes_per_token();
+  line("weights", bytes(weights.packed_bytes));
+  line("pages", fmt::format("{}  ({} of {} tokens, {} per token)", bytes(plan.pages()), memory.pages, limits.block_size,
+                            bytes(bytes_per_token)));
+  line("slots", fmt::format("{}  ({} of {}: the recurrent state of one sequence, however long)", bytes(plan.slots()),
+                            memory.slots, bytes(memory.slot_bytes)));
+  line("workspace", bytes(memory.workspace_bytes));
+  line("batch", bytes(memory.batch_bytes));
+  line("total", bytes(plan.total()));
+  part_line("with draft layers", drafter);
+  part_line("with vision", vision);
   if (options.tensors && loaded.checkpoint) {
     for (const SafetensorsFile& file : loaded.checkpoint->files()) {
-      fmt::print("{}\n", file.path().filename().string());
+      put("{}\n", file.path().filename().string());
       for (const auto& entry : file.entries())
-        fmt::print("  {:<64} {:>5} [{}]\n", entry.name, entry.dtype, fmt::join(entry.shape, ", "));
+        put("  {:<64} {:>5} [{}]\n", entry.name, entry.dtype, fmt::join(entry.shape, ", "));
     }
   }
   return 0;

@@ -1,16 +1,21 @@
 #include "apps/jsonl.h"
 
-#include <charconv>
-#include <cstdio>
-#include <iostream>
+#include <fmt/format.h>
 
+#include <charconv>
+
+#include "apps/input_text.h"
+#include "apps/output.h"
 #include "base/error.h"
 
 namespace calandra::apps {
 
 int answer_rows(const std::function<json::object(const json::object& row)>& answer) {
+  const auto failed = [](const char* kind, const char* message) {
+    return json::object{{"error", {{"class", kind}, {"message", message}}}};
+  };
   std::string line;
-  while (std::getline(std::cin, line)) {
+  while (read_line(line)) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     json::object result;
     try {
@@ -18,38 +23,39 @@ int answer_rows(const std::function<json::object(const json::object& row)>& answ
       if (!row.is_object()) throw UsageError("the row must be a JSON object");
       result = answer(row.get_object());
     } catch (const UsageError& error) {
-      result = {{"error", {{"class", "UsageError"}, {"message", error.what()}}}};
+      result = failed("UsageError", error.what());
     } catch (const LoadError& error) {
-      result = {{"error", {{"class", "LoadError"}, {"message", error.what()}}}};
+      result = failed("LoadError", error.what());
     }
-    std::puts(to_json(result).c_str());
-    std::fflush(stdout);
+    print_json(result);
   }
   return 0;
 }
 
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view what) {
-  std::vector<int32_t> ids;
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  const auto skip_blanks = [&] {
-    while (at < end && (*at == ' ' || *at == '\n' || *at == '[' || *at == ']')) ++at;
+  constexpr std::string_view kBlanks = " \t\r\n";
+  const auto trim = [&](std::string_view part) {
+    part.remove_prefix(std::min(part.find_first_not_of(kBlanks), part.size()));
+    return part.substr(0, part.find_last_not_of(kBlanks) + 1);
   };
-  for (skip_blanks(); at < end; skip_blanks()) {
+  const auto fail = [&](std::string_view part) {
+    throw UsageError(fmt::format("{} must be token ids like 1,2,3, found '{}'", what, part.substr(0, 60)));
+  };
+  std::string_view rest = trim(text);
+  if (rest.size() > 1 && rest.front() == '[' && rest.back() == ']') rest = trim(rest.substr(1, rest.size() - 2));
+  std::vector<int32_t> ids;
+  for (bool more = true; more;) {
+    const size_t comma = rest.find(',');
+    more = comma != std::string_view::npos;
+    const std::string_view part = trim(rest.substr(0, comma));
     int32_t id = 0;
-    const auto [next, error] = std::from_chars(at, end, id);
-    if (error != std::errc{} || id < 0) throw UsageError(std::string(what) + " must be token ids like 1,2,3");
+    const char* const end = part.data() + part.size();
+    const auto [stop, error] = std::from_chars(part.data(), end, id);
+    if (error != std::errc{} || stop != end || id < 0) fail(part);
     ids.push_back(id);
-    at = next;
-    skip_blanks();
-    if (at < end && *at != ',') throw UsageError(std::string(what) + " must be token ids like 1,2,3");
-    if (at < end) ++at;
+    rest.remove_prefix(more ? comma + 1 : rest.size());
   }
   return ids;
-}
-
-std::string read_standard_input() {
-  return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
 }
 
 }  // namespace calandra::apps

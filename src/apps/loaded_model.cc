@@ -1,10 +1,11 @@
 #include "apps/loaded_model.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
+#include <limits>
 
 #include "apps/model_folder.h"
 #include "backends/cpu/cpu_backend.h"
@@ -31,6 +32,16 @@ void merge(json::object& into, const json::object& from) {
   }
 }
 
+// Overrides are written flat, also for configs that keep the language model's keys in text_config: what the top level
+// does not have goes there.
+void override_config(json::object& config, const json::object& overrides) {
+  json::value* text = config.if_contains("text_config");
+  for (const auto& [key, value] : overrides) {
+    const bool at_top = text == nullptr || !text->is_object() || config.contains(key) || key == "quantization_config";
+    merge(at_top ? config : text->get_object(), {{key, value}});
+  }
+}
+
 json::object read_object(const fs::path& file) {
   json::value root = read_json_file(file);
   if (!root.is_object()) throw LoadError(file.string() + " must hold a JSON object");
@@ -42,16 +53,59 @@ void add_ids(std::vector<int32_t>& ids, const json::value* value) {
   if (value->is_array()) {
     for (const json::value& id : value->get_array()) add_ids(ids, &id);
   } else if (value->is_int64()) {
-    const auto id = static_cast<int32_t>(value->get_int64());
-    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+    const int64_t id = value->get_int64();
+    if (id < 0 || id > std::numeric_limits<int32_t>::max())
+      throw LoadError(fmt::format("generation_config.json: eos_token_id {} is no token id", id));
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(static_cast<int32_t>(id));
   }
 }
 
 void cut_layers(json::object& config, int64_t layers) {
-  json::object& text = config.contains("text_config") ? config["text_config"].as_object() : config;
+  json::value* nested = config.if_contains("text_config");
+  json::object& text = nested != nullptr && nested->is_object() ? nested->get_object() : config;
   text["num_hidden_layers"] = layers;
   if (json::value* types = text.if_contains("layer_types"); types != nullptr && types->is_array())
     types->get_array().resize(std::min<size_t>(layers, types->get_array().size()));
+}
+
+void check_longest(const ModelOptions& options, const CausalLM& model) {
+  if (options.max_model_len && *options.max_model_len > model.max_position_embeddings())
+    throw LoadError(fmt::format("--max-model-len {} is above the model's max_position_embeddings {}",
+                                *options.max_model_len, model.max_position_embeddings()));
+}
+
+constexpr const char* kAdvice =
+    "lower --max-num-seqs, --max-model-len, --max-num-batched-tokens, --num-gpu-blocks-override or --num-state-slots";
+
+void check_fit(const ModelOptions& options, const RunnerLimits& limits, const Sizes& least) {
+  const auto check = [](const char* flag, int64_t given, int64_t needed, const char* what) {
+    if (given < needed) throw LoadError(fmt::format("{} {} is too small: {} {} are needed", flag, given, needed, what));
+  };
+  if (options.max_model_len) check("--max-model-len", limits.max_model_len, least.tokens, "tokens");
+  if (limits.max_model_len < least.tokens)
+    throw LoadError(fmt::format("{} tokens are more than the model's max_position_embeddings {}", least.tokens,
+                                limits.max_model_len));
+  check("--max-num-seqs", limits.max_num_seqs, least.sequences, "sequences");
+  const int64_t pages_each = (least.tokens + limits.block_size - 1) / limits.block_size;
+  if (options.num_gpu_blocks_override)
+    check("--num-gpu-blocks-override", limits.num_blocks, least.sequences * pages_each, "pages");
+  if (options.num_state_slots) check("--num-state-slots", limits.num_state_slots, least.sequences, "slots");
+  const int64_t pages = limits.max_num_seqs * ((limits.max_model_len + limits.block_size - 1) / limits.block_size);
+  if (std::max(pages, limits.num_blocks) > std::numeric_limits<int32_t>::max())
+    throw LoadError(fmt::format("{} sequences of {} tokens are {} pages, more than can be counted; {}",
+                                limits.max_num_seqs, limits.max_model_len, pages, kAdvice));
+}
+
+void check_memory(const LoadedModel& loaded, const RunnerLimits& limits) {
+  const auto bytes = [](int64_t n) { return format_bytes(static_cast<double>(n)); };
+  const int64_t machine = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+  const MemoryPlan plan = ModelRunner::plan_memory(*loaded.model, *loaded.backend, limits);
+  if (plan.total() > machine)
+    throw LoadError(fmt::format(
+        "{} of memory are needed beside the weights ({} for {} pages, {} for {} slots, {} of "
+        "workspace), the machine has {}; {}",
+        bytes(plan.total()), bytes(plan.pages * plan.page_bytes), plan.pages, bytes(plan.slots * plan.slot_bytes),
+        plan.slots, bytes(plan.workspace_bytes), bytes(machine), kAdvice));
 }
 
 }  // namespace
@@ -59,7 +113,7 @@ void cut_layers(json::object& config, int64_t layers) {
 std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
   if (options.backend == "reference") return std::make_unique<ReferenceBackend>();
   CpuOptions cpu;
-  cpu.threads = options.threads;
+  cpu.threads = static_cast<int>(options.threads);
   if (!options.isa.empty()) {
     cpu.isa = isa_by_name(options.isa);
     if (!machine_has(*cpu.isa)) throw UsageError("--isa " + options.isa + ": this machine does not have it");
@@ -73,9 +127,6 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
   json::object config;
   std::string config_file;
   if (!options.shape.empty()) {
-    if (!options.model.empty()) throw UsageError("give MODEL or --shape, not both");
-    if (weights && options.load_format != "dummy")
-      throw UsageError("--shape has no weight files: add --load-format dummy");
     config = config_of_shape(options.shape);
     config_file = "--shape " + options.shape;
   } else {
@@ -87,11 +138,7 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
       loaded.generation_config = read_object(loaded.folder / "generation_config.json");
     if (fs::exists(loaded.folder / "tokenizer.json")) loaded.tokenizer = Tokenizer::load(loaded.folder);
   }
-  if (!options.hf_overrides.empty()) {
-    const json::value overrides = parse_json(options.hf_overrides, "--hf-overrides");
-    if (!overrides.is_object()) throw UsageError("--hf-overrides must be a JSON object");
-    merge(config, overrides.get_object());
-  }
+  override_config(config, options.hf_overrides);
   if (options.num_hidden_layers) cut_layers(config, *options.num_hidden_layers);
 
   loaded.config = check_config(std::move(config), config_file);
@@ -101,6 +148,11 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
     const json::value id = *loaded.tokenizer->eos_id();
     add_ids(loaded.eos_token_ids, &id);
   }
+  for (const std::string_view token : loaded.config.end_tokens)
+    if (const auto id = loaded.tokenizer ? loaded.tokenizer->token_to_id(token) : std::nullopt) {
+      const json::value value = *id;
+      add_ids(loaded.eos_token_ids, &value);
+    }
   const DType dtype = options.dtype == "auto"       ? loaded.config.dtype
                       : options.dtype == "bfloat16" ? DType::kBF16
                                                     : DType::kF32;
@@ -110,8 +162,9 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
   if (!dummy) loaded.checkpoint = std::make_unique<Checkpoint>(loaded.folder);
   loaded.store = std::make_unique<WeightStore>(*loaded.backend, loaded.checkpoint.get(), loaded.config.fp8);
   loaded.model = make_model(loaded.config, loaded.store->reader(), *loaded.backend, dtype, parts);
+  check_longest(options, *loaded.model);
   if (weights) {
-    const int threads = options.threads > 0 ? options.threads : default_thread_count();
+    const int threads = options.threads > 0 ? static_cast<int>(options.threads) : default_thread_count();
     ProgressBar bar(dummy ? "making random weights" : "loading weights", 0, "B");
     const std::vector<UnusedTensors> unused = unused_tensors(loaded.config, parts);
     loaded.store->load(unused, threads, [&](int64_t done, int64_t total) { bar.update(done, total); });
@@ -122,15 +175,14 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
 
 Tokenizer load_tokenizer(const ModelOptions& options) { return Tokenizer::load(find_model_folder(options.model)); }
 
-RunnerLimits runner_limits(const ModelOptions& options, const CausalLM& model, int64_t sequences, int64_t model_len) {
+RunnerLimits planned_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
+                            const Sizes& least) {
   RunnerLimits limits;
-  limits.max_num_seqs = options.max_num_seqs.value_or(sequences);
-  limits.max_model_len = options.max_model_len.value_or(std::min(model_len, model.max_position_embeddings()));
-  if (limits.max_model_len > model.max_position_embeddings())
-    throw UsageError(fmt::format("--max-model-len {} is above the model's {}", limits.max_model_len,
-                                 model.max_position_embeddings()));
-  limits.max_num_batched_tokens = std::min(options.max_num_batched_tokens.value_or(512),
-                                           std::max(limits.max_model_len * limits.max_num_seqs, limits.max_num_seqs));
+  limits.max_num_seqs = options.max_num_seqs.value_or(usual.sequences);
+  limits.max_model_len =
+      options.max_model_len.value_or(std::min(usual.tokens, loaded.model->max_position_embeddings()));
+  limits.max_num_batched_tokens =
+      std::min(options.max_num_batched_tokens.value_or(512), limits.max_model_len * limits.max_num_seqs);
 #ifdef CALANDRA_HOSTILE
   limits.block_size = options.block_size.value_or(1);
 #else
@@ -138,6 +190,14 @@ RunnerLimits runner_limits(const ModelOptions& options, const CausalLM& model, i
 #endif
   limits.num_blocks = options.num_gpu_blocks_override.value_or(0);
   limits.num_state_slots = options.num_state_slots.value_or(0);
+  check_fit(options, limits, least);
+  return limits;
+}
+
+RunnerLimits runner_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
+                           const Sizes& least) {
+  const RunnerLimits limits = planned_limits(loaded, options, usual, least);
+  check_memory(loaded, limits);
   return limits;
 }
 

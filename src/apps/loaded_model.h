@@ -34,7 +34,17 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts = {}
 // The tokenizer of MODEL's folder alone. Throws LoadError.
 Tokenizer load_tokenizer(const ModelOptions& options);
 
-// --max-model-len and friends; `sequences` and `tokens` are what the verb needs at least when the flags are absent.
-RunnerLimits runner_limits(const ModelOptions& options, const CausalLM& model, int64_t sequences, int64_t model_len);
+// Sequences at once, and tokens of each.
+struct Sizes {
+  int64_t sequences = 1;
+  int64_t tokens = 1;
+};
+// The limits that the flags give; `usual` where they are absent, its tokens cut to what the model can. Throws LoadError
+// naming the flag when `least` does not fit, or when the model cannot.
+RunnerLimits planned_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
+                            const Sizes& least);
+// The same, when the machine has the memory; otherwise LoadError.
+RunnerLimits runner_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
+                           const Sizes& least);
 
 }  // namespace calandra::apps

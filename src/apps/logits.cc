@@ -1,157 +1,19 @@
 // `calandra logits`: teacher-forced forward through the engine's runner, with taps and states.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <fnmatch.h>
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <map>
 
+#include "apps/collected.h"
+#include "apps/logits_input.h"
 #include "apps/pictures.h"
 #include "apps/verbs.h"
 #include "base/error.h"
-#include "base/log.h"
 #include "base/progress.h"
 
 namespace calandra::apps {
 namespace {
-
-// Host tensors that grow by rows, for safetensors output.
-struct Collected {
-  std::vector<int64_t> row_shape;
-  std::vector<float> values;
-  int64_t rows = 0;
-};
-
-void append_as_f32(const Tensor& t, std::vector<float>& out) {  // host; any strides, up to three axes
-  CHECK_LE(t.rank(), 3);
-  const int64_t n0 = t.size(0), n1 = t.rank() > 1 ? t.size(1) : 1, n2 = t.rank() > 2 ? t.size(2) : 1;
-  const int64_t s1 = t.rank() > 1 ? t.stride(1) : 0, s2 = t.rank() > 2 ? t.stride(2) : 0;
-  for (int64_t i = 0; i < n0; ++i) {
-    for (int64_t j = 0; j < n1; ++j) {
-      for (int64_t k = 0; k < n2; ++k) {
-        const int64_t at = i * t.stride(0) + j * s1 + k * s2;
-        out.push_back(t.dtype() == DType::kBF16  ? static_cast<float>(t.as<bf16>()[at])
-                      : t.dtype() == DType::kI32 ? static_cast<float>(t.as<int32_t>()[at])
-                                                 : t.as<float>()[at]);
-      }
-    }
-  }
-}
-
-class TapCollector : public Taps {
- public:
-  explicit TapCollector(std::string glob) : glob_(std::move(glob)) {}
-
-  void tap(int layer, const char* name, const Tensor& tensor) override {
-    std::string full = layer < 0 ? name : fmt::format("layers.{}", layer);
-    if (layer >= 0 && name[0] != '\0') full += std::string(".") + name;
-    if (fnmatch(glob_.c_str(), full.c_str(), 0) != 0) return;
-    Collected& c = tensors_[full];
-    c.rows += tensor.size(0);
-    c.row_shape.clear();
-    for (int axis = 1; axis < tensor.rank(); ++axis) c.row_shape.push_back(tensor.size(axis));
-    // Cosines and sines are kept once per pair of dims; HF's tensor has them twice.
-    if (std::strcmp(name, "rope_cos") == 0 || std::strcmp(name, "rope_sin") == 0) {
-      c.row_shape.back() *= 2;
-      for (int64_t row = 0; row < tensor.size(0); ++row) {
-        append_as_f32(tensor.slice(0, row, row + 1), c.values);
-        append_as_f32(tensor.slice(0, row, row + 1), c.values);
-      }
-      return;
-    }
-    append_as_f32(tensor, c.values);
-  }
-  std::map<std::string, Collected>& tensors() { return tensors_; }
-
- private:
-  std::string glob_;
-  std::map<std::string, Collected> tensors_;
-};
-
-// The file of --input.
-class Inputs {
- public:
-  explicit Inputs(const std::string& path) : path_(path), file_(std::filesystem::path(path)) {
-    constexpr std::array kKnown = {"input_ids",      "next_token",          "pixel_values",
-                                   "image_grid_thw", "pixel_values_videos", "video_grid_thw"};
-    for (const auto& entry : file_.entries())
-      if (std::find(kKnown.begin(), kKnown.end(), entry.name) == kKnown.end())
-        throw LoadError(
-            fmt::format("{}: tensor {} is not an input; inputs are {}", path, entry.name, fmt::join(kKnown, ", ")));
-  }
-  bool has(const char* name) const { return file_.find(name) != nullptr; }
-
-  // Integers of a tensor with that many axes.
-  std::vector<int64_t> integers(const char* name, size_t rank) const {
-    const SafetensorsFile::Entry& entry = find(name);
-    if (entry.shape.size() != rank || (entry.dtype != "I32" && entry.dtype != "I64"))
-      throw LoadError(fmt::format("{}: {} must have {} axes and be I32 or I64", path_, name, rank));
-    const size_t width = entry.dtype == "I32" ? 4 : 8;
-    std::vector<std::byte> bytes(entry.bytes);
-    file_.read(entry, 0, entry.bytes, bytes.data());
-    std::vector<int64_t> values;
-    for (size_t i = 0; i < bytes.size(); i += width) {
-      int32_t narrow = 0;
-      int64_t wide = 0;
-      std::memcpy(width == 4 ? static_cast<void*>(&narrow) : &wide, bytes.data() + i, width);
-      values.push_back(width == 4 ? narrow : wide);
-    }
-    return values;
-  }
-
-  std::vector<int32_t> ids(int64_t vocab_size) const {
-    std::vector<int32_t> ids;
-    for (const int64_t id : integers("input_ids", 1)) ids.push_back(checked("input_ids", id, vocab_size));
-    if (ids.empty()) throw LoadError(path_ + ": input_ids is empty");
-    return ids;
-  }
-  std::optional<int32_t> next_token(int64_t vocab_size) const {
-    if (!has("next_token")) return std::nullopt;
-    return checked("next_token", integers("next_token", find("next_token").shape.size()).at(0), vocab_size);
-  }
-
-  // Calls add(patches, grid) for every picture: pixel_values [P, values] f32 and a grid [n, 3].
-  template <class Add>
-  void pictures(const char* pixels, const char* grids, const Add& add) const {
-    if (!has(pixels) && !has(grids)) return;
-    const SafetensorsFile::Entry& entry = find(pixels);
-    if (entry.shape.size() != 2 || entry.dtype != "F32")
-      throw LoadError(fmt::format("{}: {} must be [patches, values] of F32", path_, pixels));
-    std::vector<float> values(entry.bytes / sizeof(float));
-    file_.read(entry, 0, entry.bytes, values.data());
-    const std::vector<int64_t> sizes = integers(grids, 2);
-    int64_t row = 0;
-    const int64_t width = entry.shape[1];
-    for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
-      const PatchGrid grid{sizes[i], sizes[i + 1], sizes[i + 2]};
-      constexpr int64_t kMost = 1 << 20;
-      if (std::min({grid.t, grid.h, grid.w}) < 1 || std::max({grid.t, grid.h, grid.w}) > kMost ||
-          row + grid.patches() > entry.shape[0])
-        throw LoadError(fmt::format("{}: {} does not fit the {} rows of {}", path_, grids, entry.shape[0], pixels));
-      add(std::span(values).subspan(row * width, grid.patches() * width), grid);
-      row += grid.patches();
-    }
-    if (row != entry.shape[0])
-      throw LoadError(fmt::format("{}: {} has {} rows, {} accounts for {}", path_, pixels, entry.shape[0], grids, row));
-  }
-
- private:
-  const SafetensorsFile::Entry& find(const char* name) const {
-    const SafetensorsFile::Entry* entry = file_.find(name);
-    if (entry == nullptr) throw LoadError(fmt::format("{}: tensor {} is missing", path_, name));
-    return *entry;
-  }
-  int32_t checked(const char* name, int64_t id, int64_t vocab_size) const {
-    if (id < 0 || id >= vocab_size)
-      throw LoadError(fmt::format("{}: {} holds {}, the vocabulary has {}", path_, name, id, vocab_size));
-    return static_cast<int32_t>(id);
-  }
-
-  std::string path_;
-  SafetensorsFile file_;
-};
 
 // state.L.recurrent [heads, k_dim, v_dim] and state.L.conv [channels, kernel - 1], oldest first.
 void collect_state(ModelRunner& runner, const Sequence& sequence, std::map<std::string, Collected>& out) {
@@ -202,12 +64,12 @@ int32_t greedy(const Collected& logits) {
 
 // The chained greedy drafts behind the last position, from the result of the first MTP pass.
 std::vector<int32_t> chain_drafts(ModelRunner& runner, Sequence& sequence, Tensor hidden, int32_t first_draft,
-                                  int64_t count, Collected& logits, Taps* taps) {
+                                  int64_t count, Collected& logits) {
   std::vector<int32_t> drafts = {first_draft};
   for (int64_t step = 1; step < count; ++step) {
     const Tensor kept = runner.keep_hidden(hidden);
     const ModelRunner::DraftPart part{&sequence, sequence.size() + step, std::span(drafts).last(1)};
-    hidden = runner.draft({&part, 1}, kept, step, taps);
+    hidden = runner.draft({&part, 1}, kept, step);
     append_logits(runner, hidden, logits);
     drafts.push_back(greedy(logits));
   }
@@ -217,20 +79,17 @@ std::vector<int32_t> chain_drafts(ModelRunner& runner, Sequence& sequence, Tenso
 }  // namespace
 
 int logits(const Options& options) {
-  const Inputs inputs(options.input);
+  const int64_t mtp = options.mtp.value_or(0);
+  const LogitsInput inputs(options.input);
   const bool with_pictures = inputs.has("pixel_values") || inputs.has("pixel_values_videos") || !options.images.empty();
-  LoadedModel loaded = load_model(options.model, {.drafter = options.mtp > 0, .vision = with_pictures});
+  LoadedModel loaded = load_model(options.model, {.drafter = mtp > 0, .vision = with_pictures});
   const CausalLM& model = *loaded.model;
-  if (options.mtp > 0 && model.drafter() == nullptr)
+  if (mtp > 0 && model.drafter() == nullptr)
     throw LoadError(loaded.config.file + ": this model has no MTP (nextn) layers, so --mtp has nothing to run");
   Sequence sequence;
   sequence.tokens = inputs.ids(model.vocab_size());
   sequence.prompt_size = sequence.size();
   const int64_t T = sequence.size();
-  if (T > model.max_position_embeddings())
-    throw LoadError(
-        fmt::format("{}: {} tokens are more than the model's {}", options.input, T, model.max_position_embeddings()));
-
   TapCollector taps(options.taps);
   Taps* const tapped = options.taps.empty() ? nullptr : &taps;
   Pictures pictures(loaded, tapped);
@@ -245,11 +104,11 @@ int logits(const Options& options) {
 
   ModelOptions model_options = options.model;
   if (options.chunk) model_options.max_num_batched_tokens = *options.chunk;
-  RunnerLimits limits = runner_limits(model_options, model, 1, T);
-  limits.max_model_len = T + options.mtp;  // draft entries stand behind the last token
+  const Sizes sizes{1, T + mtp};  // draft entries stand behind the last token
+  RunnerLimits limits = runner_limits(loaded, model_options, sizes, sizes);
   limits.taps = tapped != nullptr;
   ModelRunner runner(model, *loaded.backend, limits);
-  CHECK(runner.reserve(sequence, T + options.mtp));
+  CHECK(runner.reserve(sequence, T + mtp));
 
   std::map<std::string, Collected> outputs;
   Collected& out = outputs["logits"];
@@ -262,7 +121,7 @@ int logits(const Options& options) {
     const Tensor hidden = runner.forward({&part, 1}, tapped);
     append_logits(runner, hidden, out);
     bar.update(sequence.computed);
-    if (options.mtp == 0) continue;
+    if (mtp == 0) continue;
 
     // Entries of this chunk's hidden rows: each with the token behind it, the last one with the next token.
     const int64_t begin = sequence.computed - part.rows;
@@ -279,14 +138,14 @@ int logits(const Options& options) {
     draft_logits.rows = 1;
     draft_logits.values.assign(first_pass.values.end() - model.vocab_size(), first_pass.values.end());
     drafts = chain_drafts(runner, sequence, drafted.slice(0, drafted.size(0) - 1, drafted.size(0)), greedy(first_pass),
-                          options.mtp, draft_logits, nullptr);
+                          mtp, draft_logits);
   }
   if (tapped != nullptr && taps.tensors().empty())
-    log_warning("--taps {} matches no tensor; names are embedding, layers.L, layers.L.<name>, final_norm",
-                options.taps);
+    throw LoadError(
+        fmt::format("--taps {} matches nothing; this run has {}", options.taps, fmt::join(taps.names(), ", ")));
   outputs.merge(taps.tensors());
   if (options.state) collect_state(runner, sequence, outputs);
-  if (options.mtp > 0) {
+  if (mtp > 0) {
     outputs["mtp_logits.1"] = std::move(first_pass);
     outputs["mtp_draft_logits"] = std::move(draft_logits);
   }
@@ -297,7 +156,7 @@ int logits(const Options& options) {
     for (const int64_t size : c.row_shape) shape.append(size);
     tensors.push_back({name, Tensor(c.values.data(), DType::kF32, shape)});
   }
-  if (options.mtp > 0) tensors.push_back({"mtp_draft_tokens", Tensor(drafts.data(), DType::kI32, {options.mtp})});
+  if (mtp > 0) tensors.push_back({"mtp_draft_tokens", Tensor(drafts.data(), DType::kI32, {mtp})});
   std::vector<int32_t> positions;
   for (size_t axis = 0; axis < 3; ++axis)
     for (const auto& position : sequence.positions) positions.push_back(position[axis]);

@@ -1,9 +1,12 @@
 // The `calandra` program: picks the verb, turns errors into messages and exit statuses (0 fine, 1 the work failed, 2
 // usage).
-#include <cstdio>
-#include <exception>
+#include <fcntl.h>
+#include <unistd.h>
 
-#include "apps/command_line.h"
+#include <cerrno>
+#include <new>
+
+#include "apps/output.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -34,27 +37,45 @@ int run(const Options& options) {
     case Verb::kBenchOps:
       return bench_ops(options);
     case Verb::kVersion:
-      std::puts("calandra " CALANDRA_VERSION);
+      put("calandra {}\n", CALANDRA_VERSION);
       return 0;
   }
   return 2;
+}
+
+// Descriptors 0 to 2 that the caller closed would be given to the first files opened. Here they cannot be read or
+// written, so that missing input and lost results stay errors.
+void fill_standard_descriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) [[maybe_unused]]
+      const int opened = open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_WRONLY);
+}
+
+int status_of(int argc, char** argv) {
+  try {
+    const auto options = parse_command_line(argc, argv);
+    const int status = options ? run(*options) : 0;
+    flush_output();
+    return status;
+  } catch (const OutputError& error) {
+    if (error.reason != EPIPE) log_error("{}", error.what());  // a reader that has seen enough is no news
+    return 1;
+  } catch (const UsageError& error) {
+    log_error("{}", error.what());
+    return 2;
+  } catch (const std::bad_alloc&) {
+    log_error("there is not enough memory");
+    return 1;
+  } catch (const std::exception& error) {
+    log_error("{}", error.what());
+    return 1;
+  }
 }
 
 }  // namespace
 }  // namespace calandra::apps
 
 int main(int argc, char** argv) {
-  using namespace calandra;
-  int status = 0;
-  const auto options = apps::parse_command_line(argc, argv, status);
-  if (!options) return status;
-  try {
-    return apps::run(*options);
-  } catch (const UsageError& error) {
-    log_error("{}", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    log_error("{}", error.what());
-    return 1;
-  }
+  calandra::apps::fill_standard_descriptors();
+  return calandra::apps::status_of(argc, argv);
 }

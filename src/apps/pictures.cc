@@ -44,14 +44,32 @@ Image read_image(const fs::path& file) {
   return value_or_throw(decode_image(read_text_file(file.string())), file.string());
 }
 
+// Patches of other sizes would be read as something else, or as nothing.
+void check_patches(const VisionEncoder& encoder, const PatchConfig& config, const fs::path& file) {
+  const auto check = [&](const char* key, int64_t found, int64_t wanted) {
+    if (found != wanted)
+      throw LoadError(
+          fmt::format("{}: {} is {}, but the vision_config of config.json says {}", file.string(), key, found, wanted));
+  };
+  check("patch_size", config.patch_size, encoder.patch_size());
+  check("temporal_patch_size", config.temporal_patch_size, encoder.temporal_patch_size());
+  check("merge_size", config.merge_size, encoder.spatial_merge_size());
+}
+
 }  // namespace
 
 Pictures::Pictures(const LoadedModel& loaded, Taps* taps) : loaded_(loaded), taps_(taps) {
   if (loaded.model->vision() == nullptr || loaded.folder.empty()) return;
   const fs::path image = loaded.folder / "preprocessor_config.json";
   const fs::path video = loaded.folder / "video_preprocessor_config.json";
-  if (fs::exists(image)) image_config_ = read_image_processor_config(image);
-  if (fs::exists(video)) video_config_ = read_video_processor_config(video);
+  if (fs::exists(image)) {
+    image_config_ = read_image_processor_config(image);
+    check_patches(*loaded.model->vision(), *image_config_, image);
+  }
+  if (fs::exists(video)) {
+    video_config_ = read_video_processor_config(video);
+    check_patches(*loaded.model->vision(), *video_config_, video);
+  }
 }
 
 const VisionEncoder& Pictures::encoder() const {

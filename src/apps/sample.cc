@@ -1,4 +1,5 @@
 // `calandra sample`: the engine's sampler on given logits.
+#include "apps/input_text.h"
 #include "apps/jsonl.h"
 #include "apps/loaded_model.h"
 #include "apps/verbs.h"
@@ -9,8 +10,9 @@ namespace calandra::apps {
 
 int sample(const Options& options) {
   json::object named;
+  if (options.logits_file == "-") throw UsageError("--logits cannot be standard input, which holds the rows");
   if (!options.logits_file.empty()) {
-    json::value file = read_json_file(options.logits_file);
+    json::value file = read_json(options.logits_file);
     if (!file.is_object()) throw LoadError(options.logits_file + " must hold an object of named logit vectors");
     named = std::move(file.get_object());
   }

@@ -9,13 +9,13 @@ GroupedQueryAttention::GroupedQueryAttention(WeightReader reader, const Sizes& s
   const Axis hidden{"hidden_size", s.hidden_size};
   const Axis all{"(num_attention_heads + 2 * num_key_value_heads) * head_dim", (H + 2 * Hkv) * D};
   reader.linear(query_key_value, "query_key_value.weight", {all, hidden});
-  if (s.qkv_bias) reader.vector(query_key_value.bias, "query_key_value.bias", all);
+  if (reader.has("query_key_value.bias", s.qkv_bias)) reader.vector(query_key_value.bias, "query_key_value.bias", all);
   if (s.use_qk_norm) {
     reader.vector(q_norm, "query_layernorm.weight", {"head_dim", D});
     reader.vector(k_norm, "key_layernorm.weight", {"head_dim", D});
   }
   reader.linear(dense, "dense.weight", {hidden, {"num_attention_heads * head_dim", H * D}});
-  if (s.dense_bias) reader.vector(dense.bias, "dense.bias", hidden);
+  if (reader.has("dense.bias", s.dense_bias)) reader.vector(dense.bias, "dense.bias", hidden);
 }
 
 Tensor GroupedQueryAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const Tensor& x,

@@ -15,7 +15,7 @@ struct GroupedQueryAttention {
     int64_t hidden_size, num_attention_heads, num_key_value_heads, head_dim;
     float eps;
     bool use_qk_norm;
-    bool qkv_bias, dense_bias;
+    bool qkv_bias, dense_bias;  // of random weights; a checkpoint is asked
   };
   // Reads query_key_value, query_layernorm, key_layernorm, dense below `reader`.
   GroupedQueryAttention(WeightReader reader, const Sizes& sizes);

@@ -27,7 +27,7 @@ LatentAttention::LatentAttention(WeightReader reader, const Sizes& s)
   };
   if (s.q_lora_rank > 0) {
     reader.linear(from_x.part(0), "q_a_proj.weight", {q_rank, hidden});
-    if (s.bias) reader.vector(from_x.part(0).bias, "q_a_proj.bias", q_rank);
+    if (reader.has("q_a_proj.bias", s.bias)) reader.vector(from_x.part(0).bias, "q_a_proj.bias", q_rank);
     read_norm(q_a_layernorm, reader, "q_a_layernorm.weight", q_rank, s.eps);
     read_q(q_b, "q_b_proj.weight", q_rank);
   } else {
@@ -36,7 +36,7 @@ LatentAttention::LatentAttention(WeightReader reader, const Sizes& s)
   PackedWeight& kv_a = from_x.part(s.q_lora_rank > 0 ? 1 : 2);
   const Axis compressed{"kv_lora_rank + qk_rope_head_dim", L + R};
   reader.linear(kv_a, "kv_a_proj_with_mqa.weight", {compressed, hidden});
-  if (s.bias) reader.vector(kv_a.bias, "kv_a_proj_with_mqa.bias", compressed);
+  if (reader.has("kv_a_proj_with_mqa.bias", s.bias)) reader.vector(kv_a.bias, "kv_a_proj_with_mqa.bias", compressed);
   read_norm(kv_a_layernorm, reader, "kv_a_layernorm.weight", rank, s.eps);
 
   // Per head, Dn rows of the key, which `up` wants transposed, then Dv rows of the value.
@@ -50,7 +50,7 @@ LatentAttention::LatentAttention(WeightReader reader, const Sizes& s)
     std::copy_n(stored + (h * (Dn + Dv) + Dn) * L, Dv * L, out);
   });
   reader.linear(dense, "dense.weight", {hidden, {"num_attention_heads * v_head_dim", H * Dv}});
-  if (s.bias) reader.vector(dense.bias, "dense.bias", hidden);
+  if (reader.has("dense.bias", s.bias)) reader.vector(dense.bias, "dense.bias", hidden);
 }
 
 Tensor LatentAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const Tensor& x,

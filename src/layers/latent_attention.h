@@ -18,7 +18,7 @@ struct LatentAttention {
     int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
     float eps;
     float scale_factor;  // of the softmax scale (Dn + R)^(-1/2): mscale^2
-    bool bias;
+    bool bias;           // of random weights; a checkpoint is asked
   };
   // Reads q_a_proj, q_a_layernorm, q_b_proj (or q_proj), kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, dense below
   // `reader`.

@@ -39,7 +39,7 @@ LightningAttention::LightningAttention(WeightReader reader, const Sizes& s) : si
   const int64_t HD = s.num_attention_heads * s.head_dim;
   const Axis hidden{"hidden_size", s.hidden_size}, width{"num_attention_heads * head_dim", HD};
   reader.linear(qkvg.part(0), "query_key_value.weight", {{"3 * num_attention_heads * head_dim", 3 * HD}, hidden});
-  if (s.qkv_bias)
+  if (reader.has("query_key_value.bias", s.qkv_bias))
     reader.vector(qkvg.part(0).bias, "query_key_value.bias", {"3 * num_attention_heads * head_dim", 3 * HD});
   reader.linear(qkvg.part(1), "g_proj.weight", {width, hidden});
   if (s.use_qk_norm) {
@@ -53,7 +53,7 @@ LightningAttention::LightningAttention(WeightReader reader, const Sizes& s) : si
   weights.silu = s.silu;
   weights.rope = s.rope;
   reader.linear(dense, "dense.weight", {hidden, width});
-  if (s.dense_bias) reader.vector(dense.bias, "dense.bias", hidden);
+  if (reader.has("dense.bias", s.dense_bias)) reader.vector(dense.bias, "dense.bias", hidden);
 }
 
 Tensor LightningAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache& cache, const SlotCounts& slots,

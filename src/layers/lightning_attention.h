@@ -31,7 +31,7 @@ struct LightningAttention {
     int64_t norm_groups;  // QUIRK: group_norm_size counts the groups, it is not their width
     float eps;
     bool use_qk_norm, silu, rope;
-    bool qkv_bias, dense_bias;
+    bool qkv_bias, dense_bias;  // of random weights; a checkpoint is asked
     int64_t layer, num_hidden_layers;
     LinearDecayVariant decay;
   };

@@ -2,6 +2,7 @@
 // transformers 5.17 modeling_rope_utils.py (default, yarn), Qwen3_5TextRotaryEmbedding (interleaved M-RoPE).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -23,6 +24,12 @@ struct RopeParameters {
   double beta_fast = 32;
   double beta_slow = 1;
   bool truncate = true;
+
+  // Tokens of the longest sequence: max_position_embeddings, or what yarn stretches the original to, if that is more.
+  int64_t reach(int64_t max_position_embeddings) const {
+    const double stretched = factor * static_cast<double>(original_max_position_embeddings);
+    return std::max(max_position_embeddings, static_cast<int64_t>(std::min(stretched, 0x1p30)));
+  }
 };
 
 class RotaryEmbedding {

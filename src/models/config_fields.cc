@@ -73,4 +73,17 @@ ConfigFields ConfigFields::child(std::string_view key) const {
   return ConfigFields(value.get_object(), where_ + " " + std::string(key));
 }
 
+json::object rope_settings(const ConfigFields& fields) {
+  json::object merged;
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    if (!fields.has(key)) continue;
+    json::object settings = fields.child(key).object();
+    if (const json::value* type = settings.if_contains("type"); type != nullptr && !settings.contains("rope_type"))
+      settings["rope_type"] = *type;
+    for (const auto& [name, value] : settings)
+      if (!value.is_null()) merged[name] = value;
+  }
+  return merged;
+}
+
 }  // namespace calandra

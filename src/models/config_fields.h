@@ -33,4 +33,9 @@ class ConfigFields {
   std::string where_;
 };
 
+// What rope_parameters and the older rope_scaling say together, for both of HF's generations of configs: a key of
+// rope_scaling goes before that of rope_parameters, so that the override of a model card (--hf-overrides
+// '{"rope_scaling": {...}}') adds to what the file has. `type` there becomes rope_type.
+json::object rope_settings(const ConfigFields& fields);
+
 }  // namespace calandra

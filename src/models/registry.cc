@@ -19,9 +19,11 @@ struct Architecture {
   std::unique_ptr<CausalLM> (*make)(const ModelConfig&, WeightReader, Backend&, DType, const ModelParts&);
   std::vector<UnusedTensors> (*unused)(const ModelConfig&, const ModelParts&);
   std::vector<std::pair<std::string, std::string>> (*describe)(const ModelConfig&);  // checks the config, too
+  std::span<const std::string_view> end_tokens;
 };
 
 struct Qwen3_5Family {
+  static constexpr std::span<const std::string_view> kEndTokens{};
   static qwen3_5::Config parse(const ModelConfig& c) { return qwen3_5::parse_config(c.config, c.file); }
   static std::unique_ptr<CausalLM> make(const ModelConfig& c, WeightReader reader, Backend& backend, DType dtype,
                                         const ModelParts& parts) {
@@ -37,6 +39,8 @@ struct Qwen3_5Family {
 
 template <bailing_v2_5::FullAttention kind>
 struct BailingFamily {
+  // QUIRK: config.json of some releases names one of the two, and not always the one that ends a turn.
+  static constexpr std::string_view kEndTokens[] = {"<|endoftext|>", "<|role_end|>"};
   static bailing_v2_5::Config parse(const ModelConfig& c) { return bailing_v2_5::parse_config(c.config, c.file, kind); }
   static std::unique_ptr<CausalLM> make(const ModelConfig& c, WeightReader reader, Backend& backend, DType dtype,
                                         const ModelParts& parts) {
@@ -52,7 +56,7 @@ struct BailingFamily {
 
 template <class Family>
 constexpr Architecture row(const char* name) {
-  return {name, Family::make, Family::unused, Family::describe};
+  return {name, Family::make, Family::unused, Family::describe, Family::kEndTokens};
 }
 using BailingV2_5 = BailingFamily<bailing_v2_5::FullAttention::kLatent>;
 using BailingLinearV2 = BailingFamily<bailing_v2_5::FullAttention::kGroupedQuery>;
@@ -117,6 +121,9 @@ ModelConfig check_config(json::object config, const std::string& file) {
   architecture.describe(model);  // throws for broken fields
   const ConfigFields text = top.has("text_config") ? top.child("text_config") : top;
   model.eos_token_ids = token_ids(text, "eos_token_id");
+  if (top.has("text_config"))
+    for (const int32_t id : token_ids(top, "eos_token_id")) model.eos_token_ids.push_back(id);
+  model.end_tokens = architecture.end_tokens;
   return model;
 }
 

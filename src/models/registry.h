@@ -3,7 +3,9 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -20,7 +22,8 @@ struct ModelConfig {
   json::object config;       // whole, --hf-overrides merged in
   std::string file;          // name for errors
   std::vector<int32_t> eos_token_ids;
-  std::optional<Fp8Blocks> fp8;  // for the WeightStore
+  std::span<const std::string_view> end_tokens;  // tokens that end an answer whatever the files say
+  std::optional<Fp8Blocks> fp8;                  // for the WeightStore
 };
 
 // Throws LoadError for an unknown architecture, a number format that is not supported, or broken fields.

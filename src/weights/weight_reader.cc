@@ -11,7 +11,9 @@ std::string WeightReader::full_name(std::string_view name) const {
 
 WeightReader WeightReader::child(std::string_view name) const { return WeightReader(*store_, full_name(name)); }
 
-bool WeightReader::has(std::string_view name) const { return store_->has(full_name(name)); }
+bool WeightReader::has(std::string_view name, bool when_random) const {
+  return store_->has(full_name(name), when_random);
+}
 
 WeightNote WeightReader::note(std::string_view name, const std::vector<Axis>& axes, RowBlocks rows) const {
   WeightNote note;

@@ -53,8 +53,8 @@ class WeightReader {
   WeightReader(WeightStore& store, std::string prefix) : store_(&store), prefix_(std::move(prefix)) {}
   WeightReader child(std::string_view name) const;
 
-  // Whether the checkpoint holds a tensor, for those that it may lack. Dummy weights: false.
-  bool has(std::string_view name) const;
+  // Whether the checkpoint holds a tensor, for those that it may lack; `when_random` is the answer for random weights.
+  bool has(std::string_view name, bool when_random = false) const;
 
   // What follows notes a tensor below this position, with exactly the shape that is named. Destinations must stay where
   // they are until WeightStore::load has returned.

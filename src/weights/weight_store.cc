@@ -53,7 +53,12 @@ std::vector<WeightStore::Target> WeightStore::targets(size_t& bytes) const {
     if (group.dtype != dtype) group.dtype = DType::kF32;
   }
   bytes = 0;
-  const auto take = [&](size_t size) { return std::exchange(bytes, bytes + aligned(size)); };
+  const auto take = [&](size_t size) {
+    constexpr size_t kMost = size_t{1} << 62;
+    if (size >= kMost || aligned(size) > kMost - bytes)
+      throw LoadError("the weights of this config take more than 2^62 bytes: its sizes are broken");
+    return std::exchange(bytes, bytes + aligned(size));
+  };
   std::vector<Target> all;
   for (const WeightNote& note : notes_) {
     if (note.small != nullptr) {

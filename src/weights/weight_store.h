@@ -28,7 +28,9 @@ class WeightStore {
 
   WeightReader reader() { return WeightReader(*this, ""); }
 
-  bool has(std::string_view name) const { return checkpoint_ != nullptr && checkpoint_->find(name).file != nullptr; }
+  bool has(std::string_view name, bool when_random) const {
+    return checkpoint_ == nullptr ? when_random : checkpoint_->find(name).file != nullptr;
+  }
 
   // Carries out all that was noted, on `threads` threads, in the order of the files; the result does not depend on
   // their number. All weights lie in one piece of memory: thousands of experts do not take a mapping each. Beside it it

@@ -158,8 +158,10 @@ Buffer CpuBackend::attention_scratch(int threads) {
 void CpuBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch,
                                  float scale, const Tensor& first_key, Tensor& out) {
   const int64_t Dh = q.size(2);
-  if (Dh % 16 != 0 || Dh > kMaxHeadDim)
+  if (Dh % 16 != 0 || Dh > kMaxHeadDim) {
+    note_slow("paged_attention", "head_dim of a multiple of 16 up to 256");
     return ReferenceBackend::paged_attention(ctx, q, pages, batch, scale, first_key, out);
+  }
 
   auto* scratch = static_cast<ThreadScratch*>(attention_scratch_.data());
   const PagedAttention attention(attention_, q, pages, batch, scale, first_key, out);

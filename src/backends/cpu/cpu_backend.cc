@@ -1,5 +1,7 @@
 #include "backends/cpu/cpu_backend.h"
 
+#include <algorithm>
+
 #include "backends/cpu/attention_kernels.h"
 #include "backends/cpu/dense_kernels.h"
 #include "backends/cpu/latent_kernels.h"
@@ -59,6 +61,12 @@ CpuBackend::CpuBackend(int threads, Isa isa)
       latent_(latent_kernels(isa)),
       vision_(vision_kernels(isa)) {
   CHECK(machine_has(isa));
+}
+
+void CpuBackend::note_slow(const char* op, const char* kernels_for) {
+  if (std::find(slow_.begin(), slow_.end(), op) != slow_.end()) return;
+  slow_.push_back(op);
+  log_warning("{} runs slowly, as the reference does: the kernels take {}", op, kernels_for);
 }
 
 }  // namespace calandra

@@ -117,7 +117,10 @@ class CpuBackend : public ReferenceBackend {
   static Buffer lightning_scratch(int threads);
   static Buffer latent_scratch(int threads);
   void run_linear(const Tensor& x, const LinearJob& job);
+  // Says, once for each op, that the reference computes it, and for which shapes there are kernels.
+  void note_slow(const char* op, const char* kernels_for);
 
+  std::vector<const char*> slow_;  // ops of note_slow
   const Isa isa_;
   ThreadPool pool_;
   const DenseKernels& dense_;

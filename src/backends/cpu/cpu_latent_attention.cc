@@ -276,8 +276,12 @@ void CpuBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const 
                                   const ops::LatentUpProjection& up, const LatentPages& pages, const Batch& batch,
                                   float scale, const Tensor& first_key, Tensor& out) {
   const int64_t T = q_nope.size(0), H = q_nope.size(1), L = pages.latent.size(2);
-  if (!supported(L, q_pe.size(2), q_nope.size(2)))
+  if (!supported(L, q_pe.size(2), q_nope.size(2))) {
+    note_slow(
+        "latent_attention",
+        "kv_lora_rank and qk_rope_head_dim of multiples of 16 up to 512 and 640 together, qk_nope_head_dim up to 512");
     return ReferenceBackend::latent_attention(ctx, q_nope, q_pe, up, pages, batch, scale, first_key, out);
+  }
   const size_t mark = ctx.workspace.mark();
   const Tensor all = ctx.workspace.alloc(DType::kF32, {std::min(T, kRows), H, L});
   if (!ctx.dry_run) {

@@ -212,7 +212,10 @@ Buffer CpuBackend::lightning_scratch(int threads) {
 void CpuBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                      const Tensor& slope, LightningState& state, const Tensor& accepted,
                                      const Batch& batch, Tensor& out) {
-  if (!supported(state)) return ReferenceBackend::lightning_attention(ctx, q, k, v, slope, state, accepted, batch, out);
+  if (!supported(state)) {
+    note_slow("lightning_attention", "head_dim of a multiple of 16 up to 256");
+    return ReferenceBackend::lightning_attention(ctx, q, k, v, slope, state, accepted, batch, out);
+  }
   const GivenInputs inputs{q, k, v};
   LightningRun<GivenInputs>(lightning_, inputs, slope, state, accepted, batch, out.as<float>())
       .on(pool_, static_cast<ThreadScratch*>(lightning_scratch_.data()));

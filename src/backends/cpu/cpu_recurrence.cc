@@ -67,7 +67,10 @@ Buffer CpuBackend::recurrence_scratch(int threads) {
 void CpuBackend::causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
                                     const Tensor& accepted, const Batch& batch, Tensor& out) {
   const int64_t C = weight.size(0), W = weight.size(1), tiles = (C + kConvTile - 1) / kConvTile;
-  if (W > kMaxConvKernel) return ReferenceBackend::causal_conv1d_silu(ctx, x, weight, state, accepted, batch, out);
+  if (W > kMaxConvKernel) {
+    note_slow("causal_conv1d_silu", "linear_conv_kernel_dim up to 8");
+    return ReferenceBackend::causal_conv1d_silu(ctx, x, weight, state, accepted, batch, out);
+  }
   auto* scratch = static_cast<RecurrenceScratch*>(recurrence_scratch_.data());
   for_each_task(pool_, batch.sequences() * tiles, [&](int64_t task, int thread) {
     const Chain chain = chain_of(batch, accepted, task / tiles);
@@ -110,7 +113,10 @@ void CpuBackend::l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) {
 void CpuBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
                                   const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
                                   Tensor& out) {
-  if (!supported(state)) return ReferenceBackend::gated_delta_rule(ctx, q, k, v, g, beta, state, accepted, batch, out);
+  if (!supported(state)) {
+    note_slow("gated_delta_rule", "linear head dims of multiples of 16 up to 256, up to 8 value heads per key head");
+    return ReferenceBackend::gated_delta_rule(ctx, q, k, v, g, beta, state, accepted, batch, out);
+  }
   const DeltaJob job{.kernels = recurrence_,
                      .dense = dense_,
                      .batch = batch,

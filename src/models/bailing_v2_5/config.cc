@@ -9,27 +9,33 @@
 namespace calandra::bailing_v2_5 {
 namespace {
 
-// Above any release by a factor of eight or more: what is larger is a broken file, and products stay far from overflow.
+// Above any release by a factor of eight or more: what is larger is a broken file. Products of the sizes of one tensor
+// stay below 2^63 bytes; sums over tensors are checked where they are made.
 constexpr int64_t kMaxHeads = 1 << 14;
 constexpr int64_t kMaxHeadDim = 1 << 12;
 constexpr int64_t kMaxWidth = 1 << 20;
-constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxExperts = 4096;
+constexpr int64_t kMaxExpertsInAll = 1 << 18;  // each is noted before a file is read
+constexpr double kMinTheta = 1.001;            // its logarithm divides
+constexpr double kMinEps = 1e-30;              // a row of zeros is divided by its root
 
 // rope_theta and rope_scaling, or both in rope_parameters (newer transformers). `rotary_dim` of the result is 0.
 RopeParameters parse_rope(const ConfigFields& top, int64_t max_position_embeddings, float& latent_scale_factor) {
   RopeParameters rope;
-  rope.rope_theta = top.number("rope_theta", 1, 1e15, 600000.0);
-  const char* key = top.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  if (!top.has(key)) return rope;
-  const ConfigFields fields = top.child(key);
-  rope.rope_theta = fields.number("rope_theta", 1, 1e15, rope.rope_theta);
-  const std::string type = fields.text("rope_type", fields.text("type", "default"));
+  const json::object settings = rope_settings(top);
+  const ConfigFields fields(settings, top.where() + " rope_parameters");
+  rope.rope_theta = fields.number("rope_theta", kMinTheta, 1e15, top.number("rope_theta", kMinTheta, 1e15, 600000.0));
+  const std::string type = fields.text("rope_type", "default");
   if (type == "default") return rope;
   if (type != "yarn") fields.fail("rope_type", "must be default or yarn, found " + type);
   rope.rope_type = RopeParameters::Type::kYarn;
   rope.factor = fields.number("factor", 1, 1e6);
   rope.original_max_position_embeddings =
       fields.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
+  if (!fields.has("original_max_position_embeddings"))
+    log_warning("{}: original_max_position_embeddings is missing; taken as max_position_embeddings {}", fields.where(),
+                max_position_embeddings);
   rope.attention_factor = fields.number("attention_factor", 0, 1e3, 0.0);
   rope.beta_fast = fields.number("beta_fast", 1e-6, 1e6, 32.0);
   rope.beta_slow = fields.number("beta_slow", 1e-6, 1e6, 1.0);
@@ -48,9 +54,10 @@ int64_t parse_rotary_dim(const ConfigFields& top, int64_t head_dim) {
     if (rotary_dim % 2 != 0) top.fail("rotary_dim", fmt::format("must be even, found {}", rotary_dim));
     return rotary_dim;
   }
-  double factor = top.number("partial_rotary_factor", 1e-6, 1, 0.5);
-  for (const char* key : {"rope_parameters", "rope_scaling"})
-    if (top.has(key)) factor = top.child(key).number("partial_rotary_factor", 1e-6, 1, factor);
+  const json::object settings = rope_settings(top);
+  const double factor =
+      ConfigFields(settings, top.where() + " rope_parameters")
+          .number("partial_rotary_factor", 1e-6, 1, top.number("partial_rotary_factor", 1e-6, 1, 0.5));
   const auto rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * factor);
   if (rotary_dim % 2 != 0 || rotary_dim == 0)
     top.fail("partial_rotary_factor", fmt::format("{} of head_dim {} leaves {} rotary dims; it must be an even number",
@@ -73,9 +80,12 @@ void parse_latent(const ConfigFields& top, Config& c) {
 }
 
 void parse_experts(const ConfigFields& top, Config& c) {
-  c.num_experts = top.integer("num_experts", 0, 1 << 16, 0);
+  c.num_experts = top.integer("num_experts", 0, kMaxExperts, 0);
   c.first_k_dense_replace = top.integer("first_k_dense_replace", 0, kMaxLayers, 0);
   if (c.num_experts <= 1) return;
+  if (c.num_experts * c.num_hidden_layers > kMaxExpertsInAll)
+    top.fail("num_experts", fmt::format("{} in {} layers are more than {} experts in all", c.num_experts,
+                                        c.num_hidden_layers, kMaxExpertsInAll));
   ops::RouterOptions& router = c.router;
   const std::string score = top.text("score_function", top.text("scoring_func", "sigmoid"));
   if (score != "sigmoid" && score != "softmax")
@@ -119,6 +129,9 @@ void refuse_what_is_not_computed(const ConfigFields& top) {
     top.fail("short_conv_kernel_size", "belongs to the next generation (Ling 3), which is another model");
   if (const std::string act = top.text("hidden_act", "silu"); act != "silu")
     top.fail("hidden_act", "must be silu, found " + act);
+  // SGLang's switch: other values than mla mean grouped-query layers, which no release of V2.5 has.
+  if (const std::string type = top.text("full_attention_type", "mla"); type != "mla")
+    top.fail("full_attention_type", "must be mla, found " + type + "; LinearV2 checkpoints name their architecture");
   if (top.has("layers_block_type")) top.fail("layers_block_type", "is not supported; give layer_group_size");
 }
 
@@ -139,7 +152,7 @@ Config parse_config(const json::object& object, const std::string& file, FullAtt
              fmt::format("{} does not divide num_attention_heads {}", c.num_key_value_heads, c.num_attention_heads));
   c.head_dim = top.integer("head_dim", 2, kMaxHeadDim, c.hidden_size / c.num_attention_heads);
   c.max_position_embeddings = top.integer("max_position_embeddings", 1, int64_t{1} << 30, 32768);
-  c.rms_norm_eps = static_cast<float>(top.number("rms_norm_eps", 0, 1, 1e-6));
+  c.rms_norm_eps = static_cast<float>(top.number("rms_norm_eps", kMinEps, 1, 1e-6));
   c.tie_word_embeddings = top.boolean("tie_word_embeddings", false);
   c.use_qk_norm = top.boolean("use_qk_norm", true);
   c.use_qkv_bias = top.boolean("use_qkv_bias", false);
@@ -164,6 +177,7 @@ Config parse_config(const json::object& object, const std::string& file, FullAtt
   if (!top.boolean("lightning_layerwise_decay", true)) c.linear_decay_variant = LinearDecayVariant::kNone;
 
   c.rope = parse_rope(top, c.max_position_embeddings, c.latent_scale_factor);
+  c.max_position_embeddings = c.rope.reach(c.max_position_embeddings);
   if (kind == FullAttention::kLatent) parse_latent(top, c);
   c.rope.rotary_dim = parse_rotary_dim(top, c.head_dim);
   parse_experts(top, c);

@@ -60,7 +60,9 @@ struct Config {
   bool is_full_attention(int64_t layer) const {  // layers behind the last one (MTP) always are
     return layer >= num_hidden_layers || (layer + 1) % layer_group_size == 0;
   }
-  bool is_sparse(int64_t layer) const { return num_experts > 1 && layer >= first_k_dense_replace; }
+  bool is_sparse(int64_t layer) const {  // those always are
+    return num_experts > 1 && (layer >= num_hidden_layers || layer >= first_k_dense_replace);
+  }
 };
 
 // Throws LoadError naming file and key. `kind` follows from the architecture's name.

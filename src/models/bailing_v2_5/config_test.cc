@@ -123,12 +123,12 @@ TEST(BailingConfig, Bounds) {
   } integers[] = {{"vocab_size", 1, 1 << 24},
                   {"hidden_size", 1, 1 << 20},
                   {"intermediate_size", 1, 1 << 20},
-                  {"num_hidden_layers", 1, 4096},
+                  {"num_hidden_layers", 1, 1024},
                   {"num_attention_heads", 1, 1 << 14},
                   {"num_key_value_heads", 1, 1 << 14},
                   {"head_dim", 2, 1 << 12},
                   {"max_position_embeddings", 1, 1 << 30},
-                  {"layer_group_size", 1, 4096},
+                  {"layer_group_size", 1, 1024},
                   {"group_norm_size", 1, 1 << 20},
                   {"linear_attn_norm_group_size", 1, 1 << 20},
                   {"rotary_dim", 2, 128},
@@ -137,14 +137,14 @@ TEST(BailingConfig, Bounds) {
                   {"qk_nope_head_dim", 1, 1 << 12},
                   {"qk_rope_head_dim", 2, 1 << 12},
                   {"v_head_dim", 1, 1 << 12},
-                  {"num_experts", 0, 1 << 16},
+                  {"num_experts", 0, 4096},
                   {"num_experts_per_tok", 1, 256},
                   {"n_group", 1, 256},
                   {"topk_group", 1, 1 << 30},
                   {"moe_intermediate_size", 1, 1 << 20},
                   {"num_shared_experts", 0, 1024},
                   {"moe_shared_expert_intermediate_size", 1, 1 << 20},
-                  {"first_k_dense_replace", 0, 4096},
+                  {"first_k_dense_replace", 0, 1024},
                   {"num_nextn_predict_layers", 0, 64}};
   for (const auto& i : integers) {
     for (const int64_t outside : {i.min - 1, i.max + 1, int64_t{-1}, std::numeric_limits<int64_t>::max()})
@@ -313,6 +313,14 @@ TEST(BailingConfig, Yarn) {
   EXPECT_FALSE(c.rope.truncate);
   EXPECT_EQ(c.rope.rope_theta, 5e5);
   EXPECT_NEAR(c.latent_scale_factor, std::pow(0.1 * std::log(4.0) + 1, 2), 1e-6);
+
+  // An override adds to what a newer file has, and the context grows with it.
+  const Config both = parse(
+      kFlash, {{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 7e6}}},
+               {"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}, {"original_max_position_embeddings", 131072}}}});
+  EXPECT_EQ(both.rope.rope_type, RopeParameters::Type::kYarn);
+  EXPECT_EQ(both.rope.rope_theta, 7e6);
+  EXPECT_EQ(both.max_position_embeddings, 262144);
 
   const auto refused = [](const json::object& scaling, const char* key) {
     expect_refused(kFlash, {{"rope_scaling", scaling}}, key);

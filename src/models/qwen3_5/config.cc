@@ -11,11 +11,16 @@
 namespace calandra::qwen3_5 {
 namespace {
 
-// Sizes above any release by a factor of eight or more: what is larger is a broken file, and products stay far from
-// overflow.
+// Sizes above any release by a factor of eight or more: what is larger is a broken file. Products of the sizes of one
+// tensor stay below 2^63 bytes; sums over tensors are checked where they are made.
 constexpr int64_t kMaxHeads = 1 << 14;
 constexpr int64_t kMaxHeadDim = 1 << 12;
 constexpr int64_t kMaxWidth = 1 << 20;
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxExperts = 4096;
+constexpr int64_t kMaxExpertsInAll = 1 << 18;  // each is noted before a file is read
+constexpr double kMinTheta = 1.001;            // its logarithm divides
+constexpr double kMinEps = 1e-30;              // a row of zeros is divided by its root
 
 std::vector<LayerKind> parse_layer_kinds(const ConfigFields& text, int64_t layers) {
   std::vector<LayerKind> kinds;
@@ -42,10 +47,8 @@ std::vector<LayerKind> parse_layer_kinds(const ConfigFields& text, int64_t layer
 
 RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim, int64_t max_position_embeddings) {
   RopeParameters rope;
-  // HF (PretrainedConfig): rope_scaling is an older name that goes first, and what the object lacks stands beside it.
-  static const json::object kNone;
-  const char* key = text.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
-  const ConfigFields fields = text.has(key) ? text.child(key) : ConfigFields(kNone, text.where());
+  const json::object settings = rope_settings(text);
+  const ConfigFields fields(settings, text.where() + " rope_parameters");
   const double rotary =
       fields.number("partial_rotary_factor", 1e-6, 1, text.number("partial_rotary_factor", 1e-6, 1, 0.25));
   rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * rotary);
@@ -53,9 +56,9 @@ RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim,
     fields.fail("partial_rotary_factor",
                 fmt::format("{} of head_dim {} leaves no even number of rotary dims", rotary, head_dim));
   // QUIRK: HF's default is 10000, not the 1e7 of the releases.
-  rope.rope_theta = fields.number("rope_theta", 1, 1e15, text.number("rope_theta", 1, 1e15, 10000.0));
+  rope.rope_theta = fields.number("rope_theta", kMinTheta, 1e15, text.number("rope_theta", kMinTheta, 1e15, 10000.0));
 
-  const std::string type = fields.text("rope_type", fields.text("type", "default"));
+  const std::string type = fields.text("rope_type", "default");
   if (type == "yarn") {
     rope.rope_type = RopeParameters::Type::kYarn;
     rope.factor = fields.number("factor", 1, 1e6);
@@ -65,6 +68,9 @@ RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim,
     rope.beta_fast = fields.number("beta_fast", 1e-6, 1e6, 32.0);
     rope.beta_slow = fields.number("beta_slow", 1e-6, 1e6, 1.0);
     rope.truncate = fields.boolean("truncate", true);
+    if (!fields.has("original_max_position_embeddings"))
+      log_warning("{}: original_max_position_embeddings is missing; taken as max_position_embeddings {}",
+                  fields.where(), max_position_embeddings);
     for (const char* key : {"mscale", "mscale_all_dim"})
       if (fields.has(key)) fields.fail(key, "is not supported: no release of the family has it");
   } else if (type != "default") {
@@ -106,8 +112,8 @@ void refuse_what_is_not_computed(const ConfigFields& text) {
 
 // HF Qwen3_5MoeTextConfig: every layer is a mixture; softmax over all experts, weights always renormalised.
 void parse_experts(const ConfigFields& text, Config& c) {
-  c.num_experts = text.integer("num_experts", 1, 1 << 16);
-  c.router.top_k = text.integer("num_experts_per_tok", 1, 1 << 16, 8);
+  c.num_experts = text.integer("num_experts", 1, kMaxExperts);
+  c.router.top_k = text.integer("num_experts_per_tok", 1, kMaxExperts, 8);
   if (c.router.top_k > c.num_experts)
     text.fail("num_experts_per_tok", fmt::format("{} is above num_experts {}", c.router.top_k, c.num_experts));
   c.moe_intermediate_size = text.integer("moe_intermediate_size", 1, kMaxWidth, 512);
@@ -162,7 +168,10 @@ Config parse_config(const json::object& object, const std::string& file) {
   } else {
     c.intermediate_size = text.integer("intermediate_size", 1, kMaxWidth);
   }
-  c.num_hidden_layers = text.integer("num_hidden_layers", 1, 4096);
+  c.num_hidden_layers = text.integer("num_hidden_layers", 1, kMaxLayers);
+  if (c.num_experts * c.num_hidden_layers > kMaxExpertsInAll)
+    text.fail("num_experts", fmt::format("{} in {} layers are more than {} experts in all", c.num_experts,
+                                         c.num_hidden_layers, kMaxExpertsInAll));
   c.num_attention_heads = text.integer("num_attention_heads", 1, kMaxHeads);
   c.num_key_value_heads = text.integer("num_key_value_heads", 1, kMaxHeads);
   if (c.num_attention_heads % c.num_key_value_heads != 0)
@@ -170,7 +179,7 @@ Config parse_config(const json::object& object, const std::string& file) {
               fmt::format("{} does not divide num_attention_heads {}", c.num_key_value_heads, c.num_attention_heads));
   c.head_dim = text.integer("head_dim", 2, kMaxHeadDim, 256);
   c.max_position_embeddings = text.integer("max_position_embeddings", 1, int64_t{1} << 30, 32768);
-  c.rms_norm_eps = static_cast<float>(text.number("rms_norm_eps", 0, 1, 1e-6));
+  c.rms_norm_eps = static_cast<float>(text.number("rms_norm_eps", kMinEps, 1, 1e-6));
   c.linear_conv_kernel_dim = text.integer("linear_conv_kernel_dim", 1, 64, 4);
   c.linear_key_head_dim = text.integer("linear_key_head_dim", 1, kMaxHeadDim, 128);
   c.linear_value_head_dim = text.integer("linear_value_head_dim", 1, kMaxHeadDim, 128);
@@ -189,6 +198,7 @@ Config parse_config(const json::object& object, const std::string& file) {
   }
 
   c.rope = parse_rope_parameters(text, c.head_dim, c.max_position_embeddings);
+  c.max_position_embeddings = c.rope.reach(c.max_position_embeddings);
   c.layer_kinds = parse_layer_kinds(text, c.num_hidden_layers);
   c.mtp_num_hidden_layers = text.integer("mtp_num_hidden_layers", 0, 64, 0);
   c.tie_word_embeddings = top.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", false));
@@ -205,6 +215,8 @@ std::vector<UnusedTensors> unused_tensors(const Config& c, const ModelParts& par
       {"*.rotary_emb.inv_freq", "computed, not read"}};
   if (!parts.vision || !c.vision) unused.push_back({"model.visual.*", "vision tower: not asked for"});
   if (!parts.drafter) unused.push_back({"mtp.*", "multi-token prediction: not asked for"});
+  if (parts.drafter && c.mtp_num_hidden_layers == 0)
+    unused.push_back({"mtp.*", "multi-token prediction: mtp_num_hidden_layers is 0 or missing"});
   if (c.tie_word_embeddings) unused.push_back({"lm_head.weight", "tie_word_embeddings is true"});
   return unused;
 }

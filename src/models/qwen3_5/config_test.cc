@@ -52,6 +52,10 @@ TEST(Qwen3_5Config, WhatIsNotComputedIsRefusedByName) {
   EXPECT_NE(with("eos_token_id", -1).find("eos_token_id"), std::string::npos);
   EXPECT_NE(with("eos_token_id", int64_t{1} << 40).find("eos_token_id"), std::string::npos);
   EXPECT_EQ(with("eos_token_id", json::array{1, 2}), "");
+  json::object many = config_of_shape("qwen3_5-35b-a3b");
+  many["num_experts"] = 4096;
+  many["num_hidden_layers"] = 128;
+  EXPECT_NE(message_of(many).find("num_experts"), std::string::npos);
 }
 
 TEST(Qwen3_5Config, RopeParametersByEitherNameAndBesideIt) {
@@ -68,6 +72,13 @@ TEST(Qwen3_5Config, RopeParametersByEitherNameAndBesideIt) {
   EXPECT_EQ(rope({{"rope_scaling", {{"type", "yarn"}, {"factor", 4}}}, {"rope_theta", 1e7}}).factor, 4);
   EXPECT_EQ(rope({{"partial_rotary_factor", 0.5}}).rotary_dim, 128);
   EXPECT_THROW(rope({{"partial_rotary_factor", 0.005}}), LoadError);  // one dim
+  // The override of a model card keeps what it does not name, and the context grows.
+  json::object config = config_of_shape("qwen3_5-0.8b");
+  config["rope_scaling"] = {{"rope_type", "yarn"}, {"factor", 4}, {"original_max_position_embeddings", 262144}};
+  const qwen3_5::Config yarn = qwen3_5::parse_config(config, "config.json");
+  EXPECT_EQ(yarn.rope.rope_theta, 1e7);
+  EXPECT_EQ(yarn.rope.mrope_section[0], 11);
+  EXPECT_EQ(yarn.max_position_embeddings, 1048576);
   EXPECT_THROW(rope({{"rope_scaling", {{"type", "linear"}, {"factor", 4}}}}), LoadError);
 }
 

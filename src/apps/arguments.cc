@@ -1,0 +1,139 @@
+#include "apps/arguments.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <map>
+
+#include "apps/config_file.h"
+#include "base/error.h"
+
+namespace calandra::apps {
+namespace {
+
+bool is_help(const std::string& word) { return word == "--help" || word == "-h"; }
+
+bool takes_value(const CLI::Option& option) { return option.get_items_expected_max() > 0; }
+
+bool is_repeatable(const CLI::Option& option) {
+  return option.get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+}
+
+// The verb that the first arguments name, counted in `used`; null when help was asked for instead.
+const CLI::App* find_verb(const CLI::App& app, const std::vector<std::string>& args, std::string& name, size_t& used) {
+  const CLI::App* at = &app;
+  while (at->get_require_subcommand_min() > 0) {
+    std::vector<const CLI::App*> verbs = at->get_subcommands([](const CLI::App*) { return true; });
+    const auto name_of = [](const CLI::App* verb) { return verb->get_name(); };
+    std::vector<std::string> names(verbs.size());
+    std::transform(verbs.begin(), verbs.end(), names.begin(), name_of);
+    const std::string of = name.empty() ? "" : name + " ";
+    if (used == args.size()) throw UsageError(fmt::format("{}needs a verb: {}", of, fmt::join(names, ", ")));
+    if (is_help(args[used])) return nullptr;
+    const auto found = std::find(names.begin(), names.end(), args[used]);
+    if (found == names.end())
+      throw UsageError(fmt::format("there is no verb {}{}; verbs are {}", of, args[used], fmt::join(names, ", ")));
+    at = verbs[found - names.begin()];
+    name = of + args[used++];
+  }
+  return at;
+}
+
+// Reads the flags of one verb.
+class FlagReader {
+ public:
+  FlagReader(const CLI::App& verb, std::string name, Arguments& to) : verb_(verb), name_(std::move(name)), to_(to) {}
+
+  // The arguments from `at` on.
+  void read(const std::vector<std::string>& args, size_t at) {
+    for (; at < args.size(); ++at) {
+      const std::string& arg = args[at];
+      if (arg == "--") {
+        to_.words.insert(to_.words.end(), args.begin() + static_cast<std::ptrdiff_t>(at) + 1, args.end());
+        break;
+      }
+      if (arg.size() < 2 || arg[0] != '-') {
+        to_.words.push_back(arg);
+        continue;
+      }
+      const size_t equals = arg.find('=');
+      const std::string flag = arg.substr(0, equals);
+      const CLI::Option* option = verb_.get_option_no_throw(flag);
+      if (option == nullptr)
+        throw UsageError(
+            fmt::format("{} has no flag {}; {} --help lists them, and -- stands before words that begin "
+                        "with -",
+                        name_, flag, name_));
+      std::string whole = arg;
+      if (equals == std::string::npos && takes_value(*option)) {
+        if (at + 1 == args.size()) throw UsageError(flag + " needs a value");
+        if (args[at + 1].starts_with("--") && verb_.get_option_no_throw(args[at + 1]) != nullptr)
+          throw UsageError(fmt::format("{} needs a value; {} is a flag", flag, args[at + 1]));
+        whole += "=" + args[++at];
+      }
+      if (whole.back() == '=' && whole.size() == flag.size() + 1) throw UsageError(flag + ": the value is empty");
+      const auto [first, is_first] = given_.emplace(option, flag);
+      if (!is_first && first->second != flag) throw UsageError(fmt::format("give {} or {}", first->second, flag));
+      if (!is_first && takes_value(*option) && !is_repeatable(*option)) throw UsageError(flag + " is given twice");
+      if (flag == "--config")
+        config_ = whole.substr(flag.size() + 1);
+      else
+        to_.flags.push_back(std::move(whole));
+    }
+    if (!config_.empty()) read_file();
+  }
+
+ private:
+  void read_file() {
+    for (const ConfigEntry& entry : read_config(config_)) {
+      const auto fail = [&](const std::string& what) { throw UsageError(entry.where + ": " + what); };
+      const bool is_model = entry.key == "model" && verb_.get_option_no_throw("MODEL") != nullptr;
+      const CLI::Option* option = is_model ? nullptr : verb_.get_option_no_throw("--" + entry.key);
+      if (!is_model && (option == nullptr || entry.key == "help" || entry.key == "config"))
+        fail(fmt::format("{} has no flag --{}", name_, entry.key));
+      if (entry.values.size() > 1 && (is_model || !is_repeatable(*option)))
+        fail(entry.key + " takes one value, no list");
+      for (const std::string& value : entry.values) {
+        if (value.empty()) fail(entry.key + ": the value is empty");
+        if (is_model) {
+          to_.config_model = value;
+        } else if (!takes_value(*option) && value != "true" && value != "false") {
+          fail(entry.key + " must be true or false, found " + value);
+        } else if (!given_.contains(option)) {
+          to_.flags.push_back("--" + entry.key + "=" + value);
+        }
+      }
+    }
+  }
+
+  const CLI::App& verb_;
+  const std::string name_;
+  Arguments& to_;
+  std::map<const CLI::Option*, std::string> given_;  // under which name
+  std::string config_;
+};
+
+}  // namespace
+
+Arguments read_arguments(const CLI::App& app, std::vector<std::string> args) {
+  if (!args.empty() && args[0] == "--version") args[0] = "version";
+  if (!args.empty() && args[0] == "help") {  // help VERB
+    args.erase(args.begin());
+    args.emplace_back("--help");
+  }
+  Arguments result;
+  size_t used = 0;
+  const CLI::App* verb = find_verb(app, args, result.verb, used);
+  result.flags.assign(args.begin(), args.begin() + static_cast<std::ptrdiff_t>(used));
+  if (verb == nullptr) {
+    result.verb.clear();
+    result.flags.emplace_back("--help");
+    return result;
+  }
+  FlagReader(*verb, "calandra " + result.verb, result).read(args, used);
+  return result;
+}
+
+}  // namespace calandra::apps

@@ -1,0 +1,49 @@
+#include "apps/collected.h"
+
+#include <fmt/format.h>
+#include <fnmatch.h>
+
+#include "base/check.h"
+
+namespace calandra::apps {
+
+void append_as_f32(const Tensor& t, std::vector<float>& out) {
+  CHECK_LE(t.rank(), 3);
+  const int64_t n0 = t.size(0), n1 = t.rank() > 1 ? t.size(1) : 1, n2 = t.rank() > 2 ? t.size(2) : 1;
+  const int64_t s1 = t.rank() > 1 ? t.stride(1) : 0, s2 = t.rank() > 2 ? t.stride(2) : 0;
+  for (int64_t i = 0; i < n0; ++i) {
+    for (int64_t j = 0; j < n1; ++j) {
+      for (int64_t k = 0; k < n2; ++k) {
+        const int64_t at = i * t.stride(0) + j * s1 + k * s2;
+        out.push_back(t.dtype() == DType::kBF16  ? static_cast<float>(t.as<bf16>()[at])
+                      : t.dtype() == DType::kI32 ? static_cast<float>(t.as<int32_t>()[at])
+                                                 : t.as<float>()[at]);
+      }
+    }
+  }
+}
+
+void TapCollector::tap(int layer, const char* name, const Tensor& tensor) {
+  const std::string_view last = name;
+  const auto full_name = [&](const std::string& number) {
+    return layer < 0 ? std::string(name) : fmt::format("layers.{}{}{}", number, last.empty() ? "" : ".", last);
+  };
+  names_.insert(full_name("L"));
+  const std::string full = full_name(std::to_string(layer));
+  if (fnmatch(glob_.c_str(), full.c_str(), 0) != 0) return;
+  if (last == "slope" && tensors_.contains(full)) return;  // a constant of the layer, not rows of a chunk
+  Collected& c = tensors_[full];
+  c.rows += tensor.size(0);
+  c.row_shape.clear();
+  for (int axis = 1; axis < tensor.rank(); ++axis) c.row_shape.push_back(tensor.size(axis));
+  // Cosines and sines are kept once per pair of dims; HF's tensor has them twice.
+  if (last == "rope_cos" || last == "rope_sin") {
+    c.row_shape.back() *= 2;
+    for (int64_t row = 0; row < tensor.size(0); ++row)
+      for (int copy = 0; copy < 2; ++copy) append_as_f32(tensor.slice(0, row, row + 1), c.values);
+    return;
+  }
+  append_as_f32(tensor, c.values);
+}
+
+}  // namespace calandra::apps

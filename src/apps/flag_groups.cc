@@ -1,0 +1,111 @@
+#include "apps/flag_groups.h"
+
+namespace calandra::apps {
+namespace {
+
+constexpr int64_t kMostInt32 = std::numeric_limits<int32_t>::max();
+constexpr const char* kModelHelp =
+    "Model folder, a Hugging Face name in the local cache, demo:qwen3_5 (the default) or demo:bailing: small models "
+    "that "
+    "come with calandra";
+
+}  // namespace
+
+void add_backend_flags(CLI::App* app, ModelOptions& m) {
+  const std::string group = "Model";
+  add_choice(app, "--backend", m.backend, {"auto", "cpu", "reference"}, "reference is slow and defines what is correct")
+      ->envname("CALANDRA_BACKEND")
+      ->group(group);
+  add_whole(app, "--threads", m.threads, 0, 1024, "Threads; 0: one per core this process may use")
+      ->envname("CALANDRA_THREADS")
+      ->group(group);
+  add_choice(app, "--isa", m.isa, {"avx2", "avx512"},
+             "Instruction set of the cpu backend; default: the best of this machine")
+      ->group(group);
+}
+
+void add_model_flags(CLI::App* app, ModelOptions& m) {
+  const std::string group = "Model";
+  add_backend_flags(app, m);
+  add_choice(app, "--dtype", m.dtype, {"auto", "float32", "float", "bfloat16"},
+             "Type of activations and caches; auto: as the model's config says")
+      ->group(group);
+  add_seed(app, m.seed)->group(group);
+  add_object(app, "--hf-overrides", m.hf_overrides, "JSON object merged into config.json, as vLLM does")->group(group);
+  add_choice(app, "--load-format", m.load_format, {"auto", "safetensors", "dummy"},
+             "dummy: random weights; else safetensors")
+      ->group(group);
+  add_whole(app, "--max-model-len", m.max_model_len, 1, kMostTokens, "Longest sequence, prompt and answer, in tokens")
+      ->group(group);
+  add_whole(app, "--max-num-seqs", m.max_num_seqs, 1, kMostSequences, "Sequences of one step")->group(group);
+  add_whole(app, "--max-num-batched-tokens", m.max_num_batched_tokens, 1, kMostStepTokens,
+            "Tokens of one step; longer prompts are cut into chunks (512)")
+      ->group(group);
+  add_whole(app, "--block-size", m.block_size, 1, 4096, "Tokens of a page of keys and values (16)")->group(group);
+  add_whole(app, "--num-gpu-blocks-override", m.num_gpu_blocks_override, 1, kMostInt32,
+            "Pages of keys and values, on any backend")
+      ->group(group);
+  add_whole(app, "--num-state-slots", m.num_state_slots, 1, kMostSequences, "Slots of recurrent state")->group(group);
+}
+
+void add_shape_flags(CLI::App* app, ModelOptions& m) {
+  add_text(app, "--shape", m.shape,
+           "Random weights in the shape of a release: qwen3_5-0.8b … -397b-a17b, ling-2.6-flash, ring-2.5-1t, …")
+      ->group("Model");
+  add_whole(app, "--num-hidden-layers", m.num_hidden_layers, 1, 10'000,
+            "Cuts the model to this many layers (with random weights)")
+      ->group("Model");
+}
+
+void add_sampling_flags(CLI::App* app, SamplingOptions& s) {
+  const std::string group = "Sampling (default: generation_config.json, then vLLM's)";
+  constexpr double kMost = 1e6;
+  add_number(app, "--temperature", s.temperature, {0, kMost}, "0: greedy")->group(group);
+  add_whole(app, "--top-k", s.top_k, -1, kMostInt32, "Only so many likeliest tokens; 0 or -1: all")->group(group);
+  add_number(app, "--top-p", s.top_p, {0, 1, true}, "Only the likeliest tokens that have this probability together")
+      ->group(group);
+  add_number(app, "--min-p", s.min_p, {0, 1}, "Only tokens with this part of the likeliest one's probability")
+      ->group(group);
+  add_number(app, "--repetition-penalty", s.repetition_penalty, {0, kMost, true},
+             "Above 1: tokens of prompt and answer become less likely")
+      ->group(group);
+  add_number(app, "--presence-penalty", s.presence_penalty, {-2, 2}, "Taken from logits of tokens of the answer")
+      ->group(group);
+  add_number(app, "--frequency-penalty", s.frequency_penalty, {-2, 2}, "The same, for each time that they occur")
+      ->group(group);
+  add_object(app, "--logit-bias", s.logit_bias, "JSON object: token id to bias, {\"198\": -100}")->group(group);
+  add_ids(app, "--allowed-token-ids", s.allowed_token_ids, "Only these ids, 1,2,3")->group(group);
+  add_repeatable(app, "--bad-words", s.bad_words, "Text that must not be produced (repeatable)")->group(group);
+  add_repeatable(app, "--stop", s.stop, "Text that ends the answer (repeatable)")->group(group);
+  add_ids(app, "--stop-token-ids", s.stop_token_ids, "Ids that end the answer, 1,2,3")->group(group);
+  app->add_flag("--include-stop-str-in-output", s.include_stop_str_in_output, "Keeps the text that ended the answer")
+      ->group(group);
+  add_whole(app, "--max-tokens", s.max_tokens, 1, kMostInt32, "Longest answer, in tokens")->group(group);
+  add_whole(app, "--min-tokens", s.min_tokens, 0, kMostInt32, "No end before so many tokens")->group(group);
+  app->add_flag("--ignore-eos", s.ignore_eos, "Goes on after the end-of-text token")->group(group);
+}
+
+void add_chat_flags(CLI::App* app, Options& o) {
+  add_text(app, "--system", o.system, "System message");
+  // CLI11 would set an optional<bool> that is not given.
+  app->add_flag_function(
+      "--enable-thinking,!--no-thinking", [&o](int64_t count) { o.thinking = count > 0; },
+      "Asks the chat template for a thinking or a direct answer; default: the template's");
+  add_object(app, "--chat-template-kwargs", o.chat_template_kwargs, "JSON object given to the chat template");
+}
+
+void show_model(CLI::App* app) {
+  app->add_option(
+         "MODEL", [](const CLI::results_t&) { return true; }, kModelHelp)
+      ->type_name("");
+}
+
+void show_model_and(CLI::App* app, const char* text) {
+  show_model(app);
+  app->add_option(
+         text, [](const CLI::results_t&) { return true; },
+         "One word is the text, two are model and text; without one, standard input is read")
+      ->type_name("");
+}
+
+}  // namespace calandra::apps

@@ -1,0 +1,129 @@
+#include "apps/flags.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "apps/jsonl.h"
+#include "base/error.h"
+
+namespace calandra::apps {
+namespace {
+
+// Long values are cut in messages.
+std::string shown(const std::string& text) {
+  constexpr size_t kMost = 60;
+  return text.size() <= kMost ? text : text.substr(0, kMost) + fmt::format("… ({} bytes)", text.size());
+}
+
+[[noreturn]] void wrong(const char* name, const std::string& rule, const std::string& text) {
+  throw UsageError(fmt::format("{} must be {}, got {}", name, rule, shown(text)));
+}
+
+// `read` gets every value that was given.
+template <class Read>
+CLI::Option* add(CLI::App* app, const char* name, const char* type, const char* help, const Read& read) {
+  const auto read_all = [=](const CLI::results_t& values) {
+    for (const std::string& value : values) {
+      if (value.empty()) throw UsageError(std::string(name) + ": the value is empty");
+      read(value);
+    }
+    return true;
+  };
+  return app->add_option(name, read_all, help)->type_name(type);
+}
+
+CLI::Option* repeatable(CLI::Option* option) {
+  return option->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+}
+
+template <class T>
+T read_integer(const char* name, const std::string& text, T least, T most) {
+  T value{};
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc{} || stop != end || value < least || value > most)
+    wrong(name, fmt::format("a whole number from {} to {}", least, most), text);
+  return value;
+}
+
+}  // namespace
+
+CLI::Option* add_text(CLI::App* app, const char* name, std::string& to, const char* help) {
+  return add(app, name, "TEXT", help, [&to](const std::string& text) { to = text; });
+}
+
+CLI::Option* add_repeatable(CLI::App* app, const char* name, std::vector<std::string>& to, const char* help) {
+  return repeatable(add(app, name, "TEXT", help, [&to](const std::string& text) { to.push_back(text); }));
+}
+
+CLI::Option* add_choice(CLI::App* app, const char* name, std::string& to, std::vector<std::string> choices,
+                        const char* help) {
+  const std::string type = fmt::format("{}", fmt::join(choices, "|"));
+  CLI::Option* option = add(app, name, type.c_str(), help, [=, &to](const std::string& text) {
+    if (std::find(choices.begin(), choices.end(), text) == choices.end())
+      wrong(name, fmt::format("one of {}", fmt::join(choices, ", ")), text);
+    to = text;
+  });
+  return to.empty() ? option : option->default_str(to);
+}
+
+CLI::Option* add_number(CLI::App* app, const char* name, std::optional<double>& to, Range range, const char* help) {
+  return add(app, name, "NUMBER", help, [=, &to](const std::string& text) {
+    double value = 0;
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    const bool inside = value <= range.most && (range.without_least ? value > range.least : value >= range.least);
+    if (error != std::errc{} || stop != end || !inside)  // NaN is not inside
+      wrong(name,
+            range.without_least ? fmt::format("above {} and at most {}", range.least, range.most)
+                                : fmt::format("a number from {} to {}", range.least, range.most),
+            text);
+    to = value;
+  });
+}
+
+CLI::Option* add_ids(CLI::App* app, const char* name, std::vector<int32_t>& to, const char* help) {
+  return repeatable(add(app, name, "IDS", help, [=, &to](const std::string& text) {
+    const std::vector<int32_t> ids = parse_ids(text, name);
+    to.insert(to.end(), ids.begin(), ids.end());
+  }));
+}
+
+CLI::Option* add_object(CLI::App* app, const char* name, json::object& to, const char* help) {
+  return add(app, name, "JSON", help, [=, &to](const std::string& text) {
+    json::value value;
+    try {
+      value = parse_json(text, name);
+    } catch (const LoadError& error) {
+      throw UsageError(error.what());
+    }
+    if (!value.is_object()) wrong(name, "a JSON object", text);
+    to = std::move(value.get_object());
+  });
+}
+
+int64_t read_whole(const char* name, const std::string& text, int64_t least, int64_t most) {
+  return read_integer<int64_t>(name, text, least, most);
+}
+
+CLI::Option* add_whole(CLI::App* app, const char* name, std::optional<int64_t>& to, int64_t least, int64_t most,
+                       const char* help) {
+  return add(app, name, "N", help, [=, &to](const std::string& text) { to = read_whole(name, text, least, most); });
+}
+
+CLI::Option* add_whole(CLI::App* app, const char* name, int64_t& to, int64_t least, int64_t most, const char* help) {
+  return add(app, name, "N", help, [=, &to](const std::string& text) { to = read_whole(name, text, least, most); })
+      ->default_str(std::to_string(to));
+}
+
+CLI::Option* add_seed(CLI::App* app, std::optional<uint64_t>& to) {
+  return add(app, "--seed", "N", "Seed of what is random: sampling without a seed of its own; another each time",
+             [&to](const std::string& text) {
+               to = read_integer<uint64_t>("--seed", text, 0, std::numeric_limits<uint64_t>::max());
+             });
+}
+
+}  // namespace calandra::apps

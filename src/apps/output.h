@@ -1,0 +1,31 @@
+// Standard output: results. The first write that fails ends the verb.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+#include <string_view>
+
+#include "base/json.h"
+
+namespace calandra::apps {
+
+// Results did not arrive. `reason` is the system's errno.
+class OutputError : public std::runtime_error {
+ public:
+  explicit OutputError(int reason);
+  const int reason;
+};
+
+// Both throw OutputError.
+void write_output(std::string_view text);
+void flush_output();
+
+template <class... Args>
+void put(fmt::format_string<Args...> format, Args&&... args) {
+  write_output(fmt::format(format, std::forward<Args>(args)...));
+}
+// A line of JSON that arrives before the next one is computed.
+void print_json(const json::value& value);
+
+}  // namespace calandra::apps
