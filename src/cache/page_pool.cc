@@ -85,6 +85,7 @@ void PagePool::copy(int32_t from, int32_t to, int64_t tokens, const CopyBytes& c
 void PagePool::copy_out(int32_t page, int64_t tokens, std::byte* to, const CopyBytes& copy_bytes) const {
   CHECK_GT(references_.at(page), 0);
   CHECK_LE(tokens, page_tokens_);
+  if (tokens == 0) return;
   for_each_piece(layers_, page, tokens, [&](const void* piece, int64_t bytes) {
     copy_bytes(to, piece, bytes);
     to += bytes;
@@ -94,6 +95,7 @@ void PagePool::copy_out(int32_t page, int64_t tokens, std::byte* to, const CopyB
 void PagePool::copy_in(int32_t page, int64_t tokens, const std::byte* from, const CopyBytes& copy_bytes) {
   CHECK_EQ(references_.at(page), 1);
   CHECK_LE(tokens, page_tokens_);
+  if (tokens == 0) return;
   for_each_piece(layers_, page, tokens, [&](void* piece, int64_t bytes) {
     copy_bytes(piece, from, bytes);
     from += bytes;

@@ -68,6 +68,7 @@ void SlotPool::release(int32_t slot) {
 void SlotPool::copy_out(int32_t slot, std::byte* to, const CopyBytes& copy_bytes) const {
   CHECK(taken_.at(slot));
   for_each_piece(*this, slot, [&](const void* piece, int64_t bytes) {
+    if (bytes == 0) return;  // no pending updates: there is no memory
     copy_bytes(to, piece, bytes);
     to += bytes;
   });
@@ -76,6 +77,7 @@ void SlotPool::copy_out(int32_t slot, std::byte* to, const CopyBytes& copy_bytes
 void SlotPool::copy_in(int32_t slot, const std::byte* from, const CopyBytes& copy_bytes) {
   CHECK(taken_.at(slot));
   for_each_piece(*this, slot, [&](void* piece, int64_t bytes) {
+    if (bytes == 0) return;
     copy_bytes(piece, from, bytes);
     from += bytes;
   });
