@@ -78,8 +78,10 @@ json::object rope_settings(const ConfigFields& fields) {
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     if (!fields.has(key)) continue;
     json::object settings = fields.child(key).object();
-    if (const json::value* type = settings.if_contains("type"); type != nullptr && !settings.contains("rope_type"))
-      settings["rope_type"] = *type;
+    if (const json::value* type = settings.if_contains("type"); type != nullptr && !settings.contains("rope_type")) {
+      json::value copy = *type;  // the insertion moves what `type` points to
+      settings["rope_type"] = std::move(copy);
+    }
     for (const auto& [name, value] : settings)
       if (!value.is_null()) merged[name] = value;
   }
