@@ -35,8 +35,8 @@ void merge(json::object& into, const json::object& from) {
 // Overrides are written flat, also for configs that keep the language model's keys in text_config: what the top level
 // does not have goes there.
 void override_config(json::object& config, const json::object& overrides) {
-  json::value* text = config.if_contains("text_config");
   for (const auto& [key, value] : overrides) {
+    json::value* text = config.if_contains("text_config");  // a key that is added moves it
     const bool at_top = text == nullptr || !text->is_object() || config.contains(key) || key == "quantization_config";
     merge(at_top ? config : text->get_object(), {{key, value}});
   }
