@@ -170,6 +170,14 @@ class Cli(unittest.TestCase):
             out = self.run_program('generate', 'hi', *GREEDY, preexec_fn=lambda: [os.close(fd) for fd in fds])
             self.assertEqual((out.returncode, out.out), (0, answer), fds)
         self.fails(1, 'standard input', 'generate', *GREEDY, preexec_fn=lambda: os.close(0))
+        chat = subprocess.Popen([PROGRAM, 'chat', *GREEDY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT,
+                                preexec_fn=lambda: os.close(2))
+        chat.stdin.write(b'hi\n')
+        chat.stdin.flush()
+        chat.stdout.readline()
+        self.assertEqual(os.readlink(f'/proc/{chat.pid}/fd/2'), '/dev/null', 'no file of the model')
+        chat.communicate()
+        self.assertEqual(chat.returncode, 0)
 
     def test_input_that_cannot_be_read(self):
         for args in ('generate',), ('chat', *GREEDY), ('tokenize',), ('tokenize', '--jsonl'), ('render', '--jsonl'):
@@ -237,7 +245,8 @@ class Cli(unittest.TestCase):
                             ('seed:\n  a: 1', ('line 2', 'JSON')), ('stop: "x', ('line 1', 'quoted')),
                             ('stop: |', ('quoted',)), ('seed: 1\nseed: 2', ('line 2', 'twice')),
                             ('raw: maybe', ('true or false',)), ('logit-bias: {a: 1}', ('JSON',)), ('text', ('expected',)),
-                            ('seed: -1', ('--seed',)), ('stop: a: b', ('quoted',)), ('config: x', ('--config',))):
+                            ('seed: -1', ('--seed',)), ('stop: a: b', ('quoted',)), ('config: x', ('--config',)),
+                            ("seed: 'it''s'  # x", ("got it's",)), ('seed: "\\u005b#"', ('got [#',))):
             self.fails(2, words, 'generate', '--config', self.file('c.yaml', text), 'hi')
         self.fails(2, ('--config', '/nowhere'), 'generate', '--config', '/nowhere', 'hi')
 

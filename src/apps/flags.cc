@@ -35,9 +35,7 @@ CLI::Option* add(CLI::App* app, const char* name, const char* type, const char* 
   return app->add_option(name, read_all, help)->type_name(type);
 }
 
-CLI::Option* repeatable(CLI::Option* option) {
-  return option->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-}
+CLI::Option* repeatable(CLI::Option* option) { return option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll); }
 
 template <class T>
 T read_integer(const char* name, const std::string& text, T least, T most) {
