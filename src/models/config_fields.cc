@@ -73,19 +73,11 @@ ConfigFields ConfigFields::child(std::string_view key) const {
   return ConfigFields(value.get_object(), where_ + " " + std::string(key));
 }
 
-json::object rope_settings(const ConfigFields& fields) {
-  json::object merged;
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    if (!fields.has(key)) continue;
-    json::object settings = fields.child(key).object();
-    if (const json::value* type = settings.if_contains("type"); type != nullptr && !settings.contains("rope_type")) {
-      json::value copy = *type;  // the insertion moves what `type` points to
-      settings["rope_type"] = std::move(copy);
-    }
-    for (const auto& [name, value] : settings)
-      if (!value.is_null()) merged[name] = value;
-  }
-  return merged;
+void check_experts_in_all(const ConfigFields& fields, int64_t num_experts, int64_t num_hidden_layers) {
+  constexpr int64_t kMaxExpertsInAll = 1 << 18;
+  if (num_experts * num_hidden_layers > kMaxExpertsInAll)
+    fields.fail("num_experts", fmt::format("{} in {} layers are more than {} experts in all", num_experts,
+                                           num_hidden_layers, kMaxExpertsInAll));
 }
 
 }  // namespace calandra

@@ -33,9 +33,16 @@ class ConfigFields {
   std::string where_;
 };
 
-// What rope_parameters and the older rope_scaling say together, for both of HF's generations of configs: a key of
-// rope_scaling goes before that of rope_parameters, so that the override of a model card (--hf-overrides
-// '{"rope_scaling": {...}}') adds to what the file has. `type` there becomes rope_type.
-json::object rope_settings(const ConfigFields& fields);
+// Bounds of what a config may say, above any release by a factor of eight or more: what is larger is a broken file.
+// Products of the sizes of one tensor stay below 2^63 bytes; sums over tensors are checked where they are made.
+constexpr int64_t kMaxHeads = 1 << 14;
+constexpr int64_t kMaxHeadDim = 1 << 12;
+constexpr int64_t kMaxWidth = 1 << 20;
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxExperts = 4096;
+constexpr double kMinEps = 1e-30;  // a row of zeros is divided by its root
+
+// Refuses num_experts in so many layers: every expert is noted before a file is read.
+void check_experts_in_all(const ConfigFields& fields, int64_t num_experts, int64_t num_hidden_layers);
 
 }  // namespace calandra

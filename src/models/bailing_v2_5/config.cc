@@ -5,63 +5,30 @@
 #include <cmath>
 
 #include "base/log.h"
+#include "models/rope_config.h"
 
 namespace calandra::bailing_v2_5 {
 namespace {
 
-// Above any release by a factor of eight or more: what is larger is a broken file. Products of the sizes of one tensor
-// stay below 2^63 bytes; sums over tensors are checked where they are made.
-constexpr int64_t kMaxHeads = 1 << 14;
-constexpr int64_t kMaxHeadDim = 1 << 12;
-constexpr int64_t kMaxWidth = 1 << 20;
-constexpr int64_t kMaxLayers = 1024;
-constexpr int64_t kMaxExperts = 4096;
-constexpr int64_t kMaxExpertsInAll = 1 << 18;  // each is noted before a file is read
-constexpr double kMinTheta = 1.001;            // its logarithm divides
-constexpr double kMinEps = 1e-30;              // a row of zeros is divided by its root
-
-// rope_theta and rope_scaling, or both in rope_parameters (newer transformers). `rotary_dim` of the result is 0.
-RopeParameters parse_rope(const ConfigFields& top, int64_t max_position_embeddings, float& latent_scale_factor) {
-  RopeParameters rope;
-  const json::object settings = rope_settings(top);
-  const ConfigFields fields(settings, top.where() + " rope_parameters");
-  rope.rope_theta = fields.number("rope_theta", kMinTheta, 1e15, top.number("rope_theta", kMinTheta, 1e15, 600000.0));
-  const std::string type = fields.text("rope_type", "default");
-  if (type == "default") return rope;
-  if (type != "yarn") fields.fail("rope_type", "must be default or yarn, found " + type);
-  rope.rope_type = RopeParameters::Type::kYarn;
-  rope.factor = fields.number("factor", 1, 1e6);
-  rope.original_max_position_embeddings =
-      fields.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
-  if (!fields.has("original_max_position_embeddings"))
-    log_warning("{}: original_max_position_embeddings is missing; taken as max_position_embeddings {}", fields.where(),
-                max_position_embeddings);
-  rope.attention_factor = fields.number("attention_factor", 0, 1e3, 0.0);
-  rope.beta_fast = fields.number("beta_fast", 1e-6, 1e6, 32.0);
-  rope.beta_slow = fields.number("beta_slow", 1e-6, 1e6, 1.0);
-  rope.truncate = fields.boolean("truncate", true);
-  // HF: the softmax scale of the latent layers takes mscale^2 when mscale_all_dim is given; no release has it.
-  const double mscale_all_dim = fields.number("mscale_all_dim", 0, 1e3, 0.0);
-  const double mscale = mscale_all_dim > 0 && rope.factor > 1 ? 0.1 * mscale_all_dim * std::log(rope.factor) + 1 : 1;
-  latent_scale_factor = static_cast<float>(mscale * mscale);
-  if (fields.has("mscale")) fields.fail("mscale", "is not supported: no release of the family has it");
-  return rope;
+// HF: the softmax scale of the latent layers takes mscale^2 when mscale_all_dim is given; no release has it.
+float parse_latent_scale_factor(const ConfigFields& rope, double factor) {
+  if (rope.has("mscale")) rope.fail("mscale", "is not supported: no release of the family has it");
+  const double mscale_all_dim = rope.number("mscale_all_dim", 0, 1e3, 0.0);
+  const double mscale = mscale_all_dim > 0 && factor > 1 ? 0.1 * mscale_all_dim * std::log(factor) + 1 : 1;
+  return static_cast<float>(mscale * mscale);
 }
 
-int64_t parse_rotary_dim(const ConfigFields& top, int64_t head_dim) {
+int64_t parse_rotary_dim(const ConfigFields& top, const ConfigFields& rope, int64_t head_dim) {
   if (top.has("rotary_dim")) {
     const int64_t rotary_dim = top.integer("rotary_dim", 2, head_dim);
     if (rotary_dim % 2 != 0) top.fail("rotary_dim", fmt::format("must be even, found {}", rotary_dim));
     return rotary_dim;
   }
-  const json::object settings = rope_settings(top);
-  const double factor =
-      ConfigFields(settings, top.where() + " rope_parameters")
-          .number("partial_rotary_factor", 1e-6, 1, top.number("partial_rotary_factor", 1e-6, 1, 0.5));
+  const double factor = rope.number("partial_rotary_factor", 1e-6, 1, 0.5);
   const auto rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * factor);
   if (rotary_dim % 2 != 0 || rotary_dim == 0)
-    top.fail("partial_rotary_factor", fmt::format("{} of head_dim {} leaves {} rotary dims; it must be an even number",
-                                                  factor, head_dim, rotary_dim));
+    rope.fail("partial_rotary_factor", fmt::format("{} of head_dim {} leaves {} rotary dims; it must be an even number",
+                                                   factor, head_dim, rotary_dim));
   return rotary_dim;
 }
 
@@ -83,9 +50,7 @@ void parse_experts(const ConfigFields& top, Config& c) {
   c.num_experts = top.integer("num_experts", 0, kMaxExperts, 0);
   c.first_k_dense_replace = top.integer("first_k_dense_replace", 0, kMaxLayers, 0);
   if (c.num_experts <= 1) return;
-  if (c.num_experts * c.num_hidden_layers > kMaxExpertsInAll)
-    top.fail("num_experts", fmt::format("{} in {} layers are more than {} experts in all", c.num_experts,
-                                        c.num_hidden_layers, kMaxExpertsInAll));
+  check_experts_in_all(top, c.num_experts, c.num_hidden_layers);
   ops::RouterOptions& router = c.router;
   const std::string score = top.text("score_function", top.text("scoring_func", "sigmoid"));
   if (score != "sigmoid" && score != "softmax")
@@ -176,10 +141,14 @@ Config parse_config(const json::object& object, const std::string& file, FullAtt
   c.linear_decay_variant = decay == "P" ? LinearDecayVariant::kP : LinearDecayVariant::kH;
   if (!top.boolean("lightning_layerwise_decay", true)) c.linear_decay_variant = LinearDecayVariant::kNone;
 
-  c.rope = parse_rope(top, c.max_position_embeddings, c.latent_scale_factor);
+  const json::object settings = rope_settings(top);
+  const ConfigFields rope(settings, top.where() + " rope_parameters");
+  c.rope = parse_rope(rope, 600000, c.max_position_embeddings);
   c.max_position_embeddings = c.rope.reach(c.max_position_embeddings);
+  if (c.rope.rope_type == RopeParameters::Type::kYarn)
+    c.latent_scale_factor = parse_latent_scale_factor(rope, c.rope.factor);
   if (kind == FullAttention::kLatent) parse_latent(top, c);
-  c.rope.rotary_dim = parse_rotary_dim(top, c.head_dim);
+  c.rope.rotary_dim = parse_rotary_dim(top, rope, c.head_dim);
   parse_experts(top, c);
   const bool dense_layers = c.num_experts <= 1 || c.first_k_dense_replace > 0;
   if (dense_layers) c.intermediate_size = top.integer("intermediate_size", 1, kMaxWidth);
@@ -196,9 +165,9 @@ std::vector<UnusedTensors> unused_tensors(const Config& c, bool drafter) {
   std::vector<UnusedTensors> unused;
   const int64_t read = c.num_hidden_layers + (drafter ? c.num_nextn_predict_layers : 0);
   const std::string reason =
-      drafter ? "layers beyond the last MTP layer" : "MTP layers, not asked for, and layers beyond num_hidden_layers";
-  for (const char* layers : {"model.layers.*", "layers.*"})
-    unused.push_back({layers, fmt::format("{} {}", reason, c.num_hidden_layers), read});
+      drafter ? fmt::format("layers beyond the {} and their MTP layers", c.num_hidden_layers)
+              : fmt::format("MTP layers, not asked for, and layers beyond num_hidden_layers {}", c.num_hidden_layers);
+  for (const char* layers : {"model.layers.*", "layers.*"}) unused.push_back({layers, reason, read});
   for (const char* pattern : {"model.mtp*", "*.slope", "*inv_freq", "*v_head*"})
     unused.push_back({pattern, "computed or not part of inference"});
   if (c.tie_word_embeddings) unused.push_back({"lm_head.weight", "tie_word_embeddings is true"});

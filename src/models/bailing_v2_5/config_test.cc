@@ -155,12 +155,12 @@ TEST(BailingConfig, Bounds) {
   struct {
     const char* key;
     double min, max;
-  } numbers[] = {{"rms_norm_eps", 0, 1},
-                 {"rope_theta", 1, 1e15},
+  } numbers[] = {{"rms_norm_eps", 1e-30, 1},
+                 {"rope_theta", 1.001, 1e15},
                  {"partial_rotary_factor", 1e-6, 1},
                  {"routed_scaling_factor", 0, 1e6}};
   for (const auto& n : numbers) {
-    for (const double outside : {n.min - 0.5, n.max * 1.01, 1e300})
+    for (const double outside : {n.min - 0.5, n.min * 0.999 - 1e-31, n.max * 1.01, 1e300})
       expect_refused(kFlash, {{n.key, outside}}, n.key, "must lie in");
     expect_refused(kFlash, {{n.key, "1"}}, n.key, "must be a number");
   }

@@ -7,20 +7,10 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "models/rope_config.h"
 
 namespace calandra::qwen3_5 {
 namespace {
-
-// Sizes above any release by a factor of eight or more: what is larger is a broken file. Products of the sizes of one
-// tensor stay below 2^63 bytes; sums over tensors are checked where they are made.
-constexpr int64_t kMaxHeads = 1 << 14;
-constexpr int64_t kMaxHeadDim = 1 << 12;
-constexpr int64_t kMaxWidth = 1 << 20;
-constexpr int64_t kMaxLayers = 1024;
-constexpr int64_t kMaxExperts = 4096;
-constexpr int64_t kMaxExpertsInAll = 1 << 18;  // each is noted before a file is read
-constexpr double kMinTheta = 1.001;            // its logarithm divides
-constexpr double kMinEps = 1e-30;              // a row of zeros is divided by its root
 
 std::vector<LayerKind> parse_layer_kinds(const ConfigFields& text, int64_t layers) {
   std::vector<LayerKind> kinds;
@@ -46,36 +36,18 @@ std::vector<LayerKind> parse_layer_kinds(const ConfigFields& text, int64_t layer
 }
 
 RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim, int64_t max_position_embeddings) {
-  RopeParameters rope;
   const json::object settings = rope_settings(text);
   const ConfigFields fields(settings, text.where() + " rope_parameters");
-  const double rotary =
-      fields.number("partial_rotary_factor", 1e-6, 1, text.number("partial_rotary_factor", 1e-6, 1, 0.25));
+  // QUIRK: HF's default is 10000, not the 1e7 of the releases.
+  RopeParameters rope = parse_rope(fields, 10000, max_position_embeddings);
+  if (rope.rope_type == RopeParameters::Type::kYarn)
+    for (const char* key : {"mscale", "mscale_all_dim"})
+      if (fields.has(key)) fields.fail(key, "is not supported: no release of the family has it");
+  const double rotary = fields.number("partial_rotary_factor", 1e-6, 1, 0.25);
   rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * rotary);
   if (rope.rotary_dim % 2 != 0 || rope.rotary_dim == 0)
     fields.fail("partial_rotary_factor",
                 fmt::format("{} of head_dim {} leaves no even number of rotary dims", rotary, head_dim));
-  // QUIRK: HF's default is 10000, not the 1e7 of the releases.
-  rope.rope_theta = fields.number("rope_theta", kMinTheta, 1e15, text.number("rope_theta", kMinTheta, 1e15, 10000.0));
-
-  const std::string type = fields.text("rope_type", "default");
-  if (type == "yarn") {
-    rope.rope_type = RopeParameters::Type::kYarn;
-    rope.factor = fields.number("factor", 1, 1e6);
-    rope.original_max_position_embeddings =
-        fields.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
-    rope.attention_factor = fields.number("attention_factor", 0, 1e3, 0.0);
-    rope.beta_fast = fields.number("beta_fast", 1e-6, 1e6, 32.0);
-    rope.beta_slow = fields.number("beta_slow", 1e-6, 1e6, 1.0);
-    rope.truncate = fields.boolean("truncate", true);
-    if (!fields.has("original_max_position_embeddings"))
-      log_warning("{}: original_max_position_embeddings is missing; taken as max_position_embeddings {}",
-                  fields.where(), max_position_embeddings);
-    for (const char* key : {"mscale", "mscale_all_dim"})
-      if (fields.has(key)) fields.fail(key, "is not supported: no release of the family has it");
-  } else if (type != "default") {
-    fields.fail("rope_type", "must be default or yarn, found " + type);
-  }
 
   if (!fields.boolean("mrope_interleaved", true))
     fields.fail("mrope_interleaved", "false is not supported: no release of the family has it");
@@ -169,9 +141,7 @@ Config parse_config(const json::object& object, const std::string& file) {
     c.intermediate_size = text.integer("intermediate_size", 1, kMaxWidth);
   }
   c.num_hidden_layers = text.integer("num_hidden_layers", 1, kMaxLayers);
-  if (c.num_experts * c.num_hidden_layers > kMaxExpertsInAll)
-    text.fail("num_experts", fmt::format("{} in {} layers are more than {} experts in all", c.num_experts,
-                                         c.num_hidden_layers, kMaxExpertsInAll));
+  check_experts_in_all(text, c.num_experts, c.num_hidden_layers);
   c.num_attention_heads = text.integer("num_attention_heads", 1, kMaxHeads);
   c.num_key_value_heads = text.integer("num_key_value_heads", 1, kMaxHeads);
   if (c.num_attention_heads % c.num_key_value_heads != 0)
