@@ -12,6 +12,7 @@ int64_t pages_for(int64_t tokens, int64_t block_size) { return (tokens + block_s
 RunnerLimits complete(RunnerLimits limits) {
   CHECK_GT(limits.max_num_seqs, 0);
   CHECK_GT(limits.block_size, 0);
+  CHECK(limits.hidden_ring == 0 || limits.hidden_ring > limits.pending_capacity);
   limits.max_num_batched_tokens = std::max(limits.max_num_batched_tokens, limits.max_num_seqs);
   if (limits.num_blocks == 0)
     limits.num_blocks = limits.max_num_seqs * pages_for(limits.max_model_len, limits.block_size);
@@ -310,7 +311,8 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
     if (s.source >= 0 && s.source != s.slot) slots_->release(s.source);
     s.source = s.slot;
     s.accepted = 0;
-    s.ring_begin = std::max(s.ring_begin, s.computed - limits_.hidden_ring);
+    // Rows of drafts take the places of the oldest ones, accepted or not.
+    s.ring_begin = std::max(s.ring_begin, s.computed + static_cast<int64_t>(part.drafts.size()) - limits_.hidden_ring);
   }
   return hidden;
 }
@@ -319,7 +321,6 @@ void ModelRunner::accept(Sequence& s, int32_t count) {
   CHECK_EQ(s.source, s.slot);
   s.accepted = count;
   s.computed += count;
-  s.ring_begin = std::max(s.ring_begin, s.computed - limits_.hidden_ring);
   backend_.copy_bytes(&slots_->accepted().as<int32_t>()[s.slot], &count, sizeof count);
 }
 
@@ -372,7 +373,7 @@ void ModelRunner::load_hidden(Sequence& s) {
 }
 
 void ModelRunner::copy_ring(const Sequence& from, Sequence& to) {
-  to.ring_begin = std::max(from.ring_begin, from.computed - limits_.hidden_ring);
+  to.ring_begin = from.ring_begin;
   for (int64_t token = to.ring_begin; token < from.computed; ++token)
     backend_.copy_bytes(ring_row(to, token), ring_row(from, token), row_bytes(model_));
 }
