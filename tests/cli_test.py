@@ -113,6 +113,23 @@ class Cli(unittest.TestCase):
         (model / 'generation_config.json').write_text('{"top_p": 7}')
         self.fails(1, ('generation_config.json', 'top_p'), 'generate', str(model), 'hi')
         self.ok('generate', str(model), 'hi', '--top-p', '0.5', '--max-tokens', '1')
+        (model / 'generation_config.json').write_text('{"eos_token_id": -1}')
+        self.fails(1, ('generation_config.json', 'eos_token_id'), 'generate', str(model), 'hi')
+
+    def test_a_processor_config_must_suit_the_tower(self):
+        model = self.folder / 'model'
+        shutil.copytree(ROOT / 'demo' / 'demo-qwen3_5', model)
+        config = json.loads((model / 'preprocessor_config.json').read_text())
+        picture = str(model / 'images' / 'shapes_1.png')
+        for key in 'patch_size', 'temporal_patch_size', 'merge_size':
+            (model / 'preprocessor_config.json').write_text(json.dumps({**config, key: 2 * config[key]}))
+            self.fails(1, ('preprocessor_config.json', key, str(config[key])), 'generate', str(model), 'hi', '--image', picture)
+
+    def test_overrides_reach_the_config_of_the_text(self):
+        yarn = '{"quantization_config": null, "rope_scaling": {"type": "yarn", "factor": 2}}'
+        self.assertIn('yarn', self.ok('inspect', '--hf-overrides', yarn))
+        self.assertNotIn('yarn', self.ok('inspect'))
+        self.fails(1, ('text_config', 'eos_token_id'), 'inspect', '--hf-overrides', '{"eos_token_id": -1}')
 
     # limits
 

@@ -6,7 +6,6 @@
 #include "apps/output.h"
 #include "apps/probe.h"
 #include "apps/verbs.h"
-#include "base/cpu_topology.h"
 #include "base/progress.h"
 
 namespace calandra::apps {
@@ -74,7 +73,7 @@ int bench_latency(const Options& options) {
   const int64_t batch = options.batch_size, input = options.input_len, output = options.output_len;
   const Sizes sizes{batch, input + output};
   ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, sizes, sizes));
-  const int threads = options.model.threads > 0 ? static_cast<int>(options.model.threads) : default_thread_count();
+  const int threads = thread_count(options.model);
 
   std::vector<double> prefill, decode;
   const MachineProbe before = probe_machine(threads);

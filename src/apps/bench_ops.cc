@@ -5,7 +5,6 @@
 #include "apps/op_bench.h"
 #include "apps/output.h"
 #include "apps/verbs.h"
-#include "base/cpu_topology.h"
 #include "base/error.h"
 
 namespace calandra::apps {
@@ -26,7 +25,7 @@ int bench_ops(const Options& options) {
   const std::string shape = options.model.shape.empty() ? "qwen3_5-0.8b" : options.model.shape;
   const ModelConfig config = check_config(config_of_shape(shape), "--shape " + shape);
   const std::unique_ptr<Backend> backend = make_backend(options.model);
-  const int threads = options.model.threads > 0 ? static_cast<int>(options.model.threads) : default_thread_count();
+  const int threads = thread_count(options.model);
   const MachineProbe probe = probe_machine(threads);
   if (!options.json)
     put("ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last "

@@ -121,6 +121,10 @@ std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
   return make_cpu_backend(cpu);
 }
 
+int thread_count(const ModelOptions& options) {
+  return options.threads > 0 ? static_cast<int>(options.threads) : default_thread_count();
+}
+
 LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, bool weights) {
   const auto start = std::chrono::steady_clock::now();
   LoadedModel loaded;
@@ -164,10 +168,9 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
   loaded.model = make_model(loaded.config, loaded.store->reader(), *loaded.backend, dtype, parts);
   check_longest(options, *loaded.model);
   if (weights) {
-    const int threads = options.threads > 0 ? static_cast<int>(options.threads) : default_thread_count();
     ProgressBar bar(dummy ? "making random weights" : "loading weights", 0, "B");
     const std::vector<UnusedTensors> unused = unused_tensors(loaded.config, parts);
-    loaded.store->load(unused, threads, [&](int64_t done, int64_t total) { bar.update(done, total); });
+    loaded.store->load(unused, thread_count(options), [&](int64_t done, int64_t total) { bar.update(done, total); });
   }
   loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return loaded;

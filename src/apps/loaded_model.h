@@ -14,6 +14,7 @@
 namespace calandra::apps {
 
 std::unique_ptr<Backend> make_backend(const ModelOptions& options);
+int thread_count(const ModelOptions& options);  // --threads, or one per usable core
 
 struct LoadedModel {
   std::filesystem::path folder;  // empty with --shape

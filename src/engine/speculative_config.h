@@ -37,9 +37,8 @@ struct SpeculativeConfig {
 };
 
 // `model` is the target as the user named it. Keys:
-//   method                       "mtp", vLLM's older "<family>_mtp" (a note), "ngram", "ngram_gpu" (a note). May be
-//   absent
-//                                when "model" is the target ("mtp") or "ngram".
+//   method                       "mtp", vLLM's older "<family>_mtp" (a note), "ngram", "ngram_gpu" (a note); may be
+//                                absent when "model" is the target ("mtp") or "ngram"
 //   model                        only the target itself
 //   num_speculative_tokens       0 ... 8, or "auto" (also the default): adaptive up to 4
 //   adaptive                     ours; false: always num_speculative_tokens drafts

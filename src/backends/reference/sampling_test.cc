@@ -180,18 +180,22 @@ TEST(Sampling, BiasComesBeforeRepetitionAndThatBeforeFrequencyAndPresence) {
 }
 
 TEST(Sampling, ExtremePenaltiesKeepEveryTokenFinite) {
-  for (const float penalty : {1e-38f, 1e38f})
-    for (const float temperature : {0.0f, 1.0f}) {
-      OneRow r;
-      r.row.repetition_penalty = penalty;
-      r.row.temperature = temperature;
-      r.count(0, 1);
-      r.count(1, 1);
-      const SampledRow got = r.run({50, -50, -kInfinity});
-      EXPECT_EQ(got.status, RowStatus::kOk);
-      EXPECT_EQ(got.token, 0);
-      EXPECT_EQ(got.greedy_id, 0);
-    }
+  for (const float temperature : {0.0f, 1.0f}) {
+    OneRow r;
+    r.row.temperature = temperature;
+    r.row.num_logprobs = 0;
+    r.row.logprobs_mode = ops::LogprobsMode::kProcessedLogprobs;
+    r.count(0, 1);
+    r.count(1, 1);
+    r.row.repetition_penalty = 1e38f;  // would mask both
+    SampledRow got = r.run({-50, -60});
+    EXPECT_EQ(got.status, RowStatus::kOk);
+    EXPECT_TRUE(std::isfinite(got.logprobs.logprob)) << got.logprobs.logprob;
+    r.row.repetition_penalty = 1e-38f;  // would make both infinite
+    got = r.run({50, 60, -kInfinity});
+    EXPECT_EQ(got.status, RowStatus::kOk);
+    EXPECT_NEAR(got.logprobs.logprob, -std::log(2.0), 1e-6);
+  }
 }
 
 TEST(Sampling, MasksComeFirstAndStayMasked) {

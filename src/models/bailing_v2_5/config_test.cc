@@ -278,6 +278,20 @@ TEST(BailingConfig, SizesThatDoNotFitAreRefused) {
   expect_refused(kFlash, {{"head_dim", 6}}, "rotary", "even");
 }
 
+TEST(BailingConfig, AnswersEndOnBothTokens) {
+  for (const char* release : {kFlash, kMini}) {
+    const ModelConfig config = check_config(with(release, {{"eos_token_id", 156892}}), "config.json");
+    EXPECT_EQ(std::vector<std::string_view>(config.end_tokens.begin(), config.end_tokens.end()),
+              (std::vector<std::string_view>{"<|endoftext|>", "<|role_end|>"}));
+  }
+}
+
+TEST(BailingConfig, MtpLayersAreSparseWhereverTheDenseOnesEnd) {
+  const Config c = parse(kFlash, {{"num_hidden_layers", 8}, {"first_k_dense_replace", 16}});
+  EXPECT_FALSE(c.is_sparse(7));
+  EXPECT_TRUE(c.is_sparse(8));
+}
+
 TEST(BailingConfig, Yarn) {
   // As the release's card gives it, under both names of the type and of the object.
   for (const char* object : {"rope_scaling", "rope_parameters"}) {

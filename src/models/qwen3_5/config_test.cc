@@ -58,6 +58,18 @@ TEST(Qwen3_5Config, WhatIsNotComputedIsRefusedByName) {
   EXPECT_NE(message_of(many).find("num_experts"), std::string::npos);
 }
 
+TEST(Qwen3_5Config, TensorsOfUnannouncedDraftLayersAreNotUnknown) {
+  const auto unused = [](json::value layers, bool drafter) {
+    json::object config = config_of_shape("qwen3_5-0.8b");
+    config["mtp_num_hidden_layers"] = std::move(layers);
+    const std::vector<UnusedTensors> all =
+        qwen3_5::unused_tensors(qwen3_5::parse_config(config, "config.json"), {.drafter = drafter});
+    return std::count_if(all.begin(), all.end(), [](const UnusedTensors& u) { return u.pattern == "mtp.*"; }) == 1;
+  };
+  EXPECT_TRUE(unused(0, true) && unused(nullptr, true) && unused(1, false));
+  EXPECT_FALSE(unused(1, true));
+}
+
 TEST(Qwen3_5Config, RopeParametersByEitherNameAndBesideIt) {
   const auto rope = [](const json::object& keys) {
     json::object config = config_of_shape("qwen3_5-0.8b");
