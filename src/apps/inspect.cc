@@ -7,6 +7,7 @@
 #include "apps/output.h"
 #include "apps/verbs.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "base/progress.h"
 
 namespace calandra::apps {
@@ -52,7 +53,8 @@ std::optional<Addition> drafter_of(const ModelOptions& options, const Plan& text
     const Plan with = plan_of(options, {.drafter = true});
     if (with.loaded.model->drafter() == nullptr) return std::nullopt;
     return addition(with, text);
-  } catch (const LoadError&) {  // the config announces draft layers that the checkpoint does not have
+  } catch (const LoadError& error) {  // the config announces draft layers that the checkpoint does not have
+    log_warning("{}", error.what());
     return std::nullopt;
   }
 }

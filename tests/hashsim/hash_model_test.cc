@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -221,42 +220,6 @@ TEST(HashModel, VisionRowsDependOnContentPlaceAndShape) {
   const auto after = rows({{1, 4, 4}});
   EXPECT_EQ(after[2], before[2]);
   EXPECT_NE(after[3], before[3]);
-}
-
-// Reports how fast schedules are; asserts nothing about it.
-TEST(HashModel, Speed) {
-  ReferenceBackend backend;
-  HashModelConfig config;
-  const HashModel model(config);
-  const auto seconds_of = [](const auto& run) {
-    const auto begin = std::chrono::steady_clock::now();
-    run();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  };
-  for (const int64_t batch : {1, 8}) {
-    ModelRunner runner(model, backend,
-                       {.max_num_seqs = batch, .max_num_batched_tokens = 2048, .max_model_len = 320, .block_size = 16});
-    std::vector<Sequence> sequences(batch);
-    Random random(1);
-    std::vector<ModelRunner::Part> parts;
-    for (Sequence& s : sequences) {
-      s.tokens = draw_tokens(random, 200);
-      ASSERT_TRUE(runner.reserve(s, 300));
-      parts.push_back({&s, 200});
-    }
-    const double prefill = seconds_of([&] { runner.forward(parts); });
-    for (ModelRunner::Part& part : parts) part.rows = 1;
-    std::vector<int32_t> rows(batch);
-    for (int64_t i = 0; i < batch; ++i) rows[i] = static_cast<int32_t>(i);
-    const double decode = seconds_of([&] {
-      for (int step = 0; step < 100; ++step) {
-        for (Sequence& s : sequences) s.tokens.push_back(static_cast<int32_t>(step % 64));
-        runner.logits(runner.forward(parts), rows);
-      }
-    });
-    std::printf("batch %d: prefill %.0f tokens/s, decode at 200 to 300 keys %.0f tokens/s\n", static_cast<int>(batch),
-                static_cast<double>(200 * batch) / prefill, static_cast<double>(100 * batch) / decode);
-  }
 }
 
 }  // namespace
