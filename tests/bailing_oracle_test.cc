@@ -21,61 +21,21 @@ const char* const kCases[] = {"v25_fp32_qproj", "v25_fp32_qlora",     "v25_bf16_
                               "v25_options",    "v25_linear_silu",    "v25_fp8_block",    "linear_v2_fp32",
                               "names_released", "names_bias_aliases", "names_no_prefix"};
 
-// Not compared, with the reason. All of it is inside one op or a sum that is never stored; its effect is in the taps
-// beside it.
-const std::set<std::string> kNotTapped = {
-    "router_scores",  // inside route: sigmoid or softmax of router_logits; experts and expert_weights follow from them
-    "group_scores",   // inside route
-    "groups",         // inside route
-    "enorm",          // of the MTP layer: seen in its input_norm
-    "hnorm",          // the same
-    "eh_proj",        // the same
-};
-const char* const kDenseOutput = "mlp_out";  // of a dense layer: added to the residual inside linear_add
-
-// The oracle's name for what we tap under another one.
-std::string our_name(const std::string& name, const Recorder& recorder, const std::string& layer) {
-  static const std::map<std::string, std::string> kNames = {{"experts", "moe/chosen_experts"},
-                                                            {"expert_weights", "moe/expert_weights"},
-                                                            {"router_logits", "moe/router_logits"},
-                                                            {"routed", "moe/routed_output"},
-                                                            {"shared", "moe/shared_output"},
-                                                            {"mlp_out", "moe/output"},
-                                                            {"decay", "slope"}};
-  // Grouped-query attention taps under the names that it shares with Qwen3.5, latent attention its queries in parts.
-  static const std::map<std::string, std::string> kShared = {{"q_norm", "q_normed"},
-                                                             {"k_norm", "k_normed"},
-                                                             {"q_rope", "q_rotated"},
-                                                             {"k_rope", "k_rotated"},
-                                                             {"q", "q_nope"}};
-  if (name == "output") return layer;
-  const std::string prefix = layer.empty() ? "" : layer + ".";
-  const auto it = kNames.find(name);
-  const std::string ours = prefix + (it == kNames.end() ? name : it->second);
-  if (recorder.place(ours) >= 0 || !kShared.contains(name)) return ours;
-  return prefix + kShared.at(name);
-}
-
-// The oracle's queries of latent attention are [T, H, nope + rope] before the rotation; `width` of the first part
-// stays.
-std::vector<float> first_parts(const std::vector<float>& x, int64_t head_width, int64_t width) {
-  std::vector<float> out;
-  for (size_t at = 0; at < x.size(); at += head_width) out.insert(out.end(), x.begin() + at, x.begin() + at + width);
-  return out;
-}
+// What stands beside the taps of a sequence.
+const std::set<std::string> kNoTaps = {"tokens", "logits", "argmax", "argmax_margin", "expert_margin", "group_margin"};
 
 class Bailing : public ::testing::TestWithParam<std::tuple<int, std::string>> {};
 
 // What a test compared.
 struct Counts {
   int sequences = 0, logits_rows = 0, argmaxes = 0, states = 0, slopes = 0;
-  int recorded_taps = 0, taps = 0, not_tapped = 0, experts = 0;
+  int recorded_taps = 0, taps = 0, experts = 0;
 
   void record() const {
     const auto property = [](const char* name, int n) { ::testing::Test::RecordProperty(name, n); };
-    EXPECT_EQ(taps + not_tapped, recorded_taps);
+    EXPECT_EQ(taps, recorded_taps);
     property("cases", 1), property("sequences", sequences), property("logits_rows", logits_rows);
-    property("argmaxes", argmaxes), property("taps", taps), property("taps_inside_ops", not_tapped);
+    property("argmaxes", argmaxes), property("taps", taps);
     property("states", states), property("slopes", slopes), property("chosen_experts", experts);
   }
 };
@@ -85,36 +45,24 @@ constexpr double kSlopeRel = 1e-6;  // the 1e-5 in a layer's factor shows only t
 // max|x - e| <= rel * max(1, max|e|), the rule of the cases.
 double bound_of(const std::vector<float>& want, double rel) { return rel * std::max(1.0, max_abs(want)); }
 
-// The tap `name` of the oracle beside ours; `layer` is "layers.3", or empty for a layer of the drafter.
+// A tap of the oracle beside ours, `name`: "layers.3.q_norm" for its "layer3.q_norm".
 void add_tap(const SafetensorsFile& expected, const SafetensorsFile::Entry& entry, const std::string& name,
-             const std::string& layer, const Recorder& recorder, double rel, std::vector<TapPair>& pairs,
-             Counts& counts) {
+             const Recorder& recorder, double rel, std::vector<TapPair>& pairs, Counts& counts) {
   ++counts.recorded_taps;
-  const std::string ours = our_name(name, recorder, layer);
-  const std::string siblings = entry.name.substr(0, entry.name.size() - name.size());
-  const bool dense_output = name == kDenseOutput && expected.find(siblings + "experts") == nullptr;
-  if (kNotTapped.contains(name) || dense_output || ours.empty()) {
-    ++counts.not_tapped;
+  if (recorder.place(name) < 0) {
+    ADD_FAILURE() << entry.name << ": " << name << " is not tapped";
     return;
   }
-  if (recorder.place(ours) < 0) {
-    ADD_FAILURE() << entry.name << ": " << ours << " is not tapped";
-    return;
-  }
-  TapPair pair{ours, static_cast<double>(recorder.place(ours)), recorder.tensors.at(ours), {}, 0};
-  if (entry.dtype == "I32") {  // chosen experts: equal
+  EXPECT_EQ(recorder.shapes.at(name), entry.shape) << name;
+  TapPair pair{name, static_cast<double>(recorder.place(name)), recorder.tensors.at(name), {}, 0};
+  if (entry.dtype == "I32") {  // chosen experts and groups: equal
     const std::vector<int32_t> ids = read_ids(expected, entry.name);
     pair.want.assign(ids.begin(), ids.end());
-    counts.experts += static_cast<int>(ids.size());
+    if (name.ends_with(".experts")) counts.experts += static_cast<int>(ids.size());
   } else {
     pair.want = read_floats(expected, entry.name);
-    pair.bound = name == "slope" ? kSlopeRel * max_abs(pair.want) : bound_of(pair.want, rel);
+    pair.bound = name.ends_with(".slope") ? kSlopeRel * max_abs(pair.want) : bound_of(pair.want, rel);
   }
-  if (name == "decay")
-    for (float& slope : pair.got) slope = std::exp(-slope);
-  if (ours.ends_with("q_nope"))
-    pair.want = first_parts(pair.want, entry.shape[2],
-                            static_cast<int64_t>(pair.got.size()) / (entry.shape[0] * entry.shape[1]));
   pairs.push_back(std::move(pair));
   ++counts.taps;
 }
@@ -143,9 +91,10 @@ void compare_sequence(const SafetensorsFile& expected, ModelUnderTest& model, co
           << entry.name;
       ++counts.states;
     } else if (tapped && !match.empty()) {
-      add_tap(expected, entry, match[2], "layers." + match[1].str(), recorder, rel, pairs, counts);
-    } else if (tapped && (name == "embedding" || name == "final_norm")) {
-      add_tap(expected, entry, name, "", recorder, rel, pairs, counts);
+      add_tap(expected, entry, fmt::format("layers.{}.{}", match[1].str(), match[2].str()), recorder, rel, pairs,
+              counts);
+    } else if (tapped && !kNoTaps.contains(name)) {
+      add_tap(expected, entry, name, recorder, rel, pairs, counts);
     }
   }
   EXPECT_TRUE(all_near(pairs)) << prefix;
@@ -267,8 +216,9 @@ TEST_P(BailingBackends, TapsOfTheDrafter) {
   const std::string prefix = "tap.mtp0.";
   for (const auto& entry : expected.entries()) {
     if (!entry.name.starts_with(prefix)) continue;
-    const std::string name = entry.name.substr(prefix.size());
-    add_tap(expected, entry, name == "final_layernorm" ? "mtp.hidden" : name, "", recorder, 1e-4, pairs, counts);
+    const size_t layer = model.model().cache_specs().size();  // behind those of the decoder
+    add_tap(expected, entry, fmt::format("layers.{}.{}", layer, entry.name.substr(prefix.size())), recorder, 1e-4,
+            pairs, counts);
   }
   EXPECT_TRUE(all_near(pairs));
   EXPECT_GT(counts.taps, 0);

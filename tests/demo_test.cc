@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "base/json.h"
-#include "engine/engine.h"
+#include "engine/engine_core.h"
 #include "tests/oracle_tools.h"
 
 namespace calandra {
@@ -47,7 +47,7 @@ TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
   }
   const auto runner = model.runner(
       {.max_num_seqs = static_cast<int64_t>(requests.size()), .max_num_batched_tokens = 256, .max_model_len = longest});
-  Engine engine(*runner, &tokenizer, {});
+  EngineCore engine(*runner, &tokenizer, {});
   const std::vector<std::vector<Answer>> answers = engine.run(requests);
   int64_t compared = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -119,7 +119,7 @@ std::vector<std::vector<int32_t>> sampled(const BackendChoice& choice, int64_t m
   ModelUnderTest model(kModel, choice, DType::kBF16);
   const auto runner =
       model.runner({.max_num_seqs = max_num_seqs, .max_num_batched_tokens = budget, .max_model_len = 256}, block_size);
-  Engine engine(*runner, &tokenizer, {{}, 3});
+  EngineCore engine(*runner, &tokenizer, {{}, 3});
   std::vector<Request> requests;
   const char* prompts[] = {"Once upon a time", "The", "What is 17 + 25?\n",
                            "A small bird sat on the fence and looked at"};
@@ -157,7 +157,7 @@ TEST(Demo, StopsAndLimits) {
   const Tokenizer tokenizer = Tokenizer::load(kModel);
   ModelUnderTest model(kModel, {"cpu", 1, ""}, DType::kF32);
   const auto runner = model.runner({.max_num_seqs = 2, .max_num_batched_tokens = 64, .max_model_len = 128});
-  Engine engine(*runner, &tokenizer, {{6080, 6082}, {}});
+  EngineCore engine(*runner, &tokenizer, {{6080, 6082}, {}});
   Request request;
   request.prompt_token_ids = tokenizer.encode("Once upon a time, there was a curious little fox named Rusty.");
   request.params.temperature = 0;

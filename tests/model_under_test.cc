@@ -27,7 +27,7 @@ ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choi
   if (!config.is_object()) throw LoadError("config.json must hold a JSON object");
   for (const auto& [key, value] : overrides) config.as_object()[key] = value;
   config_ = check_config(config.as_object(), (folder / "config.json").string());
-  checkpoint_ = std::make_unique<Checkpoint>(folder);
+  checkpoint_ = std::make_unique<WeightFiles>(folder);
   store_ = std::make_unique<WeightStore>(*backend_, checkpoint_.get(), config_.fp8);
   model_ = make_model(config_, store_->reader(), *backend_, dtype, parts);
   store_->load(unused_tensors(config_, parts), 2);

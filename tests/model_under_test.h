@@ -43,7 +43,7 @@ class ModelUnderTest {
  private:
   ModelConfig config_;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<WeightFiles> checkpoint_;
   std::unique_ptr<WeightStore> store_;
   std::unique_ptr<CausalLM> model_;
 };

@@ -45,6 +45,10 @@ TEST_P(Mtp, Qwen3_5PassAndDrafts) {
       EXPECT_LE(max_abs_difference(hidden, read_floats(expected, prompt + "/target_hidden")), 1e-4 * max_abs(hidden));
       Recorder recorder;
       const MtpPass pass = mtp_pass(*runner, sequence, hidden, next, 0, chunk, &recorder);
+      const size_t decoder_layers = model.model().cache_specs().size();
+      for (int64_t i = 0; i < model.model().drafter()->num_layers(); ++i)  // each has taps of its own
+        EXPECT_GE(recorder.place(fmt::format("layers.{}.attention", decoder_layers + i)), 0);
+      EXPECT_LT(recorder.place("attention"), 0);
       const auto near = [&](const std::vector<float>& got, const std::string& tensor, double bound) {
         EXPECT_LE(max_abs_difference(got, read_floats(expected, tensor)), bound)
             << name << " " << tensor << " " << chunk;
@@ -52,6 +56,7 @@ TEST_P(Mtp, Qwen3_5PassAndDrafts) {
       near(recorder.tensors["mtp.fc_output"], prompt + "/mtp/fc_output",
            1e-4 * max_abs(recorder.tensors["mtp.fc_output"]));
       near(pass.hidden, prompt + "/mtp/hidden", 1e-4 * max_abs(pass.hidden));
+      EXPECT_EQ(recorder.tensors["mtp.hidden"], pass.hidden);
       near(pass.logits, prompt + "/mtp/logits", tolerance);
       rows += static_cast<int>(next.size());
       for (const bool cycled : {false, true}) {

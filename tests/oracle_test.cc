@@ -48,15 +48,17 @@ std::set<std::string> prompts_of(const SafetensorsFile& expected, const Case& c)
   return prompts;
 }
 
-// The oracle's "taps/linear/z" is our "layers.6.z" for the tapped layer 6, which the tensor's meaning names.
+// Our name is the layer's with the last part of the oracle's ("taps/linear/z" of the tapped layer 6: "layers.6.z"), but
+// for the input and the output of a mixture, whose last part would be that of the mixer.
 std::string our_tap_name(const std::string& full, const json::value& meta) {
   const std::string name = full.substr(full.find("/taps/") + 6);
   if (name.starts_with("layer/")) return "layers." + name.substr(6);
   const size_t slash = name.find('/');
   if (slash == std::string::npos) return name;
   const std::string kind = name.substr(0, slash), last = name.substr(slash + 1);
-  std::string layer;
+  std::string layer, place = ".";
   if (kind == "moe") {
+    if (last == "input" || last == "output") place = ".moe/";
     const std::string meaning(meta.at("tensors").at(full).at("meaning").as_string());
     const size_t at = meaning.rfind("(layer ");
     layer = meaning.substr(at + 7, meaning.find(')', at) - at - 7);
@@ -64,7 +66,7 @@ std::string our_tap_name(const std::string& full, const json::value& meta) {
     const char* key = kind == "linear" ? "linear_attention" : "full_attention";
     layer = std::to_string(meta.at("tapped_layers").at(key).as_int64());
   }
-  return "layers." + layer + (kind == "moe" ? ".moe/" : ".") + last;
+  return "layers." + layer + place + last;
 }
 
 // Rows whose chosen experts in bfloat16 are not those of float32: behind a nearly equal pair of experts rounding
@@ -84,9 +86,9 @@ std::set<int64_t> flipped_rows(ModelUnderTest& float32, ModelUnderTest& bfloat16
   const auto exact = taps(float32), rounded = taps(bfloat16);
   std::set<int64_t> flipped;
   const auto rows = static_cast<int64_t>(tokens.size());
-  for (int layer = 0; exact.contains(fmt::format("layers.{}.moe/chosen_experts", layer)); ++layer) {
+  for (int layer = 0; exact.contains(fmt::format("layers.{}.chosen_experts", layer)); ++layer) {
     const auto part = [&](const auto& all, const char* name, int64_t row) {
-      const std::vector<float>& values = all.at(fmt::format("layers.{}.moe/{}", layer, name));
+      const std::vector<float>& values = all.at(fmt::format("layers.{}.{}", layer, name));
       const auto width = static_cast<int64_t>(values.size()) / rows;
       std::vector<float> out(values.begin() + row * width, values.begin() + (row + 1) * width);
       std::sort(out.begin(), out.end());
@@ -144,6 +146,7 @@ TEST_P(Oracle, Float32LogitsTapsAndStates) {
         ADD_FAILURE() << c.name << " " << prompt << ": " << ours << " is not tapped";
         continue;
       }
+      EXPECT_EQ(recorder.shapes[ours], entry.shape) << ours;
       TapPair pair{ours, static_cast<double>(recorder.place(ours)), recorder.tensors[ours], {}, 0};
       if (entry.dtype == "F32") {
         pair.want = read_floats(expected, entry.name);

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "engine/engine.h"
+#include "engine/engine_core.h"
 
 namespace calandra::testing {
 namespace {
@@ -35,6 +35,10 @@ Tensor as_rows(const float* values, int64_t rows, int64_t width, DType dtype, st
   return t;
 }
 
+std::string full_name(int layer, const char* name) {
+  return layer < 0 ? name : fmt::format("layers.{}{}{}", layer, name[0] == '\0' ? "" : ".", name);
+}
+
 void append(const Tensor& dense, std::vector<float>& out) {
   for (int64_t i = 0; i < dense.numel(); ++i) out.push_back(value_at(dense, i));
 }
@@ -60,19 +64,24 @@ int64_t Recorder::place(const std::string& name) const {
   return ::testing::AssertionSuccess();
 }
 
+void Recorder::constant(int layer, const char* name, const Tensor& t) {
+  if (!tensors.contains(full_name(layer, name))) tap(layer, name, t);
+}
+
 void Recorder::tap(int layer, const char* name, const Tensor& t) {
-  const std::string key = layer < 0 ? name : fmt::format("layers.{}{}{}", layer, name[0] == '\0' ? "" : ".", name);
+  const std::string key = full_name(layer, name);
   if (!tensors.contains(key)) order.push_back(key);
   std::vector<float>& out = tensors[key];
+  std::vector<int64_t>& shape = shapes[key];
+  const int64_t rows = shape.empty() ? 0 : shape[0];
+  shape.clear();
+  for (int axis = 0; axis < t.rank(); ++axis) shape.push_back(t.size(axis));
+  shape[0] += rows;
   const int64_t n1 = t.rank() > 1 ? t.size(1) : 1, n2 = t.rank() > 2 ? t.size(2) : 1;
   const int64_t s1 = t.rank() > 1 ? t.stride(1) : 0, s2 = t.rank() > 2 ? t.stride(2) : 0;
-  const std::string_view last = name;
-  const bool twice = last.ends_with("rope_cos") || last.ends_with("rope_sin") || last.ends_with("rotary_cos") ||
-                     last.ends_with("rotary_sin");  // HF's tables hold every value twice
   for (int64_t i = 0; i < t.size(0); ++i)
-    for (int copy = 0; copy < (twice ? 2 : 1); ++copy)
-      for (int64_t j = 0; j < n1; ++j)
-        for (int64_t k = 0; k < n2; ++k) out.push_back(value_at(t, i * t.stride(0) + j * s1 + k * s2));
+    for (int64_t j = 0; j < n1; ++j)
+      for (int64_t k = 0; k < n2; ++k) out.push_back(value_at(t, i * t.stride(0) + j * s1 + k * s2));
 }
 
 double max_abs(const std::vector<float>& x) {
@@ -139,7 +148,7 @@ std::vector<std::vector<int32_t>> greedy(ModelUnderTest& model, const std::vecto
   }
   const auto runner = model.runner(limits);
   std::vector<std::vector<int32_t>> continuations;
-  for (const std::vector<Answer>& answers : Engine(*runner, nullptr, {}).run(requests))
+  for (const std::vector<Answer>& answers : EngineCore(*runner, nullptr, {}).run(requests))
     continuations.push_back(answers.at(0).token_ids);
   return continuations;
 }

@@ -11,14 +11,16 @@
 
 namespace calandra::testing {
 
-// Everything a model taps, by name ("embedding", "layers.3", "layers.3.gate"), as f32; `order` has the names as they
-// were computed.
+// Everything a model taps, by name ("embedding", "layers.3", "layers.3.gate"), as f32; a constant once; `order` has the
+// names as they were computed.
 class Recorder : public Taps {
  public:
   void tap(int layer, const char* name, const Tensor& t) override;
+  void constant(int layer, const char* name, const Tensor& t) override;
   // Place of a name in the order of computation; -1 when it was not tapped.
   int64_t place(const std::string& name) const;
   std::map<std::string, std::vector<float>> tensors;
+  std::map<std::string, std::vector<int64_t>> shapes;
   std::vector<std::string> order;
 };
 

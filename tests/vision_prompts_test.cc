@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/json.h"
-#include "engine/engine.h"
+#include "engine/engine_core.h"
 #include "engine/vision_runner.h"
 #include "tests/oracle_tools.h"
 #include "vision/placeholders.h"
@@ -80,11 +80,10 @@ TEST_P(VisionPrompts, PositionsAndLogits) {
     }
     std::vector<VideoPlace> places;
     if (!facts.at("video").is_null()) {
-      std::vector<Image> frames;
-      for (int64_t i = 0; i < meta.at("video").at("frames").as_int64(); ++i)
-        frames.push_back(read_image(fmt::format("video/frame_{:02}.png", i)));
-      const PreparedVideo video =
-          unwrap(preprocess_frames(std::move(frames), meta.at("video").at("fps").to_number<double>(), video_config));
+      const PreparedVideo video = unwrap(preprocess_frames(
+          meta.at("video").at("frames").as_int64(),
+          [&](int64_t i) { return read_image(fmt::format("video/frame_{:02}.png", i)); },
+          meta.at("video").at("fps").to_number<double>(), video_config));
       places.push_back({video.patches.grid, video.seconds});
       videos.push_back(encode(video.patches));
     }
@@ -130,7 +129,7 @@ TEST(DemoVision, DescribesItsPictures) {
   const ImageProcessorConfig image_config = read_image_processor_config(folder / "preprocessor_config.json");
   ModelUnderTest model(folder, {"cpu", 2, ""}, DType::kF32, {.vision = true});
   const auto runner = model.runner({.max_num_seqs = 4, .max_num_batched_tokens = 96, .max_model_len = 512});
-  Engine engine(*runner, &tokenizer, {});
+  EngineCore engine(*runner, &tokenizer, {});
   const json::value file = read_json_file(folder / "images/expected.json");
   int described = 0, tokens = 0;
   for (const json::value& c : file.at("cases").as_array()) {

@@ -1,6 +1,7 @@
 // The arguments of the program before CLI11 sees them: the verb, its words, and its flags with those of --config.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@ struct Arguments {
   std::vector<std::string> flags;  // for CLI11: the verb, then "--flag=value", each complete
   std::vector<std::string> words;  // everything that is no flag; behind "--" everything
   std::string config_model;        // key `model` of the --config file
+  // Where flags stand that are not of the command line: {"--seed", "flags.yaml line 3"}, {"--threads",
+  // "CALANDRA_THREADS"}.
+  std::map<std::string, std::string> sources;
 };
 
 // Flags of the command line win over those of the file. Throws UsageError: no such verb or flag, a missing or empty

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "apps/loaded_model.h"
+#include "apps/limits.h"
 #include "apps/output.h"
 #include "apps/probe.h"
 #include "apps/verbs.h"
@@ -17,7 +17,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 struct Run {
   double prefill_s = 0;
-  double decode_s = 0;  // of all decode steps
+  double decode_s = 0;    // of all decode steps
+  uint32_t launches = 0;  // of the last decode step
 };
 
 // Prompts of fixed pseudo-random ids. The next token is a fixed id too, not the argmax: the cost of a
@@ -53,7 +54,9 @@ Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t outp
   start = std::chrono::steady_clock::now();
   for (int64_t step = 0; step + 1 < output_len; ++step) {
     for (Sequence& sequence : sequences) sequence.tokens.push_back(static_cast<int32_t>((step * 31 + 5) % vocab));
+    const uint32_t before = runner.backend().launches();
     runner.logits(runner.forward(parts), rows);
+    run.launches = runner.backend().launches() - before;
     bar.update(step + 1);
   }
   run.decode_s = seconds_since(start);
@@ -76,6 +79,7 @@ int bench_latency(const Options& options) {
   const int threads = thread_count(options.model);
 
   std::vector<double> prefill, decode;
+  uint32_t launches = 0;
   const MachineProbe before = probe_machine(threads);
   {
     ProgressBar bar("decoding", output - 1, "tokens");
@@ -83,6 +87,7 @@ int bench_latency(const Options& options) {
       const Run run = run_once(runner, batch, input, output, bar);
       prefill.push_back(run.prefill_s);
       decode.push_back(run.decode_s / static_cast<double>(output - 1));
+      launches = run.launches;
     }
   }
   const MachineProbe after = probe_machine(threads);
@@ -118,6 +123,7 @@ int bench_latency(const Options& options) {
                             {"decode_bytes_per_step", decode_bytes},
                             {"decode_bytes_per_s", decode_bytes / decode_s},
                             {"decode_fraction_of_read_probe", decode_bytes / decode_s / read},
+                            {"decode_launches_per_step", launches},
                             {"probe_read_bytes_per_s", read},
                             {"probe_flops_per_s", fma}});
     return 0;
@@ -129,9 +135,10 @@ int bench_latency(const Options& options) {
   put("  load      {:.2f} s\n", loaded.load_seconds);
   put("  prefill   {:.3f} s  {:.1f} tok/s  {:.0f} GFLOP/s = {:.0f} % of the FMA probe\n", prefill_s, B * T / prefill_s,
       prefill_flops / prefill_s / 1e9, 100 * prefill_flops / prefill_s / fma);
-  put("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} per step)\n",
+  put("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} and {} barriers "
+      "per step)\n",
       1e3 * decode_s, B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read,
-      format_bytes(decode_bytes));
+      format_bytes(decode_bytes), launches);
   return 0;
 }
 

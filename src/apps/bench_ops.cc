@@ -29,7 +29,7 @@ int bench_ops(const Options& options) {
   const MachineProbe probe = probe_machine(threads);
   if (!options.json)
     put("ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last "
-        "column: percent of the roofline these give\n",
+        "columns: percent of the roofline these give, barriers between the threads\n",
         shape, backend->name(), threads, options.repetitions, probe.read_bytes_per_s / 1e9, probe.flops_per_s / 1e9);
   OpBench bench(options, *backend, probe);
   bench_architecture(bench, config);

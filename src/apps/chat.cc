@@ -1,19 +1,25 @@
 // `calandra chat`: a conversation in the terminal.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <numeric>
+#include <optional>
 
 #include "apps/conversation.h"
+#include "apps/engine_setup.h"
 #include "apps/line_editor.h"
 #include "apps/output.h"
 #include "apps/pictures.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/progress.h"
 
 namespace calandra::apps {
 namespace {
@@ -38,15 +44,19 @@ void save(const std::string& name, const json::array& messages) {
   put("{} messages written to {}\n", messages.size(), name);
 }
 
+int64_t sum(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+
 // One conversation: what was said, and what the commands change.
 class Chat {
  public:
-  Chat(const LoadedModel& loaded, const Options& options, Engine& engine)
+  Chat(const LoadedModel& loaded, const Options& options, Conversation conversation, SamplingParams params,
+       EngineCore& engine)
       : engine_(engine),
-        params_(sampling_params(options, loaded)),
-        conversation_(loaded, options),
+        params_(std::move(params)),
+        conversation_(std::move(conversation)),
         pictures_(loaded),
-        system_(options.system) {
+        system_(options.system),
+        verbose_(options.verbose) {
     forget();
   }
 
@@ -57,25 +67,36 @@ class Chat {
       answer(line);
       return true;
     }
-    const size_t space = line.find(' ');
-    const std::string command = line.substr(0, space),
-                      argument = space == std::string::npos ? "" : line.substr(space + 1);
-    if (command == "/exit" || command == "/quit") return false;
+    const size_t space = std::min(line.find(' '), line.size());
+    const std::string command = line.substr(0, space);
+    const std::string argument = line.substr(std::min(line.find_first_not_of(' ', space), line.size()));
+    const auto use = [&](bool right, const char* form) {
+      if (!right) throw LoadError(fmt::format("{} is used as {}", command, form));
+    };
+    if (command == "/exit" || command == "/quit") {
+      use(argument.empty(), "/exit or /quit, without more");
+      return false;
+    }
     if (command == "/reset") {
+      use(argument.empty(), "/reset, without more");
       forget();
     } else if (command == "/system") {
       system_ = argument;
       forget();
-    } else if (command == "/image" && !argument.empty()) {
+    } else if (command == "/image") {
+      use(!argument.empty(), "/image FILE");
       pictures_.add_image(argument);
-    } else if (command == "/think" && (argument == "on" || argument == "off")) {
+    } else if (command == "/think") {
+      use(argument == "on" || argument == "off", "/think on or /think off");
       conversation_.set_thinking(argument == "on");
-    } else if (command == "/save" && !argument.empty()) {
+    } else if (command == "/save") {
+      use(!argument.empty(), "/save FILE");
       save(argument, messages_);
     } else if (command == "/help") {
+      use(argument.empty(), "/help, without more");
       write_output(kHelp);
     } else {
-      throw LoadError("there is no command " + line + "; /help lists them");
+      throw LoadError("there is no command " + command + "; /help lists them");
     }
     return true;
   }
@@ -91,39 +112,86 @@ class Chat {
   void answer(const std::string& text) {
     json::array messages = messages_;
     messages.push_back({{"role", "user"}, {"content", pictures_.content(text, shown_)}});
-    Request request{conversation_.encode(messages), params_};
+    EncodedChat chat = conversation_.encode(messages);
+    Request request{
+        .prompt_token_ids = std::move(chat.ids), .params = params_, .checkpoint_hints = std::move(chat.message_ends)};
     pictures_.place(request);
-    interrupted = false;
-    const std::vector<std::vector<Answer>> answers = engine_.run({request}, [](const TokenEvent& event) {
-      write_output(event.text);
-      flush_output();
-      return !interrupted.load();
-    });
-    const Answer& answer = answers[0][0];
+    const Answer answer = run(std::move(request));
     if (answer.error) throw LoadError(answer.error->message);
-    put("{}\n", answer.finish_reason == FinishReason::kCancelled ? " [stopped]" : "");
     messages.push_back({{"role", "assistant"}, {"content", answer.text}});
     messages_ = std::move(messages);
     shown_ = pictures_.count();
   }
 
-  Engine& engine_;
+  // Streams the answer. Ctrl-C ends it, also while the prompt is read.
+  Answer run(Request request) {
+    using Clock = std::chrono::steady_clock;
+    interrupted = false;
+    Answer answer;
+    bool ended = false;
+    const auto start = Clock::now();
+    Clock::time_point first{};
+    const int64_t prompt = std::ssize(request.prompt_token_ids), rows_before = engine_.stats().prompt_rows;
+    std::optional<ProgressBar> bar(std::in_place, "reading the prompt", prompt, "tokens");
+    auto added = engine_.add(std::move(request), [&](const TokenEvent& event) {
+      if (bar) {
+        bar.reset();  // clears its line
+        first = Clock::now();
+      }
+      write_output(event.text);
+      flush_output();
+      ended = event.finished;
+      if (ended) answer = std::move(event.answer);
+      return true;
+    });
+    if (auto* error = std::get_if<RequestError>(&added)) {
+      answer.error = std::move(*error);
+      return answer;
+    }
+    while (!ended) {
+      if (interrupted) engine_.cancel(std::get<RequestId>(added));
+      const bool ran = engine_.step();
+      CHECK_MSG(ran || ended, "the request waits, and nothing can run");
+      if (bar) bar->update(engine_.stats().prompt_rows - rows_before);
+    }
+    if (answer.error) return answer;
+    put("{}\n", answer.finish_reason == FinishReason::kCancelled ? " [stopped]" : "");
+    if (verbose_) {
+      flush_output();
+      const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
+      std::string line = fmt::format("prompt {} tokens ({} cached) in {:.2f} s, answer {} tokens in {:.2f} s", prompt,
+                                     answer.cached_tokens, seconds(first - start), answer.token_ids.size(),
+                                     seconds(Clock::now() - first));
+      if (!answer.drafted.empty())
+        line += fmt::format(", {} of {} drafts accepted", sum(answer.accepted), sum(answer.drafted));
+      log_info("{}", line);
+    }
+    return answer;
+  }
+
+  EngineCore& engine_;
   const SamplingParams params_;
   Conversation conversation_;
   Pictures pictures_;
   Pictures::Count shown_;  // pictures of earlier messages
   std::string system_;
   json::array messages_;
+  const bool verbose_;
 };
 
 }  // namespace
 
 int chat(const Options& options) {
   check_sampling_flags(options);
-  LoadedModel loaded = load_model(options.model, {.vision = true});
-  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, {1, 8192}, {1, 2}));
-  Engine engine(runner, loaded.tokenizer ? &*loaded.tokenizer : nullptr, {loaded.eos_token_ids, options.model.seed});
-  Chat chat(loaded, options, engine);
+  // What can be refused without the weights is, before they are read.
+  LoadedModel loaded = load_for_engine(options, /*vision=*/true, /*weights=*/false);
+  SamplingParams params = sampling_params(options, loaded);
+  Conversation conversation(loaded, options);
+  EngineSetup setup = engine_setup(loaded, options, {.usual = {1, 8192}, .least = {1, 2}, .prefix_caching = true});
+  load_weights(loaded, options.model);
+  ModelRunner runner(*loaded.model, *loaded.backend, setup.limits);
+  EngineCore engine(runner, loaded.tokenizer ? &*loaded.tokenizer : nullptr, std::move(setup.options));
+  Chat chat(loaded, options, std::move(conversation), std::move(params), engine);
 
   struct sigaction action {};
   action.sa_handler = on_interrupt;
@@ -131,7 +199,8 @@ int chat(const Options& options) {
 
   LineEditor editor(interrupted);
   if (editor.on_terminal())
-    put("Talking to {}. /help lists the commands, Ctrl-D ends.\n", loaded.folder.filename().string());
+    put("Talking to {}. /help lists the commands, Ctrl-D ends.\n",
+        options.model.model.empty() ? loaded.folder.filename().string() : options.model.model);
   bool failed = false;
   std::string line;
   for (bool more = true; more;) {

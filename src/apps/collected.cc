@@ -23,27 +23,28 @@ void append_as_f32(const Tensor& t, std::vector<float>& out) {
   }
 }
 
-void TapCollector::tap(int layer, const char* name, const Tensor& tensor) {
-  const std::string_view last = name;
+Collected* TapCollector::place_of(int layer, std::string_view name) {
   const auto full_name = [&](const std::string& number) {
-    return layer < 0 ? std::string(name) : fmt::format("layers.{}{}{}", number, last.empty() ? "" : ".", last);
+    return layer < 0 ? std::string(name) : fmt::format("layers.{}{}{}", number, name.empty() ? "" : ".", name);
   };
   names_.insert(full_name("L"));
   const std::string full = full_name(std::to_string(layer));
-  if (fnmatch(glob_.c_str(), full.c_str(), 0) != 0) return;
-  if (last == "slope" && tensors_.contains(full)) return;  // a constant of the layer, not rows of a chunk
-  Collected& c = tensors_[full];
-  c.rows += tensor.size(0);
-  c.row_shape.clear();
-  for (int axis = 1; axis < tensor.rank(); ++axis) c.row_shape.push_back(tensor.size(axis));
-  // Cosines and sines are kept once per pair of dims; HF's tensor has them twice.
-  if (last == "rope_cos" || last == "rope_sin") {
-    c.row_shape.back() *= 2;
-    for (int64_t row = 0; row < tensor.size(0); ++row)
-      for (int copy = 0; copy < 2; ++copy) append_as_f32(tensor.slice(0, row, row + 1), c.values);
-    return;
-  }
-  append_as_f32(tensor, c.values);
+  return fnmatch(glob_.c_str(), full.c_str(), 0) == 0 ? &tensors_[full] : nullptr;
+}
+
+void TapCollector::tap(int layer, const char* name, const Tensor& tensor) {
+  Collected* c = place_of(layer, name);
+  if (c == nullptr) return;
+  c->dtype = tensor.dtype() == DType::kI32 ? DType::kI32 : DType::kF32;
+  c->rows += tensor.size(0);
+  c->row_shape.clear();
+  for (int axis = 1; axis < tensor.rank(); ++axis) c->row_shape.push_back(tensor.size(axis));
+  append_as_f32(tensor, c->values);
+}
+
+void TapCollector::constant(int layer, const char* name, const Tensor& tensor) {
+  if (Collected* c = place_of(layer, name); c != nullptr) *c = {};
+  tap(layer, name, tensor);
 }
 
 }  // namespace calandra::apps

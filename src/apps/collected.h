@@ -11,6 +11,7 @@
 namespace calandra::apps {
 
 struct Collected {
+  DType dtype = DType::kF32;  // kI32: ids, kept as values too
   std::vector<int64_t> row_shape;
   std::vector<float> values;
   int64_t rows = 0;
@@ -25,12 +26,16 @@ class TapCollector : public Taps {
   explicit TapCollector(std::string glob) : glob_(std::move(glob)) {}
 
   void tap(int layer, const char* name, const Tensor& tensor) override;
+  void constant(int layer, const char* name, const Tensor& tensor) override;
 
   std::map<std::string, Collected>& tensors() { return tensors_; }
   // Names of all that was tapped, matched or not, with "L" for the number of a layer.
   const std::set<std::string>& names() const { return names_; }
 
  private:
+  // Where the tensor of that name goes; null when it does not match.
+  Collected* place_of(int layer, std::string_view name);
+
   std::string glob_;
   std::map<std::string, Collected> tensors_;
   std::set<std::string> names_;

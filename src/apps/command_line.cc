@@ -1,12 +1,18 @@
 #include "apps/command_line.h"
 
-#include <sys/stat.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
+
+#include <filesystem>
+#include <span>
 
 #include "apps/arguments.h"
 #include "apps/flag_groups.h"
+#include "apps/model_folder.h"
 #include "apps/output.h"
 #include "base/error.h"
+#include "base/log.h"
+#include "models/registry.h"
 
 namespace calandra::apps {
 namespace {
@@ -27,6 +33,7 @@ class VerbList {
     add_sample();
     add_eval();
     add_inspect();
+    add_run_batch();
     add_bench();
     add_verb(&app_, "version", "Version and build", Verb::kVersion, "  calandra version");
   }
@@ -52,13 +59,13 @@ class VerbList {
                  "  calandra generate --image photo.jpg 'What is in this picture?'\n"
                  "  echo 'What is 2 + 3?' | calandra generate --seed 7");
     show_model_and(verb, "PROMPT");
-    add_text(verb, "--file", o_.prompt_file, "Reads the prompt from a file; - for standard input");
+    add_text(verb, "--file", o_.prompt_file, "Reads the prompt from a file; - for standard input")->type_name("FILE");
     add_ids(verb, "--prompt-ids", o_.prompt_ids, "Prompt as token ids: 1,2,3 (no template, no tokenizer needed)");
     verb->add_flag("--raw", o_.raw, "The prompt as it is, without the chat template");
-    add_repeatable(verb, "--image", o_.images, "Image file: JPEG, PNG, WebP or GIF (repeatable)");
-    add_repeatable(verb, "--video", o_.videos,
-                   "Video file (needs ffmpeg), or a folder of numbered images (repeatable)");
-    add_number(verb, "--video-fps", o_.video_fps, {0, 1e6, true}, "Frames per second of a folder of images");
+    add_repeatable(verb, "--image", o_.images, "Image file: JPEG, PNG, WebP or GIF (repeatable)")->type_name("FILE");
+    add_repeatable(verb, "--video", o_.videos, "Video file (needs ffmpeg), or a folder of images (repeatable)")
+        ->type_name("PATH");
+    add_number(verb, "--video-fps", o_.video_fps, {0, 1e6, true}, "Frames per second of a folder of images (24)");
     add_whole(verb, "--logprobs", o_.sampling.logprobs, -1, std::numeric_limits<int32_t>::max(),
               "Logprobs of each token and of this many likeliest, -1: of all (with --json)");
     add_whole(verb, "--n", o_.sampling.n, 1, 1024, "Answers to one prompt");
@@ -66,6 +73,7 @@ class VerbList {
     add_chat_flags(verb, o_);
     add_sampling_flags(verb, o_.sampling);
     add_model_flags(verb, o_.model);
+    add_engine_flags(verb, o_.engine);
   }
 
   void add_chat() {
@@ -73,9 +81,11 @@ class VerbList {
                               "  calandra chat\n  calandra chat ./Qwen3.5-4B --system 'Answer briefly.'\n"
                               "Inside: /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.");
     show_model(verb);
+    verb->add_flag("--verbose", o_.verbose, "Tokens, cached tokens and speed after each answer");
     add_chat_flags(verb, o_);
     add_sampling_flags(verb, o_.sampling);
     add_model_flags(verb, o_.model);
+    add_engine_flags(verb, o_.engine);
   }
 
   void add_tokenize() {
@@ -96,11 +106,11 @@ class VerbList {
                  "  calandra render --messages chat.json\n"
                  "  calandra render --template t.jinja --messages chat.json --kwargs '{\"enable_thinking\": true}'");
     show_model(verb);
-    add_text(verb, "--messages", o_.messages, "JSON file: a list of messages; - for standard input");
-    add_text(verb, "--template", o_.template_file, "Jinja file instead of the model's template");
-    add_text(verb, "--tools", o_.tools, "JSON file: a list of tools; - for standard input");
+    add_text(verb, "--messages", o_.messages, "JSON file: a list of messages; - for standard input")->type_name("FILE");
+    add_text(verb, "--template", o_.template_file, "Jinja file instead of the model's template")->type_name("FILE");
+    add_text(verb, "--tools", o_.tools, "JSON file: a list of tools; - for standard input")->type_name("FILE");
     add_object(verb, "--kwargs", o_.kwargs, "JSON object of template variables");
-    add_text(verb, "--now", o_.now, "Clock of the template, 'YYYY-MM-DD HH:MM:SS'");
+    add_text(verb, "--now", o_.now, "Clock of the template, 'YYYY-MM-DD HH:MM:SS'")->type_name("TIME");
     verb->add_flag("--jsonl", o_.jsonl, "Rows on standard input, a result line for each");
   }
 
@@ -112,14 +122,16 @@ class VerbList {
     show_model(verb);
     add_text(verb, "--input", o_.input,
              "safetensors file: input_ids [T], next_token, pixel_values, image_grid_thw, and the same of videos")
+        ->type_name("FILE")
         ->required();
-    add_text(verb, "--output", o_.output, "safetensors file to write")->required();
-    add_text(verb, "--taps", o_.taps, kTapsHelp);
+    add_text(verb, "--output", o_.output, "safetensors file to write")->type_name("FILE")->required();
+    add_text(verb, "--taps", o_.taps, kTapsHelp)->type_name("GLOB");
     verb->add_flag("--state", o_.state, "Writes the recurrent state and the convolution window of every linear layer");
     add_whole(verb, "--chunk", o_.chunk, 1, kMostStepTokens, "Cuts the prefill into chunks of this many tokens");
     add_whole(verb, "--mtp", o_.mtp, 1, 64, "Writes mtp_logits.1 and this many chained drafts of the MTP layers");
     add_repeatable(verb, "--image", o_.images,
-                   "Image files, in the order of the placeholders in input_ids (repeatable)");
+                   "Image files, in the order of the placeholders in input_ids (repeatable)")
+        ->type_name("FILE");
     add_model_flags(verb, o_.model);
   }
 
@@ -128,7 +140,7 @@ class VerbList {
         &app_, "sample", "The sampler on given logits", Verb::kSample,
         "  calandra sample --jsonl < distributions.jsonl\n  calandra sample --jsonl --logits logits.json < rows.jsonl");
     verb->add_flag("--jsonl", o_.jsonl, "Rows on standard input, a result line for each")->required();
-    add_text(verb, "--logits", o_.logits_file, "JSON file of named logit vectors");
+    add_text(verb, "--logits", o_.logits_file, "JSON file of named logit vectors")->type_name("FILE");
     add_backend_flags(verb, o_.model);
   }
 
@@ -137,7 +149,7 @@ class VerbList {
         &app_, "eval", "Perplexity of a text", Verb::kEval,
         "  calandra eval --text book.txt\n  calandra eval ./Qwen3.5-0.8B --text book.txt --window 4096 --json");
     show_model(verb);
-    add_text(verb, "--text", o_.text_file, "Text file, UTF-8; - for standard input")->required();
+    add_text(verb, "--text", o_.text_file, "Text file, UTF-8; - for standard input")->type_name("FILE")->required();
     add_whole(verb, "--window", o_.window, 2, kMostTokens,
               "Tokens of a window; each starts from empty state (1024, or the longest sequence)");
     verb->add_flag("--json", o_.json, "One JSON line");
@@ -153,6 +165,29 @@ class VerbList {
     verb->add_flag("--json", o_.json, "One JSON line");
     add_shape_flags(verb, o_.model);
     add_model_flags(verb, o_.model);
+    add_engine_flags(verb, o_.engine);
+  }
+
+  void add_run_batch() {
+    CLI::App* verb =
+        add_verb(&app_, "run-batch", "A file of requests in OpenAI's batch format, all at once", Verb::kRunBatch,
+                 "  calandra run-batch -i requests.jsonl -o answers.jsonl\n"
+                 "  calandra run-batch demo:bailing -i - -o - < requests.jsonl\n"
+                 "  calandra run-batch -i in.jsonl -o out.jsonl --speculative-config '{\"method\": \"mtp\"}'");
+    show_model(verb);
+    add_text(verb, "-i,--input-file", o_.batch_input, "Requests, one JSON object per line; - for standard input")
+        ->type_name("FILE")
+        ->required();
+    add_text(verb, "-o,--output-file", o_.batch_output,
+             "Answers, one line per request in their order; - for standard output")
+        ->type_name("FILE")
+        ->required();
+    add_repeatable(verb, "--served-model-name", o_.served_model_names,
+                   "Names that a body's `model` may have; answers carry the first (repeatable; default: MODEL)")
+        ->type_name("NAME");
+    verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
+    add_model_flags(verb, o_.model);
+    add_engine_flags(verb, o_.engine);
   }
 
   void add_bench() {
@@ -173,7 +208,7 @@ class VerbList {
     CLI::App* ops =
         add_verb(bench, "ops", "Each op in a release's shape, percent of the machine's roofline", Verb::kBenchOps,
                  "  calandra bench ops\n  calandra bench ops --shape ling-2.6-flash --filter linear");
-    add_text(ops, "--shape", o_.model.shape, "The release, as in `bench latency` (qwen3_5-0.8b)");
+    add_text(ops, "--shape", o_.model.shape, "The release, as in `bench latency` (qwen3_5-0.8b)")->type_name("NAME");
     add_text(ops, "--filter", o_.filter, "Only ops whose name contains this");
     add_whole(ops, "--repetitions", o_.repetitions, 1, 1'000'000, "Runs; the best is reported");
     ops->add_flag("--json", o_.json, "One JSON line per op");
@@ -184,14 +219,18 @@ class VerbList {
   Options& o_;
 };
 
-bool text_comes_elsewhere(const Options& o) { return o.jsonl || !o.prompt_file.empty() || !o.prompt_ids.empty(); }
+// CLI11 writes "--no-thinking{false}" for a flag that switches off.
+class HelpFormat : public CLI::Formatter {
+ public:
+  std::string make_option_name(const CLI::Option* option, bool positional) const override {
+    std::string name = CLI::Formatter::make_option_name(option, positional);
+    constexpr std::string_view kOff = "{false}";
+    if (const size_t at = name.find(kOff); at != std::string::npos) name.erase(at, kOff.size());
+    return name;
+  }
+};
 
-// A word that can only mean a model when standard input holds the text.
-bool names_model(const std::string& word) {
-  struct stat status {};
-  return (word.starts_with("demo:") && word.find_first_of(" \t\n") == std::string::npos) ||
-         stat((word + "/config.json").c_str(), &status) == 0;
-}
+bool text_comes_elsewhere(const Options& o) { return o.jsonl || !o.prompt_file.empty() || !o.prompt_ids.empty(); }
 
 // Which of the words are MODEL and text.
 void place_words(std::vector<std::string> words, const std::string& config_model, Options& o) {
@@ -199,15 +238,20 @@ void place_words(std::vector<std::string> words, const std::string& config_model
   const bool has_model = o.verb != Verb::kSample && o.verb != Verb::kVersion && o.verb != Verb::kBenchOps;
   for (const std::string& word : words)
     if (word.empty()) throw UsageError("a word of the command line is empty ('')");
+  const size_t most = (has_model ? 1 : 0) + (has_text && !text_comes_elsewhere(o) ? 1 : 0);
+  if (words.size() > most) {
+    const auto extra = std::span(words).subspan(most);
+    if (has_text && words.size() == 2) throw UsageError("the text is given twice: " + words.back());
+    throw UsageError(fmt::format(
+        "{} too many: {}{}", extra.size() == 1 ? "there is one word" : fmt::format("there are {} words", extra.size()),
+        fmt::join(extra, " "), has_text ? "; a text of several words stands in quotes" : ""));
+  }
   std::string text;
+  // A single word that is a model, when standard input can hold the text, is no text.
   if (has_text && !words.empty() && !text_comes_elsewhere(o) &&
       !(words.size() == 1 && isatty(STDIN_FILENO) == 0 && names_model(words[0]))) {
     text = std::move(words.back());
     words.pop_back();
-  }
-  if (words.size() > (has_model ? 1 : 0)) {
-    const bool twice = has_text && words.size() == 2 && text_comes_elsewhere(o);
-    throw UsageError((twice ? "the text is given twice: " : "there is one word too many: ") + words.back());
   }
   o.model.model = words.empty() ? config_model : words[0];
   (o.verb == Verb::kTokenize ? o.text : o.prompt) = std::move(text);
@@ -239,13 +283,36 @@ void check_combinations(const Options& o) {
   }
   refuse(o.chunk && o.model.max_num_batched_tokens,
          "give --chunk or --max-num-batched-tokens, which mean the same here");
+  if (o.model.max_num_seqs && o.model.max_num_batched_tokens)
+    refuse(*o.model.max_num_batched_tokens < *o.model.max_num_seqs,
+           "--max-num-batched-tokens must be at least --max-num-seqs: a step has a token of each sequence");
+  refuse(o.model.num_gpu_blocks_override && o.engine.kv_cache_memory_bytes,
+         "give --num-gpu-blocks-override or --kv-cache-memory-bytes, which mean the same");
+  const EngineFlags& e = o.engine;
+  refuse(e.prefix_caching == false &&
+             (e.checkpoint_bytes || e.host_checkpoint_bytes || e.checkpoint_interval || e.checkpoints_per_prompt),
+         "--no-enable-prefix-caching keeps no states; leave out --checkpoint-bytes, --host-checkpoint-bytes, "
+         "--checkpoint-interval and --checkpoints-per-prompt");
+  refuse(e.draft_vocab && !(e.speculative && e.speculative->method == DraftMethod::kMtp),
+         "--draft-vocab is for the drafts of --speculative-config with the method mtp");
+  std::error_code ignored;  // of files that do not exist
+  refuse(o.verb == Verb::kLogits && (o.input == o.output || std::filesystem::equivalent(o.input, o.output, ignored)),
+         "--input and --output are the same file");
   refuse(!o.model.isa.empty() && o.model.backend == "reference", "--isa is for the cpu backend");
   const bool random = o.model.load_format == "dummy" || o.verb == Verb::kInspect;
   refuse(o.verb != Verb::kBenchOps && !o.model.shape.empty() && !o.model.model.empty(),
          "give MODEL or --shape, not both");
+  if (!o.model.shape.empty()) config_of_shape(o.model.shape);  // throws for a name that does not exist
   refuse(o.verb == Verb::kBenchLatency && !o.model.shape.empty() && !random,
          "--shape has no weight files: add --load-format dummy");
   refuse(o.model.num_hidden_layers && !random, "--num-hidden-layers is for random weights: add --load-format dummy");
+}
+
+void read_speculative_config(Options& o) {
+  if (!o.engine.speculative_config) return;
+  SpeculativeConfig config = parse_speculative_config(*o.engine.speculative_config, o.model.model);
+  for (const std::string& note : config.notes) log_warning("--speculative-config: {}", note);
+  if (config.num_speculative_tokens > 0) o.engine.speculative = std::move(config);
 }
 
 }  // namespace
@@ -255,6 +322,7 @@ std::optional<Options> parse_command_line(int argc, char** argv) {
   CLI::App app("calandra: exact inference for hybrid linear-attention language models");
   app.name("calandra");
   app.require_subcommand(1);
+  app.formatter(std::make_shared<HelpFormat>());  // the verbs take it over
   app.footer("Try: calandra generate 'What does \"ancient\" mean?'\n     calandra chat\n     calandra VERB --help");
   const VerbList verbs(app, o);
 
@@ -263,13 +331,19 @@ std::optional<Options> parse_command_line(int argc, char** argv) {
   try {
     std::reverse(arguments.flags.begin(), arguments.flags.end());  // CLI11 takes them from the back
     app.parse(std::move(arguments.flags));
+    place_words(std::move(arguments.words), arguments.config_model, o);
+    read_speculative_config(o);
   } catch (const CLI::CallForHelp&) {
     write_output(app.help());
     return std::nullopt;
+  } catch (const UsageError& error) {  // begins with the flag's name
+    const std::string message = error.what();
+    for (const auto& [flag, source] : arguments.sources)
+      if (message.starts_with(flag + " ") || message.starts_with(flag + ":")) throw UsageError(source + ": " + message);
+    throw;
   } catch (const CLI::ParseError& error) {
     throw UsageError(std::string(error.what()) + "; see calandra " + arguments.verb + " --help");
   }
-  place_words(std::move(arguments.words), arguments.config_model, o);
   check_combinations(o);
   return o;
 }

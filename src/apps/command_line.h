@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "engine/speculative_config.h"
 
 namespace calandra::apps {
 
@@ -19,6 +20,7 @@ enum class Verb {
   kSample,
   kEval,
   kInspect,
+  kRunBatch,
   kBenchLatency,
   kBenchOps,
   kVersion
@@ -44,6 +46,18 @@ struct ModelOptions {
   std::optional<int64_t> num_state_slots;
 };
 
+// How the engine runs it. Absent: the verb's default.
+struct EngineFlags {
+  std::optional<bool> prefix_caching;
+  std::optional<int64_t> kv_cache_memory_bytes;
+  std::optional<int64_t> checkpoint_bytes, host_checkpoint_bytes;
+  std::optional<int64_t> checkpoint_interval, checkpoints_per_prompt;
+  std::string scheduling_policy = "fcfs";
+  std::optional<json::object> speculative_config;  // as given
+  std::optional<SpeculativeConfig> speculative;    // as read; nothing with 0 drafts
+  std::optional<int64_t> draft_vocab;              // 0: full
+};
+
 // Fields left out keep generation_config.json's value, then vLLM's default.
 struct SamplingOptions {
   std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
@@ -59,6 +73,7 @@ struct SamplingOptions {
 struct Options {
   Verb verb = Verb::kGenerate;
   ModelOptions model;
+  EngineFlags engine;
   SamplingOptions sampling;
   bool json = false;
   bool jsonl = false;  // rows on standard input
@@ -86,6 +101,12 @@ struct Options {
 
   std::string text_file;  // eval
   std::optional<int64_t> window;
+
+  std::string batch_input, batch_output;  // run-batch
+  std::vector<std::string> served_model_names;
+  bool disable_log_stats = false;
+
+  bool verbose = false;  // chat
 
   bool tensors = false;  // inspect
 

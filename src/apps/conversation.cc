@@ -88,6 +88,16 @@ std::variant<SamplingParams, RequestError> checked(const json::object& fields, i
   return read;
 }
 
+std::vector<TextPiece> first_bytes(std::span<const TextPiece> pieces, size_t bytes) {
+  std::vector<TextPiece> cut;
+  for (const TextPiece& piece : pieces) {
+    cut.push_back({piece.text.substr(0, bytes), piece.is_input});
+    bytes -= cut.back().text.size();
+    if (bytes == 0) break;
+  }
+  return cut;
+}
+
 }  // namespace
 
 json::object special_token_texts(const Tokenizer& tokenizer) {
@@ -131,13 +141,25 @@ Conversation::Conversation(const LoadedModel& loaded, const Options& options) tr
   throw LoadError("the chat template has an error in line " + std::to_string(failure.line()) + ": " + failure.what());
 }
 
-std::vector<int32_t> Conversation::encode(const json::array& messages) const {
+EncodedChat Conversation::encode(const json::value& messages, const json::value& tools,
+                                 const json::object& variables) const {
   const std::time_t now = std::time(nullptr);
   std::tm local{};
   localtime_r(&now, &local);
+  json::object kwargs = kwargs_;
+  for (const auto& [name, value] : variables) kwargs[name] = value;
   try {
-    const RenderedPrompt prompt = template_.render(messages, nullptr, kwargs_, local);
-    return tokenizer_.encode(prompt.pieces);
+    const RenderedPrompt prompt = template_.render(messages, tools, kwargs, local);
+    EncodedChat chat{tokenizer_.encode(prompt.pieces), {}};
+    for (const size_t end : prompt.message_ends) {
+      const std::vector<int32_t> cut = tokenizer_.encode(first_bytes(prompt.pieces, end));
+      const size_t size = std::min(cut.size(), chat.ids.size());
+      const int64_t common =
+          std::mismatch(cut.begin(), cut.begin() + static_cast<std::ptrdiff_t>(size), chat.ids.begin()).first -
+          cut.begin();
+      if (common > (chat.message_ends.empty() ? 0 : chat.message_ends.back())) chat.message_ends.push_back(common);
+    }
+    return chat;
   } catch (const jinja::Failure& failure) {
     throw LoadError(std::string("the chat template refused the conversation: ") + failure.what());
   }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "apps/loaded_model.h"
-#include "engine/engine.h"
+#include "engine/engine_core.h"
 #include "text/chat_template.h"
 
 namespace calandra::apps {
@@ -17,6 +17,11 @@ SamplingParams sampling_params(const Options& options, const LoadedModel& loaded
 // Throws UsageError for sampling flags that are wrong for every model.
 void check_sampling_flags(const Options& options);
 
+struct EncodedChat {
+  std::vector<int32_t> ids;
+  std::vector<int64_t> message_ends;  // token indices, ascending: Request::checkpoint_hints
+};
+
 // Renders and encodes conversations with the model's own template.
 class Conversation {
  public:
@@ -24,8 +29,10 @@ class Conversation {
   Conversation(const LoadedModel& loaded, const Options& options);
 
   void set_thinking(bool on) { kwargs_["enable_thinking"] = on; }
-  // Prompt ids of the messages with the generation prompt. Throws LoadError when the template refuses them.
-  std::vector<int32_t> encode(const json::array& messages) const;
+  // The messages with the generation prompt. Throws LoadError when the template refuses them.
+  EncodedChat encode(const json::array& messages) const { return encode(messages, nullptr, {}); }
+  // `variables` of the template win over those of the flags.
+  EncodedChat encode(const json::value& messages, const json::value& tools, const json::object& variables) const;
 
  private:
   const Tokenizer& tokenizer_;

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "apps/input_text.h"
-#include "apps/loaded_model.h"
+#include "apps/limits.h"
 #include "apps/output.h"
 #include "apps/verbs.h"
 #include "base/error.h"

@@ -3,21 +3,21 @@
 namespace calandra::apps {
 namespace {
 
+constexpr int64_t kMostBytes = int64_t{1} << 50;
 constexpr int64_t kMostInt32 = std::numeric_limits<int32_t>::max();
 constexpr const char* kModelHelp =
     "Model folder, a Hugging Face name in the local cache, demo:qwen3_5 (the default) or demo:bailing: small models "
-    "that "
-    "come with calandra";
+    "that come with calandra";
 
 }  // namespace
 
 void add_backend_flags(CLI::App* app, ModelOptions& m) {
   const std::string group = "Model";
-  add_choice(app, "--backend", m.backend, {"auto", "cpu", "reference"}, "reference is slow and defines what is correct")
-      ->envname("CALANDRA_BACKEND")
+  add_choice(app, "--backend", m.backend, {"auto", "cpu", "reference"},
+             "reference is slow and defines what is correct (environment: CALANDRA_BACKEND)")
       ->group(group);
-  add_whole(app, "--threads", m.threads, 0, 1024, "Threads; 0: one per core this process may use")
-      ->envname("CALANDRA_THREADS")
+  add_whole(app, "--threads", m.threads, 0, 1024,
+            "Threads; 0: one per core this process may use (environment: CALANDRA_THREADS)")
       ->group(group);
   add_choice(app, "--isa", m.isa, {"avx2", "avx512"},
              "Instruction set of the cpu backend; default: the best of this machine")
@@ -35,11 +35,15 @@ void add_model_flags(CLI::App* app, ModelOptions& m) {
   add_choice(app, "--load-format", m.load_format, {"auto", "safetensors", "dummy"},
              "dummy: random weights; else safetensors")
       ->group(group);
-  add_whole(app, "--max-model-len", m.max_model_len, 1, kMostTokens, "Longest sequence, prompt and answer, in tokens")
+  add_size(app, "--max-model-len", m.max_model_len, 1, kMostTokens,
+           "Longest sequence, prompt and answer, in tokens (what the work needs; chat 8192, inspect 4096, run-batch "
+           "at most 32768)")
       ->group(group);
-  add_whole(app, "--max-num-seqs", m.max_num_seqs, 1, kMostSequences, "Sequences of one step")->group(group);
-  add_whole(app, "--max-num-batched-tokens", m.max_num_batched_tokens, 1, kMostStepTokens,
-            "Tokens of one step; longer prompts are cut into chunks (512)")
+  add_whole(app, "--max-num-seqs", m.max_num_seqs, 1, kMostSequences,
+            "Sequences of one step (as many as there are; run-batch at most 32, inspect 8)")
+      ->group(group);
+  add_size(app, "--max-num-batched-tokens", m.max_num_batched_tokens, 1, kMostStepTokens,
+           "Tokens of one step; longer prompts are cut into chunks (512)")
       ->group(group);
   add_whole(app, "--block-size", m.block_size, 1, 4096, "Tokens of a page of keys and values (16)")->group(group);
   add_whole(app, "--num-gpu-blocks-override", m.num_gpu_blocks_override, 1, kMostInt32,
@@ -48,9 +52,38 @@ void add_model_flags(CLI::App* app, ModelOptions& m) {
   add_whole(app, "--num-state-slots", m.num_state_slots, 1, kMostSequences, "Slots of recurrent state")->group(group);
 }
 
+void add_engine_flags(CLI::App* app, EngineFlags& e) {
+  const std::string group = "Engine";
+  app->add_flag_function(
+         "--enable-prefix-caching,!--no-enable-prefix-caching", [&e](int64_t count) { e.prefix_caching = count > 0; },
+         "Keeps states of prompts and answers, so that what continues them starts there")
+      ->group(group);
+  add_size(app, "--kv-cache-memory-bytes", e.kv_cache_memory_bytes, 1, kMostBytes, "Memory of the pages")->group(group);
+  add_size(app, "--checkpoint-bytes", e.checkpoint_bytes, 0, kMostBytes,
+           "Most that kept states may take on the device (an eighth of the memory, at most 4 GiB)")
+      ->group(group);
+  add_size(app, "--host-checkpoint-bytes", e.host_checkpoint_bytes, 0, kMostBytes,
+           "Most that kept states which left the device may take in host memory (0)")
+      ->group(group);
+  add_whole(app, "--checkpoint-interval", e.checkpoint_interval, 0, kMostTokens,
+            "Keeps a state every so many tokens (4096); 0: not")
+      ->group(group);
+  add_whole(app, "--checkpoints-per-prompt", e.checkpoints_per_prompt, 0, kMostTokens,
+            "States kept of one prompt at most (8)")
+      ->group(group);
+  add_choice(app, "--scheduling-policy", e.scheduling_policy, {"fcfs", "priority"}, "Who runs first")->group(group);
+  add_object(app, "--speculative-config", e.speculative_config,
+             R"(vLLM's JSON object: {"method": "mtp" or "ngram", "num_speculative_tokens": 3}; no token changes)")
+      ->group(group);
+  add_whole_or(app, "--draft-vocab", "full", e.draft_vocab, 1, kMostInt32,
+               "Ids below this and special tokens can be drafted (32768); full: all, with the exact head")
+      ->group(group);
+}
+
 void add_shape_flags(CLI::App* app, ModelOptions& m) {
   add_text(app, "--shape", m.shape,
            "Random weights in the shape of a release: qwen3_5-0.8b … -397b-a17b, ling-2.6-flash, ring-2.5-1t, …")
+      ->type_name("NAME")
       ->group("Model");
   add_whole(app, "--num-hidden-layers", m.num_hidden_layers, 1, 10'000,
             "Cuts the model to this many layers (with random weights)")
@@ -80,7 +113,9 @@ void add_sampling_flags(CLI::App* app, SamplingOptions& s) {
   add_ids(app, "--stop-token-ids", s.stop_token_ids, "Ids that end the answer, 1,2,3")->group(group);
   app->add_flag("--include-stop-str-in-output", s.include_stop_str_in_output, "Keeps the text that ended the answer")
       ->group(group);
-  add_whole(app, "--max-tokens", s.max_tokens, 1, kMostInt32, "Longest answer, in tokens")->group(group);
+  add_whole(app, "--max-tokens", s.max_tokens, 1, kMostInt32,
+            "Longest answer, in tokens (as far as 4096 tokens and the model reach; with --raw 256)")
+      ->group(group);
   add_whole(app, "--min-tokens", s.min_tokens, 0, kMostInt32, "No end before so many tokens")->group(group);
   app->add_flag("--ignore-eos", s.ignore_eos, "Goes on after the end-of-text token")->group(group);
 }

@@ -13,7 +13,8 @@ inline constexpr int64_t kMostSequences = int64_t{1} << 16;
 
 void add_backend_flags(CLI::App* app, ModelOptions& m);  // --backend --threads --isa
 void add_model_flags(CLI::App* app, ModelOptions& m);    // those, and which weights, in what type and memory
-void add_shape_flags(CLI::App* app, ModelOptions& m);    // --shape --num-hidden-layers
+void add_engine_flags(CLI::App* app, EngineFlags& e);
+void add_shape_flags(CLI::App* app, ModelOptions& m);  // --shape --num-hidden-layers
 void add_sampling_flags(CLI::App* app, SamplingOptions& s);
 void add_chat_flags(CLI::App* app, Options& o);
 

@@ -47,6 +47,35 @@ T read_integer(const char* name, const std::string& text, T least, T most) {
   return value;
 }
 
+json::object read_object(const char* name, const std::string& text) {
+  json::value value;
+  try {
+    value = parse_json(text, name);
+  } catch (const LoadError& error) {
+    throw UsageError(error.what());
+  }
+  if (!value.is_object()) wrong(name, "a JSON object", text);
+  return std::move(value.get_object());
+}
+
+int64_t read_size(const char* name, const std::string& text, int64_t least, int64_t most) {
+  constexpr std::string_view kDecimal = "kmgt", kBinary = "KMGT";
+  const char suffix = text.empty() ? '\0' : text.back();
+  const size_t decimal = kDecimal.find(suffix), binary = kBinary.find(suffix);
+  if (suffix == '\0' || (decimal == std::string::npos && binary == std::string::npos))
+    return read_integer<int64_t>(name, text, least, most);
+  const char* const end = text.data() + text.size() - 1;
+  double number = 0;
+  const auto [stop, error] = std::from_chars(text.data(), end, number, std::chars_format::fixed);
+  const double value = binary != std::string::npos
+                           ? number * std::pow(1024, static_cast<double>(binary + 1))
+                           : std::round(number * std::pow(1000, static_cast<double>(decimal + 1)));
+  if (error != std::errc{} || stop != end || (binary != std::string::npos && number != std::floor(number)) ||
+      !(value >= static_cast<double>(least) && value <= static_cast<double>(most)))
+    wrong(name, fmt::format("a whole number from {} to {}, or one like 25.6k (25600) or 4K (4096)", least, most), text);
+  return static_cast<int64_t>(value);
+}
+
 }  // namespace
 
 CLI::Option* add_text(CLI::App* app, const char* name, std::string& to, const char* help) {
@@ -91,16 +120,11 @@ CLI::Option* add_ids(CLI::App* app, const char* name, std::vector<int32_t>& to, 
 }
 
 CLI::Option* add_object(CLI::App* app, const char* name, json::object& to, const char* help) {
-  return add(app, name, "JSON", help, [=, &to](const std::string& text) {
-    json::value value;
-    try {
-      value = parse_json(text, name);
-    } catch (const LoadError& error) {
-      throw UsageError(error.what());
-    }
-    if (!value.is_object()) wrong(name, "a JSON object", text);
-    to = std::move(value.get_object());
-  });
+  return add(app, name, "JSON", help, [=, &to](const std::string& text) { to = read_object(name, text); });
+}
+
+CLI::Option* add_object(CLI::App* app, const char* name, std::optional<json::object>& to, const char* help) {
+  return add(app, name, "JSON", help, [=, &to](const std::string& text) { to = read_object(name, text); });
 }
 
 int64_t read_whole(const char* name, const std::string& text, int64_t least, int64_t most) {
@@ -117,8 +141,20 @@ CLI::Option* add_whole(CLI::App* app, const char* name, int64_t& to, int64_t lea
       ->default_str(std::to_string(to));
 }
 
+CLI::Option* add_size(CLI::App* app, const char* name, std::optional<int64_t>& to, int64_t least, int64_t most,
+                      const char* help) {
+  return add(app, name, "SIZE", help, [=, &to](const std::string& text) { to = read_size(name, text, least, most); });
+}
+
+CLI::Option* add_whole_or(CLI::App* app, const char* name, const char* word, std::optional<int64_t>& to, int64_t least,
+                          int64_t most, const char* help) {
+  const std::string type = fmt::format("N|{}", word);
+  return add(app, name, type.c_str(), help,
+             [=, &to](const std::string& text) { to = text == word ? 0 : read_whole(name, text, least, most); });
+}
+
 CLI::Option* add_seed(CLI::App* app, std::optional<uint64_t>& to) {
-  return add(app, "--seed", "N", "Seed of what is random: sampling without a seed of its own; another each time",
+  return add(app, "--seed", "N", "Makes what is random repeatable; without it every run differs",
              [&to](const std::string& text) {
                to = read_integer<uint64_t>("--seed", text, 0, std::numeric_limits<uint64_t>::max());
              });

@@ -33,6 +33,8 @@ CLI::Option* add_number(CLI::App* app, const char* name, std::optional<double>& 
 CLI::Option* add_ids(CLI::App* app, const char* name, std::vector<int32_t>& to, const char* help);
 
 CLI::Option* add_object(CLI::App* app, const char* name, json::object& to, const char* help);
+// Set when it was given, also by an empty object.
+CLI::Option* add_object(CLI::App* app, const char* name, std::optional<json::object>& to, const char* help);
 
 // A whole number in decimal. Throws UsageError.
 int64_t read_whole(const char* name, const std::string& text, int64_t least, int64_t most);
@@ -41,6 +43,14 @@ CLI::Option* add_whole(CLI::App* app, const char* name, std::optional<int64_t>& 
                        const char* help);
 // With a default, which the help shows.
 CLI::Option* add_whole(CLI::App* app, const char* name, int64_t& to, int64_t least, int64_t most, const char* help);
+
+// A whole number that may be written with a suffix, as vLLM's: k, m, g, t (decimal, also 25.6k) or K, M, G, T (binary).
+CLI::Option* add_size(CLI::App* app, const char* name, std::optional<int64_t>& to, int64_t least, int64_t most,
+                      const char* help);
+
+// The same as add_whole, or `word`, which stands for 0.
+CLI::Option* add_whole_or(CLI::App* app, const char* name, const char* word, std::optional<int64_t>& to, int64_t least,
+                          int64_t most, const char* help);
 
 CLI::Option* add_seed(CLI::App* app, std::optional<uint64_t>& to);
 

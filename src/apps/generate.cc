@@ -1,16 +1,20 @@
 // `calandra generate`: one completion, streamed to standard output.
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <numeric>
 
 #include "apps/conversation.h"
+#include "apps/engine_setup.h"
 #include "apps/input_text.h"
 #include "apps/output.h"
 #include "apps/pictures.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/progress.h"
+#include "text/utf8.h"
 
 namespace calandra::apps {
 namespace {
@@ -30,7 +34,12 @@ std::string prompt_text(const Options& options) {
 
 std::vector<int32_t> prompt_ids(const Options& options, const std::string& text, const LoadedModel& loaded,
                                 const Pictures& pictures) {
-  if (!options.prompt_ids.empty()) return options.prompt_ids;
+  if (!options.prompt_ids.empty()) {
+    const int64_t V = loaded.model->vocab_size();
+    for (const int32_t id : options.prompt_ids)
+      if (id >= V) throw LoadError(fmt::format("--prompt-ids: {} is outside the vocabulary of {} tokens", id, V));
+    return options.prompt_ids;
+  }
   if (options.raw) {
     if (!loaded.tokenizer)
       throw LoadError(loaded.folder.string() + " has no tokenizer.json; give the prompt with --prompt-ids");
@@ -39,7 +48,7 @@ std::vector<int32_t> prompt_ids(const Options& options, const std::string& text,
   json::array messages;
   if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
   messages.push_back({{"role", "user"}, {"content", pictures.content(text, {})}});
-  return Conversation(loaded, options).encode(messages);
+  return Conversation(loaded, options).encode(messages).ids;
 }
 
 json::value logprob_number(float logprob) {
@@ -51,7 +60,12 @@ json::array logprobs_of(const Answer& answer, const Tokenizer* tokenizer) {
   json::array out;
   const auto entry = [&](int32_t id, float logprob) {
     json::object o{{"token_id", id}, {"logprob", logprob_number(logprob)}};
-    if (tokenizer != nullptr) o["token"] = json::string(tokenizer->id_to_token(id));
+    if (tokenizer == nullptr) return o;
+    const std::string_view piece = tokenizer->id_to_piece(id);
+    json::array bytes;
+    for (const char c : piece) bytes.emplace_back(static_cast<unsigned char>(c));
+    o["token"] = json::string(replace_invalid_utf8(piece));
+    o["bytes"] = std::move(bytes);
     return o;
   };
   for (size_t i = 0; i < answer.logprobs.size(); ++i) {
@@ -66,6 +80,8 @@ json::array logprobs_of(const Answer& answer, const Tokenizer* tokenizer) {
   return out;
 }
 
+int64_t sum(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+
 }  // namespace
 
 int generate(const Options& options) {
@@ -73,10 +89,14 @@ int generate(const Options& options) {
   for (const std::vector<std::string>* files : {&options.images, &options.videos})
     for (const std::string& file : *files)
       if (!std::filesystem::exists(file)) throw LoadError("cannot read " + file + ": no such file");
+  const auto is_folder = [](const std::string& path) { return std::filesystem::is_directory(path); };
+  if (options.video_fps && std::none_of(options.videos.begin(), options.videos.end(), is_folder))
+    throw UsageError("--video-fps is for folders of images; a video file says its own");
   const std::string text = prompt_text(options);
 
   const bool with_pictures = !options.images.empty() || !options.videos.empty();
-  LoadedModel loaded = load_model(options.model, {.vision = with_pictures});
+  // What can be refused without the weights is, before they are read.
+  LoadedModel loaded = load_for_engine(options, with_pictures, /*weights=*/false);
   const Tokenizer* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
   Request request;
   request.params = sampling_params(options, loaded);
@@ -89,8 +109,10 @@ int generate(const Options& options) {
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
 
   const Sizes usual{request.params.n, prompt_size + request.params.max_tokens.value_or(4096)};
-  ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, usual, {1, prompt_size + 1}));
-  Engine engine(runner, tokenizer, {loaded.eos_token_ids, options.model.seed});
+  EngineSetup setup = engine_setup(loaded, options, {.usual = usual, .least = {1, prompt_size + 1}});
+  load_weights(loaded, options.model);
+  ModelRunner runner(*loaded.model, *loaded.backend, setup.limits);
+  EngineCore engine(runner, tokenizer, std::move(setup.options));
 
   const auto start = Clock::now();
   Clock::time_point first_token{}, last_token{};
@@ -102,8 +124,10 @@ int generate(const Options& options) {
     answers = engine.run(
         {request},
         [&](const TokenEvent& event) {
-          last_token = Clock::now();
-          if (tokens++ == 0) first_token = last_token;
+          if (event.token >= 0) {
+            last_token = Clock::now();
+            if (tokens++ == 0) first_token = last_token;
+          }
           if (stream && !event.text.empty()) {
             write_output(event.text);
             flush_output();
@@ -131,7 +155,7 @@ int generate(const Options& options) {
             {"ttft_s", ttft},
             {"prefill_tok_s", static_cast<double>(prompt_size) / ttft},
             {"decode_tok_s", several ? json::value(static_cast<double>(tokens - 1) / decode) : json::value(nullptr)}}},
-          {"speculation", {{"drafted", 0}, {"accepted", 0}}}};
+          {"speculation", {{"drafted", sum(answer.drafted)}, {"accepted", sum(answer.accepted)}}}};
       if (!answer.stop_reason.empty()) out["stop_reason"] = answer.stop_reason;
       print_json(out);
     } else if (!stream) {

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "apps/loaded_model.h"
+#include "apps/engine_setup.h"
 #include "apps/output.h"
 #include "apps/verbs.h"
 #include "base/error.h"
@@ -18,22 +18,26 @@ std::string bytes(int64_t n) { return format_bytes(static_cast<double>(n)); }
 // The model, and what it takes under the given flags.
 struct Plan {
   LoadedModel loaded;
-  RunnerLimits limits;
+  EngineSetup setup;
   MemoryPlan memory;
   WeightStore::Summary weights;
+  int64_t scratch;  // of the backend
 
   int64_t pages() const { return memory.pages * memory.page_bytes; }
   int64_t slots() const { return memory.slots * memory.slot_bytes; }
-  int64_t total() const { return weights.packed_bytes + memory.total(); }
+  int64_t total() const { return weights.packed_bytes + memory.total() + scratch; }
 };
 
-Plan plan_of(const ModelOptions& options, const ModelParts& parts) {
-  Plan plan{load_model(options, parts, /*weights=*/false), {}, {}, {}};
-  plan.limits = planned_limits(plan.loaded, options, {8, 4096}, {1, 1});
-  plan.memory = ModelRunner::plan_memory(*plan.loaded.model, *plan.loaded.backend, plan.limits);
+Plan plan_of(LoadedModel loaded, const Options& options) {
+  Plan plan{std::move(loaded), {}, {}, {}, 0};
+  plan.setup = engine_setup(plan.loaded, options, {.usual = {8, 4096}, .least = {1, 1}, .any_memory = true});
+  plan.memory = ModelRunner::plan_memory(*plan.loaded.model, *plan.loaded.backend, plan.setup.limits);
   plan.weights = plan.loaded.store->summary();
+  plan.scratch = static_cast<int64_t>(plan.loaded.backend->scratch_bytes(plan.weights.columns));
   return plan;
 }
+
+LoadedModel load(const Options& options, bool vision) { return load_for_engine(options, vision, /*weights=*/false); }
 
 // What a part of the model adds to the text model when it is loaded too.
 struct Addition {
@@ -48,24 +52,26 @@ Addition addition(const Plan& with, const Plan& text) {
           with.total() - text.total() - weights - caches};
 }
 
-std::optional<Addition> drafter_of(const ModelOptions& options, const Plan& text) {
+// Drafting as --speculative-config '{"method": "mtp"}' does it.
+std::optional<Addition> drafter_of(Options options, const Plan& text) {
+  options.engine.speculative = SpeculativeConfig{};
   try {
-    const Plan with = plan_of(options, {.drafter = true});
-    if (with.loaded.model->drafter() == nullptr) return std::nullopt;
-    return addition(with, text);
+    LoadedModel loaded = load(options, false);
+    if (loaded.model->drafter() == nullptr) return std::nullopt;
+    return addition(plan_of(std::move(loaded), options), text);
   } catch (const LoadError& error) {  // the config announces draft layers that the checkpoint does not have
     log_warning("{}", error.what());
     return std::nullopt;
   }
 }
 
-std::optional<Addition> vision_of(const ModelOptions& options, const Plan& text) {
-  const Plan with = plan_of(options, {.vision = true});
-  if (with.loaded.model->vision() == nullptr) return std::nullopt;
-  return addition(with, text);
+std::optional<Addition> vision_of(const Options& options, const Plan& text) {
+  LoadedModel loaded = load(options, true);
+  if (loaded.model->vision() == nullptr) return std::nullopt;
+  return addition(plan_of(std::move(loaded), options), text);
 }
 
-json::array tensors_of(const Checkpoint& checkpoint) {
+json::array tensors_of(const WeightFiles& checkpoint) {
   json::array tensors;
   for (const SafetensorsFile& file : checkpoint.files())
     for (const auto& entry : file.entries())
@@ -96,12 +102,15 @@ void part_line(const char* name, const std::optional<Addition>& part) {
 
 }  // namespace
 
-int inspect(const Options& options) {
-  ModelOptions model_options = options.model;
-  if (!model_options.shape.empty()) model_options.load_format = "dummy";
-  const Plan plan = plan_of(model_options, {});
-  const auto& [loaded, limits, memory, weights] = plan;
-  const std::optional<Addition> drafter = drafter_of(model_options, plan), vision = vision_of(model_options, plan);
+int inspect(const Options& given) {
+  Options options = given;
+  if (!options.model.shape.empty()) options.model.load_format = "dummy";
+  const Plan plan = plan_of(load(options, false), options);
+  const auto& [loaded, setup, memory, weights, scratch] = plan;
+  const RunnerLimits& limits = setup.limits;
+  const bool drafts = loaded.model->drafter() != nullptr;
+  const std::optional<Addition> drafter = drafts ? std::nullopt : drafter_of(options, plan),
+                                vision = vision_of(options, plan);
 
   if (options.json) {
     json::object facts;
@@ -121,7 +130,11 @@ int inspect(const Options& options) {
                        {"num_slots", memory.slots},
                        {"workspace", memory.workspace_bytes},
                        {"batch", memory.batch_bytes},
-                       {"total", plan.total()}}},
+                       {"rings", memory.ring_bytes},
+                       {"scratch", scratch},
+                       {"total", plan.total()},
+                       {"checkpoint_bytes", setup.options.checkpoint_bytes},
+                       {"host_checkpoint_bytes", setup.options.host_checkpoint_bytes}}},
                      {"drafter", json_of(drafter)},
                      {"vision", json_of(vision)},
                      {"max_num_seqs", limits.max_num_seqs},
@@ -140,16 +153,21 @@ int inspect(const Options& options) {
   line("activations", fmt::format("{} on the {} backend", name_of(loaded.model->dtype()), loaded.backend->name()));
   put("memory for {} sequences of up to {} tokens, steps of {} tokens\n", limits.max_num_seqs, limits.max_model_len,
       limits.max_num_batched_tokens);
-  int64_t bytes_per_token = 0;
-  for (const CacheSpec& spec : loaded.model->cache_specs()) bytes_per_token += spec.bytes_per_token();
   line("weights", bytes(weights.packed_bytes));
   line("pages", fmt::format("{}  ({} of {} tokens, {} per token)", bytes(plan.pages()), memory.pages, limits.block_size,
-                            bytes(bytes_per_token)));
+                            bytes(memory.page_bytes / limits.block_size)));
   line("slots", fmt::format("{}  ({} of {}: the recurrent state of one sequence, however long)", bytes(plan.slots()),
                             memory.slots, bytes(memory.slot_bytes)));
   line("workspace", bytes(memory.workspace_bytes));
   line("batch", bytes(memory.batch_bytes));
+  if (drafts) line("hidden rows", fmt::format("{}  (that wait for the drafter)", bytes(memory.ring_bytes)));
+  line("scratch", fmt::format("{}  (of the backend's threads)", bytes(scratch)));
   line("total", bytes(plan.total()));
+  if (setup.options.checkpoint_bytes > 0)
+    line("kept states",
+         fmt::format("at most {}, in slots and pages that are free", bytes(setup.options.checkpoint_bytes)));
+  if (setup.options.host_checkpoint_bytes > 0)
+    line("", fmt::format("at most {} more in host memory", bytes(setup.options.host_checkpoint_bytes)));
   part_line("with draft layers", drafter);
   part_line("with vision", vision);
   if (options.tensors && loaded.checkpoint) {

@@ -1,11 +1,12 @@
 #include "apps/loaded_model.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <set>
 
 #include "apps/model_folder.h"
 #include "backends/cpu/cpu_backend.h"
@@ -14,6 +15,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "models/config_fields.h"
 
 namespace calandra::apps {
 namespace {
@@ -42,6 +44,53 @@ void override_config(json::object& config, const json::object& overrides) {
   }
 }
 
+// What else stands in the place of a model is named.
+fs::path config_file_in(const fs::path& folder) {
+  const fs::path file = folder / "config.json";
+  if (fs::exists(file)) return file;
+  if (fs::exists(folder / "adapter_config.json"))
+    throw LoadError(folder.string() + " holds a LoRA adapter (adapter_config.json), which is not supported yet");
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".gguf")
+      throw LoadError(entry.path().string() +
+                      " is in the format GGUF, which is not supported; use the safetensors files");
+  throw LoadError(folder.string() + " has no config.json; a model is a folder with config.json and model.safetensors");
+}
+
+// Keys of the config that others than the models read.
+constexpr std::string_view kOtherKeys[] = {"image_token_id", "video_token_id", "vision_start_token_id",
+                                           "vision_end_token_id"};
+
+void find_unread(const json::object& overrides, const std::set<std::string, std::less<>>& read,
+                 std::vector<std::string>& unread) {
+  for (const auto& [key, value] : overrides) {
+    const bool other = std::find(std::begin(kOtherKeys), std::end(kOtherKeys), key) != std::end(kOtherKeys);
+    if (!other && !read.contains(std::string_view(key)))
+      unread.emplace_back(key);
+    else if (value.is_object())
+      find_unread(value.get_object(), read, unread);
+  }
+}
+
+// A misspelt override would have no effect.
+ModelConfig check_overridden(json::object config, const std::string& file, const json::object& overrides) {
+  std::set<std::string, std::less<>> read;
+  struct Noting {
+    explicit Noting(std::set<std::string, std::less<>>* keys) { ConfigFields::note_keys(keys); }
+    ~Noting() { ConfigFields::note_keys(nullptr); }
+  };
+  const auto checked = [&] {
+    const Noting noting(&read);
+    return check_config(std::move(config), file);
+  };
+  ModelConfig result = checked();
+  std::vector<std::string> unread;
+  find_unread(overrides, read, unread);
+  if (!unread.empty())
+    log_warning_once("--hf-overrides: nothing reads {}, so it has no effect", fmt::join(unread, ", "));
+  return result;
+}
+
 json::object read_object(const fs::path& file) {
   json::value root = read_json_file(file);
   if (!root.is_object()) throw LoadError(file.string() + " must hold a JSON object");
@@ -63,6 +112,9 @@ void add_ids(std::vector<int32_t>& ids, const json::value* value) {
 void cut_layers(json::object& config, int64_t layers) {
   json::value* nested = config.if_contains("text_config");
   json::object& text = nested != nullptr && nested->is_object() ? nested->get_object() : config;
+  if (const json::value* all = text.if_contains("num_hidden_layers");
+      all != nullptr && all->is_int64() && all->get_int64() < layers)
+    throw LoadError(fmt::format("--num-hidden-layers {} is above the model's {}", layers, all->get_int64()));
   text["num_hidden_layers"] = layers;
   if (json::value* types = text.if_contains("layer_types"); types != nullptr && types->is_array())
     types->get_array().resize(std::min<size_t>(layers, types->get_array().size()));
@@ -74,38 +126,20 @@ void check_longest(const ModelOptions& options, const CausalLM& model) {
                                 *options.max_model_len, model.max_position_embeddings()));
 }
 
-constexpr const char* kAdvice =
-    "lower --max-num-seqs, --max-model-len, --max-num-batched-tokens, --num-gpu-blocks-override or --num-state-slots";
-
-void check_fit(const ModelOptions& options, const RunnerLimits& limits, const Sizes& least) {
-  const auto check = [](const char* flag, int64_t given, int64_t needed, const char* what) {
-    if (given < needed) throw LoadError(fmt::format("{} {} is too small: {} {} are needed", flag, given, needed, what));
-  };
-  if (options.max_model_len) check("--max-model-len", limits.max_model_len, least.tokens, "tokens");
-  if (limits.max_model_len < least.tokens)
-    throw LoadError(fmt::format("{} tokens are more than the model's max_position_embeddings {}", least.tokens,
-                                limits.max_model_len));
-  check("--max-num-seqs", limits.max_num_seqs, least.sequences, "sequences");
-  const int64_t pages_each = (least.tokens + limits.block_size - 1) / limits.block_size;
-  if (options.num_gpu_blocks_override)
-    check("--num-gpu-blocks-override", limits.num_blocks, least.sequences * pages_each, "pages");
-  if (options.num_state_slots) check("--num-state-slots", limits.num_state_slots, least.sequences, "slots");
-  const int64_t pages = limits.max_num_seqs * ((limits.max_model_len + limits.block_size - 1) / limits.block_size);
-  if (std::max(pages, limits.num_blocks) > std::numeric_limits<int32_t>::max())
-    throw LoadError(fmt::format("{} sequences of {} tokens are {} pages, more than can be counted; {}",
-                                limits.max_num_seqs, limits.max_model_len, pages, kAdvice));
-}
-
-void check_memory(const LoadedModel& loaded, const RunnerLimits& limits) {
-  const auto bytes = [](int64_t n) { return format_bytes(static_cast<double>(n)); };
-  const int64_t machine = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-  const MemoryPlan plan = ModelRunner::plan_memory(*loaded.model, *loaded.backend, limits);
-  if (plan.total() > machine)
-    throw LoadError(fmt::format(
-        "{} of memory are needed beside the weights ({} for {} pages, {} for {} slots, {} of "
-        "workspace), the machine has {}; {}",
-        bytes(plan.total()), bytes(plan.pages * plan.page_bytes), plan.pages, bytes(plan.slots * plan.slot_bytes),
-        plan.slots, bytes(plan.workspace_bytes), bytes(machine), kAdvice));
+std::vector<int32_t> draft_ids(const LoadedModel& loaded, int64_t draft_vocab) {
+  const json::object& config = loaded.config.config;
+  const json::value* text = config.if_contains("text_config");
+  const json::value* rows =
+      (text != nullptr && text->is_object() ? text->get_object() : config).if_contains("vocab_size");
+  const int64_t V = rows != nullptr && rows->is_int64() ? rows->get_int64() : 0;  // the model's own check says more
+  std::vector<int32_t> ids;
+  for (int64_t id = 0; id < V; ++id) {
+    const auto token = static_cast<int32_t>(id);
+    const bool ends =
+        std::find(loaded.eos_token_ids.begin(), loaded.eos_token_ids.end(), token) != loaded.eos_token_ids.end();
+    if (id < draft_vocab || ends || (loaded.tokenizer && loaded.tokenizer->is_added(token))) ids.push_back(token);
+  }
+  return ids;
 }
 
 }  // namespace
@@ -125,7 +159,7 @@ int thread_count(const ModelOptions& options) {
   return options.threads > 0 ? static_cast<int>(options.threads) : default_thread_count();
 }
 
-LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, bool weights) {
+LoadedModel load_model(const ModelOptions& options, ModelParts parts, bool weights, int64_t draft_vocab) {
   const auto start = std::chrono::steady_clock::now();
   LoadedModel loaded;
   json::object config;
@@ -135,7 +169,7 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
     config_file = "--shape " + options.shape;
   } else {
     loaded.folder = find_model_folder(options.model);
-    const fs::path file = loaded.folder / "config.json";
+    const fs::path file = config_file_in(loaded.folder);
     config = read_object(file);
     config_file = file.string();
     if (fs::exists(loaded.folder / "generation_config.json"))
@@ -145,7 +179,7 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
   override_config(config, options.hf_overrides);
   if (options.num_hidden_layers) cut_layers(config, *options.num_hidden_layers);
 
-  loaded.config = check_config(std::move(config), config_file);
+  loaded.config = check_overridden(std::move(config), config_file, options.hf_overrides);
   loaded.eos_token_ids = loaded.config.eos_token_ids;
   add_ids(loaded.eos_token_ids, loaded.generation_config.if_contains("eos_token_id"));
   if (loaded.tokenizer && loaded.tokenizer->eos_id()) {
@@ -161,47 +195,39 @@ LoadedModel load_model(const ModelOptions& options, const ModelParts& parts, boo
                       : options.dtype == "bfloat16" ? DType::kBF16
                                                     : DType::kF32;
 
+  if (draft_vocab > 0) parts.draft_ids = draft_ids(loaded, draft_vocab);
+
   loaded.backend = make_backend(options);
   const bool dummy = options.load_format == "dummy" || !options.shape.empty();
-  if (!dummy) loaded.checkpoint = std::make_unique<Checkpoint>(loaded.folder);
+  if (!dummy) loaded.checkpoint = std::make_unique<WeightFiles>(loaded.folder);
   loaded.store = std::make_unique<WeightStore>(*loaded.backend, loaded.checkpoint.get(), loaded.config.fp8);
   loaded.model = make_model(loaded.config, loaded.store->reader(), *loaded.backend, dtype, parts);
+  loaded.parts = std::move(parts);
   check_longest(options, *loaded.model);
-  if (weights) {
-    ProgressBar bar(dummy ? "making random weights" : "loading weights", 0, "B");
-    const std::vector<UnusedTensors> unused = unused_tensors(loaded.config, parts);
-    loaded.store->load(unused, thread_count(options), [&](int64_t done, int64_t total) { bar.update(done, total); });
-  }
   loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (weights) load_weights(loaded, options);
   return loaded;
 }
 
+void load_weights(LoadedModel& loaded, const ModelOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  if (loaded.parts.drafter) check_drafter(loaded);
+  {
+    ProgressBar bar(loaded.checkpoint == nullptr ? "making random weights" : "loading weights", 0, "B");
+    const std::vector<UnusedTensors> unused = unused_tensors(loaded.config, loaded.parts);
+    loaded.store->load(unused, thread_count(options), [&](int64_t done, int64_t total) { bar.update(done, total); });
+  }
+  loaded.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void check_drafter(const LoadedModel& loaded) {
+  if (loaded.model->drafter() == nullptr)
+    throw LoadError(
+        loaded.config.file +
+        ": the model has no MTP layers, so it cannot draft; --speculative-config with the method ngram works "
+        "without");
+}
+
 Tokenizer load_tokenizer(const ModelOptions& options) { return Tokenizer::load(find_model_folder(options.model)); }
-
-RunnerLimits planned_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
-                            const Sizes& least) {
-  RunnerLimits limits;
-  limits.max_num_seqs = options.max_num_seqs.value_or(usual.sequences);
-  limits.max_model_len =
-      options.max_model_len.value_or(std::min(usual.tokens, loaded.model->max_position_embeddings()));
-  limits.max_num_batched_tokens =
-      std::min(options.max_num_batched_tokens.value_or(512), limits.max_model_len * limits.max_num_seqs);
-#ifdef CALANDRA_HOSTILE
-  limits.block_size = options.block_size.value_or(1);
-#else
-  limits.block_size = options.block_size.value_or(16);
-#endif
-  limits.num_blocks = options.num_gpu_blocks_override.value_or(0);
-  limits.num_state_slots = options.num_state_slots.value_or(0);
-  check_fit(options, limits, least);
-  return limits;
-}
-
-RunnerLimits runner_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
-                           const Sizes& least) {
-  const RunnerLimits limits = planned_limits(loaded, options, usual, least);
-  check_memory(loaded, limits);
-  return limits;
-}
 
 }  // namespace calandra::apps

@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "apps/command_line.h"
-#include "engine/model_runner.h"
 #include "models/registry.h"
 #include "text/tokenizer.h"
 #include "weights/weight_store.h"
@@ -19,8 +18,9 @@ int thread_count(const ModelOptions& options);  // --threads, or one per usable 
 struct LoadedModel {
   std::filesystem::path folder;  // empty with --shape
   ModelConfig config;
+  ModelParts parts;
   std::unique_ptr<Backend> backend;
-  std::unique_ptr<Checkpoint> checkpoint;  // null with dummy weights
+  std::unique_ptr<WeightFiles> checkpoint;  // null with dummy weights
   std::unique_ptr<WeightStore> store;
   std::unique_ptr<CausalLM> model;
   std::optional<Tokenizer> tokenizer;  // absent when the folder has no tokenizer.json
@@ -29,23 +29,19 @@ struct LoadedModel {
   double load_seconds = 0;
 };
 
-// Reads config and weights (with a progress bar). `weights` false: builds the model without reading any (inspect).
-LoadedModel load_model(const ModelOptions& options, const ModelParts& parts = {}, bool weights = true);
+// Reads config and weights (with a progress bar). `weights` false: builds the model without reading any, for inspect
+// and for what is checked before load_weights.
+// `draft_vocab` above 0: the drafter's own output head has the ids below it and the tokenizer's added ones.
+LoadedModel load_model(const ModelOptions& options, ModelParts parts = {}, bool weights = true,
+                       int64_t draft_vocab = 0);
+
+// The weights of a model that was made without.
+void load_weights(LoadedModel& loaded, const ModelOptions& options);
+
+// Throws LoadError when the model cannot draft. load_model does it for parts with a drafter, before it reads weights.
+void check_drafter(const LoadedModel& loaded);
 
 // The tokenizer of MODEL's folder alone. Throws LoadError.
 Tokenizer load_tokenizer(const ModelOptions& options);
-
-// Sequences at once, and tokens of each.
-struct Sizes {
-  int64_t sequences = 1;
-  int64_t tokens = 1;
-};
-// The limits that the flags give; `usual` where they are absent, its tokens cut to what the model can. Throws LoadError
-// naming the flag when `least` does not fit, or when the model cannot.
-RunnerLimits planned_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
-                            const Sizes& least);
-// The same, when the machine has the memory; otherwise LoadError.
-RunnerLimits runner_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
-                           const Sizes& least);
 
 }  // namespace calandra::apps

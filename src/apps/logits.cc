@@ -3,9 +3,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
 
 #include "apps/collected.h"
+#include "apps/limits.h"
 #include "apps/logits_input.h"
 #include "apps/pictures.h"
 #include "apps/verbs.h"
@@ -84,8 +86,6 @@ int logits(const Options& options) {
   const bool with_pictures = inputs.has("pixel_values") || inputs.has("pixel_values_videos") || !options.images.empty();
   LoadedModel loaded = load_model(options.model, {.drafter = mtp > 0, .vision = with_pictures});
   const CausalLM& model = *loaded.model;
-  if (mtp > 0 && model.drafter() == nullptr)
-    throw LoadError(loaded.config.file + ": this model has no MTP (nextn) layers, so --mtp has nothing to run");
   Sequence sequence;
   sequence.tokens = inputs.ids(model.vocab_size());
   sequence.prompt_size = sequence.size();
@@ -151,10 +151,13 @@ int logits(const Options& options) {
   }
 
   std::vector<NamedTensor> tensors;
+  std::deque<std::vector<int32_t>> ids;
   for (auto& [name, c] : outputs) {
     Shape shape{c.rows};
     for (const int64_t size : c.row_shape) shape.append(size);
-    tensors.push_back({name, Tensor(c.values.data(), DType::kF32, shape)});
+    void* values = c.values.data();
+    if (c.dtype == DType::kI32) values = ids.emplace_back(c.values.begin(), c.values.end()).data();
+    tensors.push_back({name, Tensor(values, c.dtype, shape)});
   }
   if (mtp > 0) tensors.push_back({"mtp_draft_tokens", Tensor(drafts.data(), DType::kI32, {mtp})});
   std::vector<int32_t> positions;

@@ -36,7 +36,8 @@ int32_t LogitsInput::checked(const char* name, int64_t id, int64_t vocab_size) c
 std::vector<int64_t> LogitsInput::integers(const char* name, size_t rank) const {
   const SafetensorsFile::Entry& entry = find(name);
   if (entry.shape.size() != rank || (entry.dtype != "I32" && entry.dtype != "I64"))
-    throw LoadError(fmt::format("{}: {} must have {} axes and be I32 or I64", path_, name, rank));
+    throw LoadError(
+        fmt::format("{}: {} must have {} {} and be I32 or I64", path_, name, rank, rank == 1 ? "axis" : "axes"));
   const size_t width = entry.dtype == "I32" ? 4 : 8;
   std::vector<std::byte> bytes(entry.bytes);
   file_.read(entry, 0, entry.bytes, bytes.data());
@@ -59,7 +60,9 @@ std::vector<int32_t> LogitsInput::ids(int64_t vocab_size) const {
 
 std::optional<int32_t> LogitsInput::next_token(int64_t vocab_size) const {
   if (!has("next_token")) return std::nullopt;
-  return checked("next_token", integers("next_token", find("next_token").shape.size()).at(0), vocab_size);
+  const std::vector<int64_t> ids = integers("next_token", find("next_token").shape.size());
+  if (ids.size() != 1) throw LoadError(fmt::format("{}: next_token holds {} ids, not one", path_, ids.size()));
+  return checked("next_token", ids[0], vocab_size);
 }
 
 void LogitsInput::pictures(const char* pixels, const char* grids, const AddPicture& add) const {
@@ -70,9 +73,10 @@ void LogitsInput::pictures(const char* pixels, const char* grids, const AddPictu
   std::vector<float> values(entry.bytes / sizeof(float));
   file_.read(entry, 0, entry.bytes, values.data());
   const std::vector<int64_t> sizes = integers(grids, 2);
+  if (find(grids).shape[1] != 3) throw LoadError(fmt::format("{}: {} must be [pictures, 3]", path_, grids));
   int64_t row = 0;
   const int64_t width = entry.shape[1];
-  for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
+  for (size_t i = 0; i < sizes.size(); i += 3) {
     const PatchGrid grid{sizes[i], sizes[i + 1], sizes[i + 2]};
     constexpr int64_t kMost = 1 << 20;
     if (std::min({grid.t, grid.h, grid.w}) < 1 || std::max({grid.t, grid.h, grid.w}) > kMost ||

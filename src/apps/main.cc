@@ -4,15 +4,25 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <new>
 
 #include "apps/output.h"
 #include "apps/verbs.h"
+#include "backends/cpu/isa.h"
 #include "base/error.h"
 #include "base/log.h"
 
 namespace calandra::apps {
 namespace {
+
+int version() {
+  std::string sets;
+  for (const Isa isa : machine_isas()) sets += fmt::format("{}{}", sets.empty() ? "" : ", ", name_of(isa));
+  put("calandra {}\nbuilt with {}\ninstruction sets of this machine: {}\n", CALANDRA_VERSION, CALANDRA_BUILD,
+      sets.empty() ? "none that calandra has kernels for" : sets);
+  return 0;
+}
 
 int run(const Options& options) {
   switch (options.verb) {
@@ -32,13 +42,14 @@ int run(const Options& options) {
       return eval(options);
     case Verb::kInspect:
       return inspect(options);
+    case Verb::kRunBatch:
+      return run_batch(options);
     case Verb::kBenchLatency:
       return bench_latency(options);
     case Verb::kBenchOps:
       return bench_ops(options);
     case Verb::kVersion:
-      put("calandra {}\n", CALANDRA_VERSION);
-      return 0;
+      return version();
   }
   return 2;
 }
@@ -50,6 +61,9 @@ void fill_standard_descriptors() {
     if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) [[maybe_unused]]
       const int opened = open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_WRONLY);
 }
+
+// A parent may have left it ignored; then nobody could see how ffmpeg ended.
+void watch_children() { std::signal(SIGCHLD, SIG_DFL); }
 
 int status_of(int argc, char** argv) {
   try {
@@ -77,5 +91,6 @@ int status_of(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   calandra::apps::fill_standard_descriptors();
+  calandra::apps::watch_children();
   return calandra::apps::status_of(argc, argv);
 }

@@ -55,8 +55,11 @@ fs::path find_in_hub_cache(const std::string& name) {
   std::string entry = "models--" + name;
   entry.replace(entry.find('/'), 1, "--");
   std::vector<fs::path> looked_at;
+  fs::path incomplete;
   for (const fs::path& cache : caches) {
     looked_at.push_back(cache / entry);
+    std::error_code ignored;
+    if (incomplete.empty() && fs::is_directory(cache / entry, ignored)) incomplete = cache / entry;
     std::ifstream ref(cache / entry / "refs" / "main");
     std::string commit;
     if (std::getline(ref, commit)) {
@@ -64,6 +67,10 @@ fs::path find_in_hub_cache(const std::string& name) {
       if (fs::is_regular_file(snapshot / "config.json")) return snapshot;
     }
   }
+  if (!incomplete.empty())
+    throw LoadError("the download of " + name + " in " + incomplete.string() +
+                    " is incomplete: refs/main or config.json of its snapshot is missing; run `hf download " + name +
+                    "` again");
   not_found("model " + name, looked_at, "Download it with `hf download " + name + "`, or give the path of its folder.");
 }
 
@@ -74,14 +81,25 @@ fs::path find_model_folder(const std::string& model) {
   if (model == "demo:bailing") return find_demo("bailing");
   if (model.starts_with("demo:"))
     throw LoadError("there is no demo model " + model + "; there are demo:qwen3_5 and demo:bailing");
-  if (fs::is_directory(model)) return model;
-  if (fs::exists(model))
+  std::error_code ignored;  // of names that are too long for a file
+  if (fs::is_directory(model, ignored)) return model;
+  if (fs::exists(model, ignored))
     throw LoadError(model + " is a file; a model is a folder with config.json and model.safetensors");
   const bool is_name = std::count(model.begin(), model.end(), '/') == 1 && model.front() != '/' &&
                        model.front() != '.' && model.back() != '/' && model.find("..") == std::string::npos;
   if (is_name) return find_in_hub_cache(model);
   throw LoadError("there is no folder " + model +
                   "; MODEL is a folder, a Hugging Face name like Qwen/Qwen3.5-0.8B, demo:qwen3_5 or demo:bailing");
+}
+
+bool names_model(const std::string& word) {
+  if (word.starts_with("demo:")) return word.find_first_of(" \t\n") == std::string::npos;
+  try {
+    const fs::path folder = find_model_folder(word);
+    return fs::exists(folder / "config.json") || fs::exists(folder / "tokenizer.json");
+  } catch (const LoadError&) {
+    return false;
+  }
 }
 
 }  // namespace calandra::apps

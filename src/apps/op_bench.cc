@@ -110,12 +110,15 @@ void OpBench::run(const std::string& name, const Batch* batch, Cost cost, const 
   Workspace workspace(measured, backend_.allocate(measured.bytes()));
   ExecContext ctx{backend_, workspace, one};
   double best = std::numeric_limits<double>::infinity();
+  uint32_t launches = 0;
   for (int64_t repetition = 0; repetition < options_.repetitions; ++repetition) {
     workspace.reset();
     if (batch != nullptr) backend_.plan(ctx, *batch);
+    const uint32_t before = backend_.launches();
     const auto start = std::chrono::steady_clock::now();
     op(ctx);
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    launches = backend_.launches() - before;
   }
   // The roofline: the slower of moving the bytes and computing, at the rates of the probes.
   const double bound = std::max(cost.bytes / probe_.read_bytes_per_s, cost.flops / probe_.flops_per_s);
@@ -124,10 +127,11 @@ void OpBench::run(const std::string& name, const Batch* batch, Cost cost, const 
                             {"seconds", best},
                             {"bytes_per_s", cost.bytes / best},
                             {"flops_per_s", cost.flops / best},
-                            {"fraction_of_roofline", bound / best}});
+                            {"fraction_of_roofline", bound / best},
+                            {"launches", launches}});
   } else {
-    put("  {:<44} {:>9.1f} us  {:>6.1f} GB/s  {:>6.1f} GFLOP/s  {:>4.0f} %\n", name, 1e6 * best,
-        cost.bytes / best / 1e9, cost.flops / best / 1e9, 100 * bound / best);
+    put("  {:<44} {:>9.1f} us  {:>6.1f} GB/s  {:>6.1f} GFLOP/s  {:>4.0f} %  {:>3}\n", name, 1e6 * best,
+        cost.bytes / best / 1e9, cost.flops / best / 1e9, 100 * bound / best, launches);
     flush_output();
   }
 }

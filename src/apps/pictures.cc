@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "apps/jsonl.h"
 #include "base/error.h"
+#include "engine/vision_runner.h"
 #include "vision/patchify.h"
 
 namespace calandra::apps {
@@ -38,6 +40,14 @@ bool before(const fs::path& a, const fs::path& b) {
   };
   const std::string m = number(x), n = number(y);
   return std::tuple(m.size(), m, x) < std::tuple(n.size(), n, y);
+}
+
+bool is_image_name(const fs::path& file) {
+  std::string extension = file.extension().string();
+  for (char& c : extension)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  constexpr std::string_view kExtensions[] = {".jpg", ".jpeg", ".png", ".webp", ".gif"};
+  return std::find(std::begin(kExtensions), std::end(kExtensions), extension) != std::end(kExtensions);
 }
 
 Image read_image(const fs::path& file) {
@@ -79,8 +89,9 @@ const VisionEncoder& Pictures::encoder() const {
   return *encoder;
 }
 
-Pictures::Picture Pictures::encode(std::span<const float> patches, const PatchGrid& grid) const {
-  return {grid, encode_patches(encoder(), *loaded_.backend, patches, {&grid, 1}, taps_), {}};
+Pictures::Picture Pictures::picture(std::span<const float> patches, const PatchGrid& grid) {
+  EncoderInput input{{patches.begin(), patches.end()}, grid, {++numbers_}};
+  return {std::make_shared<const EncoderInput>(std::move(input))};
 }
 
 void Pictures::add_image(const std::string& file) {
@@ -89,7 +100,7 @@ void Pictures::add_image(const std::string& file) {
     throw LoadError(
         fmt::format("{} has no preprocessor_config.json, which says how images are prepared", loaded_.folder.string()));
   const Patches patches = value_or_throw(preprocess_image(read_image(file), *image_config_), file);
-  images_.push_back(encode(patches.values, patches.grid));
+  images_.push_back(picture(patches.values, patches.grid));
 }
 
 void Pictures::add_video(const std::string& path, std::optional<double> fps) {
@@ -101,27 +112,37 @@ void Pictures::add_video(const std::string& path, std::optional<double> fps) {
   if (fs::is_directory(path)) {
     std::vector<fs::path> files;
     for (const auto& entry : fs::directory_iterator(path))
-      if (entry.is_regular_file()) files.push_back(entry.path());
+      if (entry.is_regular_file() && is_image_name(entry.path())) files.push_back(entry.path());
+    if (files.empty()) throw LoadError(path + " holds no images (.jpg, .jpeg, .png, .webp, .gif)");
     std::sort(files.begin(), files.end(), before);
-    std::vector<Image> frames;
-    for (const fs::path& file : files) frames.push_back(read_image(file));
-    video = value_or_throw(preprocess_frames(std::move(frames), fps, *video_config_), path);
+    const auto frame = [&](int64_t i) { return read_image(files[i]); };
+    video = value_or_throw(preprocess_frames(std::ssize(files), frame, fps, *video_config_), path);
   } else {
     video = value_or_throw(preprocess_video_file(path, *video_config_), path);
   }
-  Picture picture = encode(video.patches.values, video.patches.grid);
-  picture.seconds = std::move(video.seconds);
-  videos_.push_back(std::move(picture));
+  videos_.push_back(picture(video.patches.values, video.patches.grid));
+  videos_.back().seconds = std::move(video.seconds);
+}
+
+void Pictures::check_prepared(std::span<const float> patches, const PatchGrid& grid) const {
+  const int64_t merge = encoder().spatial_merge_size(), size = encoder().patch_size();
+  const int64_t values = 3 * encoder().temporal_patch_size() * size * size;
+  if (grid.h % merge != 0 || grid.w % merge != 0)
+    throw LoadError(fmt::format("a picture of {} x {} patches: both must be multiples of {}", grid.h, grid.w, merge));
+  if (std::ssize(patches) != grid.patches() * values)
+    throw LoadError(
+        fmt::format("a patch has {} values, the vision tower takes {}", std::ssize(patches) / grid.patches(), values));
 }
 
 void Pictures::add_image_patches(std::span<const float> patches, const PatchGrid& grid) {
-  images_.push_back(encode(patches, grid));
+  check_prepared(patches, grid);
+  images_.push_back(picture(patches, grid));
 }
 
 void Pictures::add_video_patches(std::span<const float> patches, const PatchGrid& grid) {
-  Picture picture = encode(patches, grid);
-  picture.seconds.resize(grid.t);
-  videos_.push_back(std::move(picture));
+  check_prepared(patches, grid);
+  videos_.push_back(picture(patches, grid));
+  videos_.back().seconds.resize(grid.t);
 }
 
 void Pictures::clear() {
@@ -148,31 +169,41 @@ ExpansionRule Pictures::rule() const {
 
 std::vector<PatchGrid> Pictures::image_grids() const {
   std::vector<PatchGrid> grids;
-  for (const Picture& image : images_) grids.push_back(image.grid);
+  for (const Picture& image : images_) grids.push_back(image.input->grid);
   return grids;
 }
 
 std::vector<VideoPlace> Pictures::video_places() const {
   std::vector<VideoPlace> places;
-  for (const Picture& video : videos_) places.push_back({video.grid, video.seconds});
+  for (const Picture& video : videos_) places.push_back({video.input->grid, video.seconds});
   return places;
 }
 
-std::vector<ImageSpan> Pictures::spans(const ExpandedPrompt& prompt) const {
-  std::vector<ImageSpan> spans;
-  for (size_t i = 0; i < images_.size(); ++i) spans.push_back({prompt.image_rows[i].begin, images_[i].embeds.rows});
+std::vector<PictureRows> Pictures::rows(const ExpandedPrompt& prompt) const {
+  std::vector<PictureRows> rows;
+  for (size_t i = 0; i < images_.size(); ++i) {
+    const RowRange& range = prompt.image_rows[i];
+    rows.push_back({range.begin, range.end - range.begin, images_[i].input});
+  }
   for (size_t i = 0; i < videos_.size(); ++i) {
-    int64_t row = 0;
+    int64_t first = 0;
     for (const RowRange& range : prompt.video_rows[i]) {
-      spans.push_back({range.begin, videos_[i].embeds.rows.slice(0, row, row + range.end - range.begin)});
-      row += range.end - range.begin;
+      rows.push_back({range.begin, range.end - range.begin, videos_[i].input, first});
+      first += range.end - range.begin;
     }
   }
-  std::sort(spans.begin(), spans.end(), [](const ImageSpan& a, const ImageSpan& b) { return a.begin < b.begin; });
-  return spans;
+  std::sort(rows.begin(), rows.end(), [](const PictureRows& a, const PictureRows& b) { return a.begin < b.begin; });
+  return rows;
 }
 
 namespace {
+
+// Where token index `end` of the prompt with placeholders stands in the expanded one.
+int64_t expanded_index(int64_t end, std::span<const RowRange> image_rows) {
+  for (const RowRange& range : image_rows)
+    if (range.begin < end) end += range.end - range.begin - 1;
+  return end;
+}
 
 std::vector<std::array<int32_t, 3>> positions_of(const ExpandedPrompt& prompt) {
   const size_t T = prompt.tokens.size();
@@ -184,27 +215,58 @@ std::vector<std::array<int32_t, 3>> positions_of(const ExpandedPrompt& prompt) {
 
 }  // namespace
 
+// The token as people write it with --raw.
+std::string Pictures::token_name(int32_t id) const {
+  return loaded_.tokenizer ? std::string(loaded_.tokenizer->id_to_token(id)) : fmt::format("token {}", id);
+}
+
+// Without a picture they would be read as text.
+void Pictures::refuse_placeholders(std::span<const int32_t> ids) const {
+  const std::pair<const char*, const char*> kinds[] = {{"image_token_id", "image"}, {"video_token_id", "video"}};
+  for (const auto& [key, what] : kinds) {
+    const json::value* id = loaded_.config.config.if_contains(key);
+    if (id == nullptr || !id->is_int64()) continue;
+    if (const auto places = std::count(ids.begin(), ids.end(), id->get_int64()); places > 0)
+      throw LoadError(fmt::format("the prompt has {} {} placeholder{} ({}), but no {} was given", places, what,
+                                  places == 1 ? "" : "s", token_name(static_cast<int32_t>(id->get_int64())), what));
+  }
+}
+
 void Pictures::place(Request& request) const {
-  if (empty()) return;
+  if (empty()) return refuse_placeholders(request.prompt_token_ids);
   const auto encode = [&](std::string_view text) {
     if (!loaded_.tokenizer) throw LoadError(loaded_.folder.string() + " has no tokenizer.json, which videos need");
     return loaded_.tokenizer->encode(text);
   };
-  ExpandedPrompt prompt = value_or_throw(
-      expand_placeholders(request.prompt_token_ids, image_grids(), video_places(), rule(), encode), "prompt");
+  const ExpansionRule rule = this->rule();
+  auto expanded = expand_placeholders(request.prompt_token_ids, image_grids(), video_places(), rule, encode);
+  if (const auto* error = std::get_if<RequestError>(&expanded))
+    throw LoadError(fmt::format("{} ({} for an image, {} for a video)", error->message,
+                                token_name(rule.tokens.image_pad), token_name(rule.tokens.video_pad)));
+  ExpandedPrompt prompt = std::get<ExpandedPrompt>(std::move(expanded));
   request.positions = positions_of(prompt);
   request.position_delta = static_cast<int32_t>(prompt.position_delta);
-  request.images = spans(prompt);
+  request.pictures = rows(prompt);
+  if (!videos_.empty()) request.checkpoint_hints.clear();  // texts of their own stand around videos
+  for (int64_t& end : request.checkpoint_hints) end = expanded_index(end, prompt.image_rows);
   request.prompt_token_ids = std::move(prompt.tokens);
 }
 
-void Pictures::place_expanded(Sequence& sequence) const {
-  if (empty()) return;
+void Pictures::place_expanded(Sequence& sequence) {
+  if (empty()) return refuse_placeholders(sequence.tokens);
   const ExpandedPrompt prompt =
       value_or_throw(locate_placeholders(sequence.tokens, image_grids(), video_places(), rule()), "input_ids");
   sequence.positions = positions_of(prompt);
   sequence.position_delta = static_cast<int32_t>(prompt.position_delta);
-  sequence.images = spans(prompt);
+  std::map<const EncoderInput*, Tensor> embeds;
+  for (std::deque<Picture>* pictures : {&images_, &videos_})
+    for (Picture& picture : *pictures) {
+      const EncoderInput& input = *picture.input;
+      picture.embeds = encode_patches(encoder(), *loaded_.backend, input.patches, {&input.grid, 1}, taps_);
+      embeds[&input] = picture.embeds.rows;
+    }
+  for (const PictureRows& at : rows(prompt))
+    sequence.images.push_back({at.begin, embeds.at(at.input.get()).slice(0, at.first_row, at.first_row + at.count)});
 }
 
 }  // namespace calandra::apps

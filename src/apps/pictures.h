@@ -2,12 +2,12 @@
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "apps/loaded_model.h"
-#include "engine/engine.h"
-#include "engine/vision_runner.h"
+#include "engine/engine_core.h"
 #include "vision/placeholders.h"
 #include "vision/processor_config.h"
 #include "vision/video.h"
@@ -19,12 +19,12 @@ class Pictures {
   // Reads the processor files of the model's folder when they are there. Throws LoadError when one is broken.
   explicit Pictures(const LoadedModel& loaded, Taps* taps = nullptr);
 
-  // Decodes, resizes and runs the vision tower. Throw LoadError naming the file: the model has no vision tower or no
-  // processor file, or the picture cannot be read.
+  // Decode, resize and cut into patches, for the vision tower. Throw LoadError naming the file: the model has no vision
+  // tower or no processor file, or the picture cannot be read.
   void add_image(const std::string& file);
-  // A video file (through ffmpeg), or a folder of numbered images at `fps`.
+  // A video file (through ffmpeg), or the images of a folder, in the order of their numbers, at `fps`.
   void add_video(const std::string& path, std::optional<double> fps);
-  // Patches that are prepared already (research).
+  // Patches that are prepared already (research). Throw LoadError when they do not suit the tower.
   void add_image_patches(std::span<const float> patches, const PatchGrid& grid);
   void add_video_patches(std::span<const float> patches, const PatchGrid& grid);
   void clear();
@@ -38,30 +38,35 @@ class Pictures {
   Count count() const { return {images_.size(), videos_.size()}; }
   json::value content(const std::string& text, Count first) const;
 
-  // Expands the placeholders of a prompt and puts pictures and positions into the request. Throws LoadError when their
-  // numbers do not fit.
+  // Expands the placeholders of a prompt and puts pictures and positions into the request; checkpoint hints move along.
+  // Pictures are told apart by their number, so one engine gets those of one object only. Throws LoadError when there
+  // are not as many placeholders, also when there is no picture.
   void place(Request& request) const;
-  // The same for a prompt whose placeholders are expanded already.
-  void place_expanded(Sequence& sequence) const;
+  // The same for a prompt whose placeholders are expanded already; runs the vision tower, whose results live here.
+  void place_expanded(Sequence& sequence);
 
  private:
   struct Picture {
-    PatchGrid grid;
-    ImageEmbeds embeds;
-    std::vector<double> seconds;  // of a video's temporal patches
+    std::shared_ptr<const EncoderInput> input;
+    std::vector<double> seconds = {};  // of a video's temporal patches
+    ImageEmbeds embeds = {};           // of place_expanded
   };
-  Picture encode(std::span<const float> patches, const PatchGrid& grid) const;
+  void check_prepared(std::span<const float> patches, const PatchGrid& grid) const;
+  Picture picture(std::span<const float> patches, const PatchGrid& grid);
   const VisionEncoder& encoder() const;
+  void refuse_placeholders(std::span<const int32_t> ids) const;
+  std::string token_name(int32_t id) const;
   ExpansionRule rule() const;
   std::vector<PatchGrid> image_grids() const;
   std::vector<VideoPlace> video_places() const;
-  std::vector<ImageSpan> spans(const ExpandedPrompt& prompt) const;
+  std::vector<PictureRows> rows(const ExpandedPrompt& prompt) const;
 
   const LoadedModel& loaded_;
   Taps* taps_;  // of the vision tower
   std::optional<ImageProcessorConfig> image_config_;
   std::optional<VideoProcessorConfig> video_config_;
   std::deque<Picture> images_, videos_;
+  uint64_t numbers_ = 0;  // of pictures, from 1
 };
 
 }  // namespace calandra::apps

@@ -1,9 +1,12 @@
 // `calandra tokenize`: text to ids and pieces, and back.
+#include <fmt/format.h>
+
 #include "apps/input_text.h"
 #include "apps/jsonl.h"
 #include "apps/loaded_model.h"
 #include "apps/output.h"
 #include "apps/verbs.h"
+#include "base/error.h"
 #include "text/tokenize_rows.h"
 
 namespace calandra::apps {
@@ -14,7 +17,12 @@ int tokenize(const Options& options) {
 
   const std::string text = options.text.empty() ? read_text("-") : options.text;
   if (options.decode) {
-    const std::string decoded = tokenizer.decode(parse_ids(text, "TEXT"), options.no_special);
+    const std::vector<int32_t> ids = parse_ids(text, "TEXT");
+    for (const int32_t id : ids)
+      if (tokenizer.id_to_token(id).empty())
+        throw LoadError(
+            fmt::format("{} is outside the vocabulary: the tokenizer's ids end at {}", id, tokenizer.size() - 1));
+    const std::string decoded = tokenizer.decode(ids, options.no_special);
     if (options.json)
       print_json(json::object{{"text", decoded}});
     else

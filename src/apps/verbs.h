@@ -13,6 +13,7 @@ int logits(const Options& options);
 int sample(const Options& options);
 int eval(const Options& options);
 int inspect(const Options& options);
+int run_batch(const Options& options);
 int bench_latency(const Options& options);
 int bench_ops(const Options& options);
 

@@ -3,6 +3,9 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <mutex>
+#include <set>
+
 namespace calandra {
 namespace {
 spdlog::level::level_enum to_spdlog(LogLevel level) {
@@ -33,5 +36,12 @@ spdlog::logger& logger() {
 
 void set_log_level(LogLevel level) { logger().set_level(to_spdlog(level)); }
 void log_message(LogLevel level, std::string_view text) { logger().log(to_spdlog(level), text); }
+
+void log_warning_once(const std::string& text) {
+  static std::mutex mutex;
+  static std::set<std::string> said;
+  const std::lock_guard lock(mutex);
+  if (said.insert(text).second) log_message(LogLevel::kWarning, text);
+}
 
 }  // namespace calandra

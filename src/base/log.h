@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <string>
 #include <string_view>
 
 namespace calandra {
@@ -23,6 +24,12 @@ void log_info(fmt::format_string<Args...> format, Args&&... args) {
 template <class... Args>
 void log_warning(fmt::format_string<Args...> format, Args&&... args) {
   log_message(LogLevel::kWarning, fmt::format(format, std::forward<Args>(args)...));
+}
+// The same text only once in a run, for what is read several times (a config).
+void log_warning_once(const std::string& text);
+template <class... Args>
+void log_warning_once(fmt::format_string<Args...> format, Args&&... args) {
+  log_warning_once(fmt::format(format, std::forward<Args>(args)...));
 }
 template <class... Args>
 void log_error(fmt::format_string<Args...> format, Args&&... args) {

@@ -69,6 +69,19 @@ struct f8_e4m3 {
     }
     return std::bit_cast<float>(sign | ((magnitude << 20) + (120u << 23)));
   }
+  // The nearest one, at most 448, its largest; NaN stays NaN.
+  static f8_e4m3 nearest(float value) {
+    const uint32_t u = std::bit_cast<uint32_t>(value), magnitude = u & 0x7fffffffu;
+    const auto sign = static_cast<uint8_t>(u >> 31 << 7);
+    if (magnitude > 0x7f800000u) return from_bits(0x7f);
+    if (magnitude >= 0x43e00000u) return from_bits(sign | 0x7e);  // 448
+    if (magnitude < 0x3c800000u) {                                // 2^-6: adding 2^14 rounds to multiples of 2^-9
+      const float rounded = std::bit_cast<float>(magnitude) + 0x1p14f;
+      return from_bits(sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(rounded) & 0xffu));
+    }
+    const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+    return from_bits(sign | static_cast<uint8_t>((rounded - (120u << 23)) >> 20));
+  }
   static f8_e4m3 from_bits(uint8_t bits) {
     f8_e4m3 x;
     x.bits = bits;

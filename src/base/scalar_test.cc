@@ -55,6 +55,27 @@ TEST(Half, RoundsToNearestEven) {
   EXPECT_EQ(f16(-1e30f).bits, 0xfc00);
 }
 
+TEST(Float8, RoundsToNearestEven) {
+  const auto value_of = [](uint32_t bits) {
+    return static_cast<float>(f8_e4m3::from_bits(static_cast<uint8_t>(bits)));
+  };
+  for (uint32_t bits = 0; bits <= 0x7e; ++bits) {
+    for (const uint32_t sign : {0u, 0x80u}) {
+      const float s = sign != 0 ? -1.0f : 1.0f;
+      ASSERT_EQ(f8_e4m3::nearest(value_of(sign | bits)).bits, sign | bits);
+      if (bits == 0x7e) continue;
+      const float middle = (value_of(bits) + value_of(bits + 1)) / 2;
+      ASSERT_EQ(f8_e4m3::nearest(s * middle).bits, sign | (bits + (bits & 1))) << bits;
+      ASSERT_EQ(f8_e4m3::nearest(s * std::nextafter(middle, 0.0f)).bits, sign | bits) << bits;
+      ASSERT_EQ(f8_e4m3::nearest(s * std::nextafter(middle, 1e9f)).bits, sign | (bits + 1)) << bits;
+    }
+  }
+  EXPECT_EQ(f8_e4m3::nearest(1e30f).bits, 0x7e);  // 448 is the largest
+  EXPECT_EQ(f8_e4m3::nearest(-INFINITY).bits, 0xfe);
+  EXPECT_EQ(f8_e4m3::nearest(NAN).bits, 0x7f);
+  EXPECT_EQ(f8_e4m3::nearest(-0.0f).bits, 0x80);
+}
+
 #ifdef __FLT16_MANT_DIG__
 TEST(Half, IsWhatTheCompilerComputes) {
   for (uint64_t bits = 0; bits < (uint64_t{1} << 32); bits += 9973) {

@@ -34,6 +34,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  // Regions that several threads worked in since the start, each with one barrier at its end; for the caller of run().
+  uint32_t regions() const { return region_.load(std::memory_order_relaxed); }
 
   // Calls fn(thread) once on each thread, returns when all have returned. One region at a time: a call from inside a
   // region, or from a second thread meanwhile, aborts. fn must not throw.

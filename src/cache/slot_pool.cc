@@ -30,7 +30,7 @@ SlotPool::SlotPool(const std::vector<CacheSpec>& specs, int64_t hidden_size, DTy
     : slots_(slots),
       pending_capacity_(pending_capacity),
       bytes_per_slot_(bytes_per_slot(specs, hidden_size, hidden_dtype, pending_capacity)),
-      taken_(slots, false) {
+      references_(slots, 0) {
   const auto make = [&](DType dtype, Shape shape) {
     buffers_.push_back(allocate(shape.numel() * size_of(dtype)));
     return buffers_.back().tensor(dtype, shape);
@@ -55,18 +55,22 @@ std::optional<int32_t> SlotPool::take() {
   if (free_.empty()) return std::nullopt;
   const int32_t slot = free_.back();
   free_.pop_back();
-  taken_[slot] = true;
+  references_[slot] = 1;
   return slot;
 }
 
+void SlotPool::add_reference(int32_t slot) {
+  CHECK_GT(references_.at(slot), 0);
+  ++references_[slot];
+}
+
 void SlotPool::release(int32_t slot) {
-  CHECK_MSG(taken_.at(slot), "slot " + std::to_string(slot) + " is free already");
-  taken_[slot] = false;
-  free_.push_back(slot);
+  CHECK_MSG(taken(slot), "slot " + std::to_string(slot) + " is free already");
+  if (--references_[slot] == 0) free_.push_back(slot);
 }
 
 void SlotPool::copy_out(int32_t slot, std::byte* to, const CopyBytes& copy_bytes) const {
-  CHECK(taken_.at(slot));
+  CHECK(taken(slot));
   for_each_piece(*this, slot, [&](const void* piece, int64_t bytes) {
     if (bytes == 0) return;  // no pending updates: there is no memory
     copy_bytes(to, piece, bytes);
@@ -75,7 +79,7 @@ void SlotPool::copy_out(int32_t slot, std::byte* to, const CopyBytes& copy_bytes
 }
 
 void SlotPool::copy_in(int32_t slot, const std::byte* from, const CopyBytes& copy_bytes) {
-  CHECK(taken_.at(slot));
+  CHECK(taken(slot));
   for_each_piece(*this, slot, [&](void* piece, int64_t bytes) {
     if (bytes == 0) return;
     copy_bytes(piece, from, bytes);

@@ -22,11 +22,16 @@ class SlotPool {
   int64_t bytes_per_slot() const { return bytes_per_slot_; }
   int64_t bytes() const { return bytes_per_slot_ * slots_; }
 
-  // A free slot, or nothing. Its content is whatever its last owner left: a sequence that begins reads the empty state
-  // (src -1).
+  // A free slot with one reference, or nothing. Its content is whatever its last owner left: a sequence that begins
+  // reads the empty state (src -1).
   std::optional<int32_t> take();
+  // Forks, and who continues from a checkpoint, read a slot that another holds too. A slot is written by a step only
+  // while its one reference is the writer's.
+  void add_reference(int32_t slot);
+  // The last reference frees the slot.
   void release(int32_t slot);
-  bool taken(int32_t slot) const { return taken_.at(slot); }
+  bool taken(int32_t slot) const { return references_.at(slot) > 0; }
+  int references(int32_t slot) const { return references_.at(slot); }
 
   // All bytes_per_slot() bytes of a slot, to other memory and back: per layer its tensors, then N, accepted and the
   // hidden rows.
@@ -48,7 +53,7 @@ class SlotPool {
   int64_t pending_capacity_;
   int64_t bytes_per_slot_;
   std::vector<int32_t> free_;
-  std::vector<bool> taken_;
+  std::vector<int> references_;
   std::vector<std::vector<Tensor>> layers_;
   Tensor N_, accepted_, hidden_;
   std::vector<Buffer> buffers_;

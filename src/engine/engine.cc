@@ -1,265 +1,285 @@
 #include "engine/engine.h"
 
-#include <algorithm>
-#include <random>
+#include <chrono>
 
 #include "base/log.h"
-#include "base/philox.h"
-#include "engine/sampling_row.h"
 
 namespace calandra {
 
-std::string_view name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "abort";
-  }
-  return "?";
-}
+// What the threads share.
+struct EngineInbox {
+  struct Incoming {
+    uint64_t ticket;
+    Request request;
+    std::weak_ptr<Stream> stream;
+  };
+  mutable std::mutex mutex;
+  std::condition_variable work;     // for the loop
+  std::condition_variable changed;  // something ended
+  std::deque<Incoming> incoming;
+  std::vector<uint64_t> cancels;  // tickets
+  uint64_t next_ticket = 1;
+  int64_t unfinished = 0;    // requests
+  EngineStats stats;         // as of the last step
+  double last_progress = 0;  // seconds of the engine's clock
+  bool stalled = false;      // reported
+  bool draining = false;     // refuses what comes
+  bool ending = false;       // cancels what is there
+  bool stopping = false;     // the loop ends
+  std::string failure;       // why it ended by itself
+};
 
 namespace {
 
-// repetition_detection: the output ends with min_count copies of a pattern of an allowed size.
-bool repeats(const Sequence& s) {
-  const SamplingParams::RepetitionDetection& r = s.params.repetition_detection;
-  for (int64_t size = std::max(1, r.min_pattern_size); size <= r.max_pattern_size; ++size) {
-    const int64_t window = size * r.min_count;
-    if (window > s.outputs()) break;
-    const auto end = s.tokens.end();
-    if (std::equal(end - window + size, end, end - window))
-      return true;  // every token equals the one a pattern earlier
+std::chrono::duration<double> seconds_of(double seconds) { return std::chrono::duration<double>(seconds); }
+
+RequestError unavailable(std::string message) { return {503, "service_unavailable", "", std::move(message)}; }
+
+double ratio(int64_t part, int64_t whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+// One line in vLLM's words.
+void log_stats(const EngineStats& now, const EngineStats& before, double seconds) {
+  const auto per_second = [&](int64_t count) { return static_cast<double>(count) / seconds; };
+  std::string line = fmt::format(
+      "Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} tokens/s, Running: {} reqs, Waiting: "
+      "{} reqs, KV cache usage: {:.1f}%, Prefix cache hit rate: {:.1f}%",
+      per_second(now.prompt_tokens - before.prompt_tokens),
+      per_second(now.generation_tokens - before.generation_tokens), now.requests_running, now.requests_waiting,
+      100 * ratio(now.pages_used, now.pages), 100 * ratio(now.prefix.hit_tokens, now.prefix.query_tokens));
+  const int64_t drafts = now.drafts - before.drafts;
+  if (drafts > 0) {
+    line += fmt::format(", Mean acceptance length: {:.2f}, Per-position acceptance rate:",
+                        1 + ratio(now.accepted_tokens - before.accepted_tokens, drafts));
+    for (size_t j = 0; j < now.drafted_per_position.size() && now.drafted_per_position[j] > 0; ++j)
+      line += fmt::format(" {:.3f}", ratio(now.accepted_per_position[j], now.drafted_per_position[j]));
   }
-  return false;
+  log_info("{}", line);
 }
 
 }  // namespace
 
-// One choice while it runs.
-struct Engine::Running {
-  size_t request;
-  Sequence sequence;
-  std::optional<Detokenizer> detokenizer;
-  Answer* answer;
-  int64_t longest = 0;  // tokens at which max_tokens or max_model_len ends it
-};
+Stream::Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, int64_t choices)
+    : inbox_(std::move(inbox)), ticket_(ticket), open_(choices) {}
 
-Engine::Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options)
-    : runner_(runner), tokenizer_(tokenizer), options_(std::move(options)) {
-  if (!options_.seed) options_.seed = std::random_device{}() | uint64_t{std::random_device{}()} << 32;
-  std::erase_if(options_.eos_token_ids, [&](int32_t id) {
-    const bool outside = id < 0 || id >= runner.model().vocab_size();
-    if (outside)
-      log_warning("eos_token_id {} is outside the vocabulary of {} and has no effect", id, runner.model().vocab_size());
-    return outside;
-  });
+Stream::~Stream() {
+  if (open_ > 0) cancel();
 }
 
-// Seeds of requests without one: a fixed sequence of the engine's seed.
-uint64_t Engine::next_seed() {
-  const auto words = philox4x32({static_cast<uint32_t>(seeds_drawn_), static_cast<uint32_t>(seeds_drawn_ >> 32), 0, 1},
-                                *options_.seed);
-  ++seeds_drawn_;
-  return words[0] | uint64_t{words[1]} << 32;
+void Stream::push(Event event) {
+  const std::lock_guard lock(mutex_);
+  if (event.answer) --open_;
+  events_.push_back(std::move(event));
+  arrived_.notify_one();
 }
 
-std::optional<RequestError> Engine::check(const Request& request) const {
-  const auto bad = [](std::string param, std::string message, std::string code = "invalid_request_error") {
-    return RequestError{400, std::move(code), std::move(param), std::move(message)};
-  };
-  const int64_t size = static_cast<int64_t>(request.prompt_token_ids.size());
-  if (size == 0) return bad("prompt", "the prompt is empty");
-  for (const int32_t id : request.prompt_token_ids)
-    if (id < 0 || id >= runner_.model().vocab_size())
-      return bad("prompt", "token id " + std::to_string(id) + " is outside the vocabulary of " +
-                               std::to_string(runner_.model().vocab_size()));
-  if (size >= runner_.limits().max_model_len)
-    return bad("prompt",
-               "the prompt has " + std::to_string(size) + " tokens; prompt and answer together may have " +
-                   std::to_string(runner_.limits().max_model_len) + " (--max-model-len)",
-               "context_length_exceeded");
-  if (!request.params.stop.empty() && tokenizer_ == nullptr)
-    return bad("stop", "stop strings need a tokenizer; use stop_token_ids");
-  const SamplingParams& params = request.params;
-  if (params.prompt_logprobs) return bad("prompt_logprobs", "prompt_logprobs are not supported yet");
-  if (params.thinking_token_budget) return bad("thinking_token_budget", "thinking_token_budget is not supported yet");
-  if (!params.bad_words.empty() && tokenizer_ == nullptr) return bad("bad_words", "bad_words need a tokenizer");
-  return params.check({.vocab_size = runner_.model().vocab_size(), .max_n = 1024, .max_logprobs = -1});
+std::optional<Stream::Event> Stream::pop() {
+  if (events_.empty()) return std::nullopt;
+  std::optional<Event> event = std::move(events_.front());
+  events_.pop_front();
+  return event;
 }
 
-std::vector<std::vector<Answer>> Engine::run(const std::vector<Request>& requests, const OnToken& on_token,
-                                             const OnPrefill& on_prefill) {
-  std::vector<std::vector<Answer>> answers(requests.size());
-  std::vector<std::unique_ptr<Running>> waiting;
-  int64_t prompt_total = 0;
-  for (size_t i = 0; i < requests.size(); ++i) {
-    const Request& request = requests[i];
-    const std::optional<RequestError> error = check(request);
-    answers[i].resize(error ? 1 : request.params.n);
-    if (error) {
-      answers[i][0].error = error;
-      continue;
-    }
-    const uint64_t seed = request.params.seed ? *request.params.seed : next_seed();
-    for (int32_t choice = 0; choice < request.params.n; ++choice) {
-      auto running = std::make_unique<Running>();
-      running->request = i;
-      running->answer = &answers[i][choice];
-      Sequence& s = running->sequence;
-      s.tokens = request.prompt_token_ids;
-      s.prompt_size = s.size();
-      s.images = request.images;
-      s.positions = request.positions;
-      s.position_delta = request.position_delta;
-      s.params = request.params;
-      s.seed = seed;
-      s.choice = choice;
-      if (tokenizer_ != nullptr && !s.params.bad_words.empty()) {
-        for (std::vector<int32_t>& word : tokenize_bad_words(*tokenizer_, s.params.bad_words))
-          s.params.bad_words_token_ids.push_back(std::move(word));
-      }
-      running->longest = runner_.limits().max_model_len;
-      if (s.params.max_tokens) running->longest = std::min(running->longest, s.prompt_size + *s.params.max_tokens);
-      if (tokenizer_ != nullptr && s.params.detokenize)
-        running->detokenizer.emplace(
-            *tokenizer_, DetokenizerOptions{.skip_special = s.params.skip_special_tokens,
-                                            .stop = s.params.stop,
-                                            .include_stop_str_in_output = s.params.include_stop_str_in_output,
-                                            .min_tokens = s.params.min_tokens});
-      prompt_total += s.prompt_size;
-      waiting.push_back(std::move(running));
-    }
+std::optional<Stream::Event> Stream::next() {
+  std::unique_lock lock(mutex_);
+  arrived_.wait(lock, [&] { return !events_.empty() || open_ == 0; });
+  return pop();
+}
+
+std::optional<Stream::Event> Stream::next_for(double seconds) {
+  std::unique_lock lock(mutex_);
+  arrived_.wait_for(lock, seconds_of(seconds), [&] { return !events_.empty() || open_ == 0; });
+  return pop();
+}
+
+bool Stream::ended() const {
+  const std::lock_guard lock(mutex_);
+  return events_.empty() && open_ == 0;
+}
+
+void Stream::cancel() {
+  const std::lock_guard lock(inbox_->mutex);
+  if (inbox_->stopping) return;  // nobody looks any more
+  inbox_->cancels.push_back(ticket_);
+  inbox_->work.notify_one();
+}
+
+Engine::Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options, EngineLoopOptions loop)
+    : loop_options_(loop), core_(runner, tokenizer, std::move(options)), inbox_(std::make_shared<EngineInbox>()) {
+  inbox_->last_progress = logged_at_ = core_.options().clock();
+  inbox_->stats = core_.stats();
+  loop_ = std::thread([this] { this->loop(); });
+  watchdog_ = std::thread([this] { watch(); });
+}
+
+Engine::~Engine() {
+  {
+    const std::lock_guard lock(inbox_->mutex);
+    inbox_->draining = inbox_->ending = inbox_->stopping = true;
+    inbox_->work.notify_all();
+    inbox_->changed.notify_all();
   }
+  loop_.join();
+  watchdog_.join();
+}
 
-  // However this ends (a step or a callback may throw), pages and slots go back.
-  struct Active : std::vector<std::unique_ptr<Running>> {
-    explicit Active(ModelRunner& runner) : runner(runner) {}
-    ~Active() {
-      for (const auto& running : *this) runner.release(running->sequence);
-    }
-    ModelRunner& runner;
-  } active(runner_);
-  int64_t prompt_done = 0;
-  size_t next = 0;
-  while (next < waiting.size() || !active.empty()) {
-    // First come, first served: a sequence enters when its pages, to its longest end, and a slot are free.
-    while (next < waiting.size() && static_cast<int64_t>(active.size()) < runner_.limits().max_num_seqs &&
-           runner_.reserve(waiting[next]->sequence, waiting[next]->longest))
-      active.push_back(std::move(waiting[next++]));
-    if (active.empty()) {  // alone and still too large for the caches
-      Answer& answer = *waiting[next++]->answer;
-      answer.error = RequestError{
-          400, "context_length_exceeded", "max_tokens",
-          "the caches are too small for this request; raise --num-gpu-blocks-override or lower max_tokens"};
-      continue;
-    }
+std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request request) {
+  if (auto error = core_.check(request)) return *std::move(error);
+  const std::lock_guard lock(inbox_->mutex);
+  if (!inbox_->failure.empty()) return unavailable("the engine has stopped: " + inbox_->failure);
+  if (inbox_->draining) return unavailable("the engine is shutting down");
+  const int64_t waiting = inbox_->unfinished - inbox_->stats.requests_running;
+  if (loop_options_.max_waiting > 0 && waiting >= loop_options_.max_waiting)
+    return unavailable(fmt::format("{} requests wait already; try again later", waiting));
+  const uint64_t ticket = inbox_->next_ticket++;
+  auto stream = std::make_shared<Stream>(inbox_, ticket, request.params.n);
+  inbox_->incoming.push_back({ticket, std::move(request), stream});
+  ++inbox_->unfinished;
+  inbox_->work.notify_one();
+  return stream;
+}
 
-    // Decoding rows first, then prompts in order, up to the token budget.
-    std::vector<ModelRunner::Part> parts;
-    std::vector<Running*> choosing;
-    std::vector<int32_t> last_rows;
-    int64_t budget = runner_.limits().max_num_batched_tokens, row = 0;
-    for (const bool decoding : {true, false}) {
-      for (const auto& running : active) {
-        Sequence& s = running->sequence;
-        if ((s.outputs() > 0) != decoding || budget == 0) continue;
-        const int64_t rows = std::min(budget, s.size() - s.computed);
-        parts.push_back({&s, rows});
-        budget -= rows;
-        row += rows;
-        if (s.computed < s.prompt_size) prompt_done += rows;
-        if (s.computed + rows == s.size()) {
-          choosing.push_back(running.get());
-          last_rows.push_back(static_cast<int32_t>(row - 1));
-        }
-      }
+bool Engine::drain(double seconds) {
+  std::unique_lock lock(inbox_->mutex);
+  inbox_->draining = true;
+  const auto done = [&] { return inbox_->unfinished == 0 || inbox_->stopping; };
+  const bool in_time = inbox_->changed.wait_for(lock, seconds_of(seconds), done);
+  inbox_->ending = true;
+  inbox_->work.notify_one();
+  inbox_->changed.wait(lock, done);
+  return in_time && inbox_->failure.empty();
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(inbox_->mutex);
+  return inbox_->stats;
+}
+
+bool Engine::healthy() const {
+  const double now = core_.options().clock();
+  const std::lock_guard lock(inbox_->mutex);
+  if (!inbox_->failure.empty()) return false;
+  return inbox_->unfinished == 0 || now - inbox_->last_progress < loop_options_.stall_seconds;
+}
+
+void Engine::loop() {
+  try {
+    while (take_work()) {
+      const bool ran = core_.step();
+      report_progress();
+      // Who waits for memory that somebody outside holds looks again in a while.
+      if (!ran && !core_.idle()) std::this_thread::sleep_for(seconds_of(0.001));
     }
-    const Tensor hidden = runner_.forward(parts);
-    if (on_prefill && prompt_done <= prompt_total) on_prefill(prompt_done, prompt_total);
-    for (size_t first = 0; first < choosing.size(); first += ModelRunner::kLogitRows) {
-      const size_t count = std::min<size_t>(ModelRunner::kLogitRows, choosing.size() - first);
-      choose(hidden, {choosing.data() + first, count}, {last_rows.data() + first, count}, on_token);
-    }
-    // A cancelled choice takes the others of its request along, those that still wait too.
-    const auto end_with = [&](const Running& cancelled, Running& other) {
-      if (other.request != cancelled.request || other.sequence.finished) return;
-      other.sequence.finished = true;
-      other.answer->finish_reason = FinishReason::kCancelled;
+  } catch (const std::exception& error) {  // memory, or the device: requests' faults are values
+    fail_all(error.what());
+  }
+}
+
+// Waits for something to do and hands it to the core. False: nothing is left, and the engine ends.
+bool Engine::take_work() {
+  std::deque<EngineInbox::Incoming> incoming;
+  std::vector<uint64_t> cancels;
+  bool ending = false, stopping = false;
+  {
+    std::unique_lock lock(inbox_->mutex);
+    const auto has_work = [&] {
+      return !inbox_->incoming.empty() || !inbox_->cancels.empty() || inbox_->stopping || !core_.idle();
     };
-    for (const auto& running : active) {
-      if (!running->sequence.finished || running->answer->finish_reason != FinishReason::kCancelled) continue;
-      for (const auto& other : active) end_with(*running, *other);
-      for (size_t i = next; i < waiting.size(); ++i) end_with(*running, *waiting[i]);
+    if (!has_work()) {
+      inbox_->work.wait(lock, has_work);
+      inbox_->last_progress = core_.options().clock();
     }
-    while (next < waiting.size() && waiting[next]->sequence.finished) ++next;
-    std::erase_if(active, [&](const std::unique_ptr<Running>& running) {
-      if (!running->sequence.finished) return false;
-      runner_.release(running->sequence);
-      return true;
-    });
+    incoming.swap(inbox_->incoming);
+    cancels.swap(inbox_->cancels);
+    ending = inbox_->ending;
+    stopping = inbox_->stopping;
   }
-  return answers;
+  for (EngineInbox::Incoming& one : incoming) add(one.ticket, std::move(one.request), one.stream);
+  for (const uint64_t ticket : cancels)
+    if (const auto found = live_.find(ticket); found != live_.end()) core_.cancel(found->second.id);
+  if (ending)
+    for (const auto& [ticket, live] : live_) core_.cancel(live.id);
+  return !stopping || !core_.idle();
 }
 
-void Engine::choose(const Tensor& hidden, std::span<Running* const> running, std::span<const int32_t> rows,
-                    const OnToken& on_token) {
-  const Tensor logits = runner_.logits(hidden, rows);
-  sampling_batch_.clear();
-  for (size_t i = 0; i < running.size(); ++i)
-    add_sampling_row(sampling_batch_, running[i]->sequence, static_cast<int32_t>(i), options_.eos_token_ids);
-  runner_.sample(logits, sampling_batch_, sampling_result_);
-  for (size_t i = 0; i < running.size(); ++i) accept(*running[i], sampling_result_.rows[i], on_token);
+void Engine::add(uint64_t ticket, Request request, const std::weak_ptr<Stream>& stream) {
+  const int64_t choices = request.params.n;
+  auto added =
+      core_.add(std::move(request), [this, ticket](const TokenEvent& event) { return deliver(ticket, event); });
+  CHECK(std::holds_alternative<RequestId>(added));  // submit has checked it
+  live_.emplace(ticket, Live{std::get<RequestId>(added), stream, choices});
 }
 
-void Engine::accept(Running& running, const ops::SampledRow& sampled, const OnToken& on_token) {
-  Sequence& s = running.sequence;
-  Answer& answer = *running.answer;
-  if (sampled.status != ops::RowStatus::kOk) {
-    answer.error =
-        RequestError{500, "internal_error", "",
-                     sampled.status == ops::RowStatus::kNotFinite
-                         ? "the model computed NaN or infinity; the answer ends here"
-                         : "no token is left to choose from: allowed_token_ids, bad_words and logit_bias exclude all"};
-    s.finished = true;
-    if (on_token) on_token({running.request, s.choice, -1, "", true});
-    return;
+bool Engine::deliver(uint64_t ticket, const TokenEvent& event) {
+  Live& live = live_.at(ticket);
+  const std::shared_ptr<Stream> stream = live.stream.lock();
+  if (stream) {
+    Stream::Event out{event.choice, event.token, std::string(event.text), {}, {}};
+    if (event.token >= 0 && !event.answer.logprobs.empty()) out.logprobs = event.answer.logprobs.back();
+    if (event.finished) out.answer = std::move(event.answer);
+    stream->push(std::move(out));
   }
-  const int32_t token = sampled.token;
-  s.tokens.push_back(token);
-  answer.token_ids.push_back(token);
-  if (s.params.logprobs) answer.logprobs.push_back(sampled.logprobs);
+  if (event.finished && --live.open == 0) {
+    live_.erase(ticket);
+    ++ended_;
+  }
+  return stream != nullptr;
+}
 
-  // A token that stops: an end-of-text id or one of the request's; its text is left out unless asked for.
-  const bool is_eos =
-      !s.params.ignore_eos && std::count(options_.eos_token_ids.begin(), options_.eos_token_ids.end(), token) > 0;
-  const bool is_stop = std::count(s.params.stop_token_ids.begin(), s.params.stop_token_ids.end(), token) > 0;
-  const bool stops = (is_eos || is_stop) && s.outputs() >= s.params.min_tokens;
-  std::string text;
-  if (running.detokenizer && !(stops && !s.params.include_stop_str_in_output)) text = running.detokenizer->push(token);
-  if (stops) {
-    s.finished = true;
-    answer.finish_reason = FinishReason::kStop;
-    if (is_stop) answer.stop_token = token;
-  } else if (running.detokenizer && running.detokenizer->stopped()) {
-    s.finished = true;
-    answer.finish_reason = FinishReason::kStop;
-    answer.stop_reason = running.detokenizer->stop_reason();
-  } else if (repeats(s)) {
-    s.finished = true;
-    answer.finish_reason = FinishReason::kStop;
-    answer.stop_reason = "repetition_detection";
-  } else if (s.size() >= running.longest) {
-    s.finished = true;
-    answer.finish_reason = FinishReason::kLength;
+void Engine::fail_all(const std::string& message) {
+  log_error("the engine has stopped: {}", message);
+  const auto fail = [&](const std::weak_ptr<Stream>& weak) {
+    const std::shared_ptr<Stream> stream = weak.lock();
+    if (!stream) return;
+    const std::lock_guard lock(stream->mutex_);
+    for (; stream->open_ > 0; --stream->open_) {
+      Answer answer;
+      answer.error = RequestError{500, "internal_error", "", "the engine has stopped: " + message};
+      stream->events_.push_back({0, -1, "", {}, std::move(answer)});
+    }
+    stream->arrived_.notify_all();
+  };
+  for (const auto& [ticket, live] : live_) fail(live.stream);
+  live_.clear();
+  const std::lock_guard lock(inbox_->mutex);
+  for (const EngineInbox::Incoming& one : inbox_->incoming) fail(one.stream);
+  inbox_->incoming.clear();
+  inbox_->failure = message;
+  inbox_->unfinished = 0;
+  inbox_->changed.notify_all();
+}
+
+void Engine::report_progress() {
+  const EngineStats& stats = core_.stats();
+  const double now = core_.options().clock();
+  {
+    const std::lock_guard lock(inbox_->mutex);
+    if (stats.steps != inbox_->stats.steps) {
+      inbox_->last_progress = now;
+      inbox_->stalled = false;
+    }
+    inbox_->stats = stats;
+    inbox_->unfinished -= ended_;
+    if (ended_ > 0) inbox_->changed.notify_all();
+    ended_ = 0;
   }
-  if (s.finished && running.detokenizer) text += running.detokenizer->flush();
-  if (running.detokenizer) answer.text += text;
-  if (on_token && !on_token({running.request, s.choice, token, text, s.finished}) && !s.finished) {
-    s.finished = true;
-    answer.finish_reason = FinishReason::kCancelled;
+  if (loop_options_.stats_seconds <= 0 || now - logged_at_ < loop_options_.stats_seconds) return;
+  if (stats.generation_tokens != logged_.generation_tokens || stats.prompt_tokens != logged_.prompt_tokens)
+    log_stats(stats, logged_, now - logged_at_);
+  logged_ = stats;
+  logged_at_ = now;
+}
+
+// Says once when steps do not end.
+void Engine::watch() {
+  std::unique_lock lock(inbox_->mutex);
+  while (!inbox_->stopping) {
+    inbox_->changed.wait_for(lock, seconds_of(1));
+    const double silent = core_.options().clock() - inbox_->last_progress;
+    if (inbox_->unfinished == 0 || inbox_->stalled || silent < loop_options_.stall_seconds) continue;
+    inbox_->stalled = true;
+    log_error("no step has ended for {:.0f} s while {} requests are unfinished", silent, inbox_->unfinished);
   }
 }
 

@@ -1,85 +1,112 @@
-// Engine, first form: runs requests to their end, several sequences at once, prompts in chunks mixed with decoding
-// rows.
+// Engine: an EngineCore on a thread of its own. Any thread may submit, cancel and ask for statistics; the tokens of a
+// request come through its Stream.
+//
+//   Engine engine(runner, &tokenizer, {});
+//   auto submitted = engine.submit({.prompt_token_ids = ids, .params = params});
+//   if (auto* stream = std::get_if<std::shared_ptr<Stream>>(&submitted))
+//     while (auto event = (*stream)->next()) std::cout << event->text;
 #pragma once
 
-#include <functional>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
+#include <variant>
 #include <vector>
 
-#include "base/error.h"
-#include "engine/model_runner.h"
-#include "engine/sampling_params.h"
-#include "text/detokenizer.h"
+#include "engine/engine_core.h"
 
 namespace calandra {
 
-struct Request {
-  std::vector<int32_t> prompt_token_ids;
-  SamplingParams params;
-  // With images or videos (Sequence): their places, and the rotary positions of the whole prompt.
-  std::vector<ImageSpan> images = {};
-  std::vector<std::array<int32_t, 3>> positions = {};
-  int32_t position_delta = 0;
+struct EngineInbox;
+
+// The events of one request, in order; for one reader. May outlive the engine. A stream that is destroyed before its
+// end cancels its request.
+class Stream {
+ public:
+  struct Event {
+    int32_t choice = 0;
+    int32_t token = -1;  // -1: the choice ended without one
+    std::string text;    // what may be shown now; may be empty
+    std::optional<ops::TokenLogprobs> logprobs;
+    std::optional<Answer> answer;  // the whole one, with the last event of its choice
+  };
+
+  Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, int64_t choices);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  // Waits. Nothing when all choices have ended and were read.
+  std::optional<Event> next();
+  // Nothing also when `seconds` are over: see ended().
+  std::optional<Event> next_for(double seconds);
+  bool ended() const;
+  // Ends the request within a step; what was computed until then still comes.
+  void cancel();
+
+ private:
+  friend class Engine;
+  void push(Event event);
+  std::optional<Event> pop();
+
+  const std::shared_ptr<EngineInbox> inbox_;
+  const uint64_t ticket_;
+  mutable std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<Event> events_;
+  int64_t open_;  // choices whose last event was not pushed
 };
 
-enum class FinishReason { kStop, kLength, kCancelled };
-// "stop", "length", "abort"
-std::string_view name_of(FinishReason reason);
-
-// One choice of a request.
-struct Answer {
-  std::vector<int32_t> token_ids;  // the token that stopped it included
-  std::string text;                // empty without a tokenizer
-  FinishReason finish_reason = FinishReason::kLength;
-  std::string stop_reason;                   // the stop string; empty otherwise
-  std::optional<int32_t> stop_token;         // the stop token of the request (not EOS)
-  std::vector<ops::TokenLogprobs> logprobs;  // one per token, when asked for
-  std::optional<RequestError> error;         // set: it ended here, perhaps before anything was computed
-};
-
-// One step of one choice, as it happens.
-struct TokenEvent {
-  size_t request;
-  int32_t choice;
-  int32_t token;          // -1: it ended without one, see Answer::error
-  std::string_view text;  // what may be shown now; may be empty
-  bool finished;
-};
-
-struct EngineOptions {
-  std::vector<int32_t> eos_token_ids;  // end an answer unless ignore_eos
-  std::optional<uint64_t> seed;        // of the generator that gives seeds to requests without one
+struct EngineLoopOptions {
+  int64_t max_waiting = 0;     // requests that may wait to run, else they are refused with 503; 0: no bound
+  double stats_seconds = 10;   // between lines in the log while tokens come; 0: none
+  double stall_seconds = 120;  // without a finished step while there is work: logged, and not healthy
 };
 
 class Engine {
  public:
-  // `tokenizer` may be null: then answers have no text and stop strings are refused. Both must outlive the engine.
-  Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options);
+  // As EngineCore. `runner` and `tokenizer` must outlive the engine, and nobody else use the runner meanwhile.
+  Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options, EngineLoopOptions loop = {});
+  ~Engine();  // ends what runs
 
-  // Returns false to cancel that request, all choices of it.
-  using OnToken = std::function<bool(const TokenEvent&)>;
-  // Prompt tokens run so far, of all; for progress bars.
-  using OnPrefill = std::function<void(int64_t done, int64_t total)>;
-
-  // All requests to their end; answers by request and choice. A request's fault becomes its Answer's error.
-  std::vector<std::vector<Answer>> run(const std::vector<Request>& requests, const OnToken& on_token = {},
-                                       const OnPrefill& on_prefill = {});
+  std::variant<std::shared_ptr<Stream>, RequestError> submit(Request request);
+  // Refuses further requests, waits for those that run, and ends the rest after `seconds`. True: all came to their end
+  // by themselves.
+  bool drain(double seconds);
+  // As of the last step.
+  EngineStats stats() const;
+  // Steps are made, or there is nothing to do.
+  bool healthy() const;
 
  private:
-  struct Running;
-  std::optional<RequestError> check(const Request& request) const;
-  void choose(const Tensor& hidden, std::span<Running* const> running, std::span<const int32_t> rows,
-              const OnToken& on_token);
-  void accept(Running& running, const ops::SampledRow& sampled, const OnToken& on_token);
-  uint64_t next_seed();
+  struct Live {
+    RequestId id;
+    std::weak_ptr<Stream> stream;
+    int64_t open;  // choices
+  };
+  void loop();
+  bool take_work();
+  void add(uint64_t ticket, Request request, const std::weak_ptr<Stream>& stream);
+  bool deliver(uint64_t ticket, const TokenEvent& event);
+  void fail_all(const std::string& message);
+  void report_progress();
+  void watch();
 
-  ModelRunner& runner_;
-  const Tokenizer* tokenizer_;
-  EngineOptions options_;
-  uint64_t seeds_drawn_ = 0;
-  ops::SamplingBatch sampling_batch_;
-  ops::SamplingResult sampling_result_;
+  const EngineLoopOptions loop_options_;
+  EngineCore core_;
+  const std::shared_ptr<EngineInbox> inbox_;
+
+  // Of the loop's thread.
+  std::map<uint64_t, Live> live_;  // by ticket
+  int64_t ended_ = 0;              // requests in this step
+  EngineStats logged_;
+  double logged_at_ = 0;
+
+  std::thread loop_, watchdog_;
 };
 
 }  // namespace calandra

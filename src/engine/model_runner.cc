@@ -1,6 +1,7 @@
 #include "engine/model_runner.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "engine/batch_layout.h"
 
@@ -46,7 +47,19 @@ int64_t kept_bytes(const CausalLM& model, const RunnerLimits& limits) {
 }
 
 int64_t ring_bytes(const CausalLM& model, const RunnerLimits& limits) {
-  return limits.max_num_seqs * limits.hidden_ring * row_bytes(model);
+  return limits.hidden_ring == 0 ? 0 : limits.max_num_seqs * (limits.hidden_ring + 1) * row_bytes(model);
+}
+
+// From now on others may read the pages below P: entries that were not written there are never written.
+void seal_entries(Sequence& s, int64_t P) {
+  if (s.mtp_end < P) s.mtp_begin = s.mtp_end = P;
+}
+
+// Rotary position of text that would follow the first P tokens, minus its index.
+int32_t position_delta(const Sequence& s, int64_t P) {
+  if (P >= std::ssize(s.positions)) return s.position_delta;
+  const auto& last = s.positions[P - 1];
+  return *std::max_element(last.begin(), last.end()) + 1 - static_cast<int32_t>(P);
 }
 
 // The workspace that the largest batch needs, found by running it without computing.
@@ -135,7 +148,8 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
     ring_ = backend.allocate(ring_bytes(model, limits_));
   }
   for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
-  step_rows_.reserve(limits_.max_num_seqs);
+  step_rows_.resize(limits_.max_num_seqs);
+  rows_.reserve(limits_.max_num_seqs);
   memory_ = {limits_.num_blocks,
              pages_->bytes_per_page(),
              limits_.num_state_slots,
@@ -148,19 +162,84 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
 bool ModelRunner::reserve(Sequence& sequence, int64_t tokens) {
   CHECK_LE(tokens, limits_.max_model_len);
   const int64_t missing = pages_for(tokens, limits_.block_size) - static_cast<int64_t>(sequence.block_table.size());
-  if (missing > pages_->free_pages()) return false;
-  if (sequence.lane < 0 && free_lanes_.empty()) return false;
-  if (sequence.slot < 0) {
-    const auto slot = slots_->take();
-    if (!slot) return false;
-    sequence.slot = *slot;
-  }
-  if (sequence.lane < 0) {
-    sequence.lane = free_lanes_.back();
-    free_lanes_.pop_back();
-  }
+  if (missing > pages_->free_pages() || (sequence.lane < 0 && !take_lane_and_slot(sequence))) return false;
   for (int64_t i = 0; i < missing; ++i) sequence.block_table.push_back(*pages_->take());
   return true;
+}
+
+bool ModelRunner::take_lane_and_slot(Sequence& sequence) {
+  if (free_lanes_.empty()) return false;
+  const auto slot = slots_->take();
+  if (!slot) return false;
+  sequence.slot = *slot;
+  sequence.lane = free_lanes_.back();
+  free_lanes_.pop_back();
+  step_rows_[sequence.lane] = {};
+  sequence.block_table.reserve(pages_for(limits_.max_model_len, limits_.block_size));  // steps do not allocate
+  return true;
+}
+
+bool ModelRunner::share_pages(Sequence& sequence, std::span<const int32_t> pages, int64_t P, int64_t tokens) {
+  CHECK(sequence.block_table.empty());
+  CHECK_LE(P, tokens);
+  CHECK_LE(tokens, limits_.max_model_len);
+  const int64_t shared = P / limits_.block_size;
+  if (pages_for(tokens, limits_.block_size) - shared > pages_->free_pages() || !take_lane_and_slot(sequence))
+    return false;
+  for (int64_t i = 0; i < shared; ++i) {
+    pages_->add_reference(pages[i]);
+    sequence.block_table.push_back(pages[i]);
+  }
+  reserve(sequence, tokens);
+  const PagePool::CopyBytes copy = [&](void* to, const void* from, size_t bytes) {
+    backend_.copy_bytes(to, from, bytes);
+  };
+  if (P % limits_.block_size > 0)
+    pages_->copy(pages[shared], sequence.block_table[shared], P % limits_.block_size, copy);
+  return true;
+}
+
+bool ModelRunner::resume(Sequence& s, const Checkpoint& checkpoint, int64_t tokens) {
+  CHECK(checkpoint.tier == Tier::kDevice);
+  if (!share_pages(s, checkpoint.pages, checkpoint.P, tokens)) return false;
+  slots_->add_reference(checkpoint.slot);
+  s.source = checkpoint.slot;
+  s.computed = checkpoint.P;
+  backend_.copy_bytes(&s.accepted, &slots_->accepted().as<int32_t>()[s.source], sizeof s.accepted);
+  s.mtp_begin = checkpoint.mtp_begin;
+  s.mtp_end = s.computed;
+  s.ring_begin = s.computed;
+  if (limits_.hidden_ring > 0) load_hidden(s);
+  return true;
+}
+
+bool ModelRunner::fork(Sequence& from, Sequence& s) {
+  CHECK_NE(from.source, from.slot);
+  seal_entries(from, from.computed);
+  if (!share_pages(s, from.block_table, from.computed, from.computed + 1)) return false;
+  slots_->add_reference(from.source);
+  s.source = from.source;
+  s.computed = from.computed;
+  s.accepted = from.accepted;
+  s.mtp_begin = from.mtp_begin;
+  s.mtp_end = from.computed;
+  s.ring_begin = from.ring_begin;
+  if (limits_.hidden_ring > 0) copy_ring(from, s);
+  return true;
+}
+
+void ModelRunner::separate(Sequence& sequence, int32_t fresh_slot) {
+  CHECK_EQ(sequence.source, sequence.slot);
+  sequence.slot = fresh_slot;
+}
+
+Checkpoint ModelRunner::checkpoint(Sequence& s, int64_t P, int32_t slot) {
+  CHECK_LE(P, s.computed);
+  seal_entries(s, P);
+  Checkpoint checkpoint{P, slot, {}, std::min(s.mtp_begin, P), position_delta(s, P)};
+  checkpoint.pages.assign(s.block_table.begin(), s.block_table.begin() + pages_for(P, limits_.block_size));
+  for (const int32_t page : checkpoint.pages) pages_->add_reference(page);
+  return checkpoint;
 }
 
 void ModelRunner::release(Sequence& sequence) {
@@ -180,20 +259,6 @@ ExecContext ModelRunner::context(Taps* taps) {
   ctx.taps = taps;
   return ctx;
 }
-
-// Tokens [begin, begin + tokens.size()) of a sequence, then drafts.
-struct ModelRunner::Rows {
-  const Sequence& sequence;
-  int64_t begin;
-  std::span<const int32_t> tokens;
-  std::span<const int32_t> drafts = {};
-  std::span<const Cut> cuts = {};
-  int64_t certain_end() const { return begin + static_cast<int64_t>(tokens.size()); }
-  int64_t end() const { return certain_end() + static_cast<int64_t>(drafts.size()); }
-  int32_t token(int64_t index) const {
-    return index < certain_end() ? tokens[index - begin] : drafts[index - certain_end()];
-  }
-};
 
 Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   BatchSizes sizes;
@@ -289,15 +354,14 @@ Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
 
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
-  std::vector<Rows> rows;
-  rows.reserve(parts.size());
+  rows_.clear();
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(s.computed + part.rows, s.size());
     CHECK_EQ(s.source < 0, s.computed == 0);
-    rows.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), part.drafts, part.cuts});
+    rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), part.drafts, part.cuts});
   }
-  const Batch batch = build(rows, false);
+  const Batch batch = build(rows_, false);
   workspace_.reset();
   ExecContext ctx = context(taps);
   backend_.plan(ctx, batch);
@@ -326,22 +390,38 @@ void ModelRunner::accept(Sequence& s, int32_t count) {
 
 std::byte* ModelRunner::ring_row(const Sequence& s, int64_t token) {
   return static_cast<std::byte*>(ring_.data()) +
-         (s.lane * limits_.hidden_ring + token % limits_.hidden_ring) * row_bytes(model_);
+         (s.lane * (limits_.hidden_ring + 1) + token % limits_.hidden_ring) * row_bytes(model_);
+}
+
+std::byte* ModelRunner::row_before(const Sequence& s) {
+  return static_cast<std::byte*>(ring_.data()) + ((s.lane + 1) * (limits_.hidden_ring + 1) - 1) * row_bytes(model_);
+}
+
+const ModelRunner::StepRows* ModelRunner::step_rows(const Sequence& s) const {
+  const StepRows& rows = step_rows_[s.lane];
+  return steps_ > 0 && rows.step == steps_ ? &rows : nullptr;
 }
 
 // Rows of drafts go into the ring as well: those that are accepted count from then on, the others are overwritten.
 void ModelRunner::remember_hidden(std::span<const Part> parts, const Tensor& hidden) {
   backend_.copy_bytes(step_hidden_.data(), hidden.data(), hidden.bytes());
-  step_rows_.clear();
+  ++steps_;
   int64_t row = 0;
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     const int64_t count = part.rows + static_cast<int64_t>(part.drafts.size()), end = s.computed + count;
-    step_rows_.push_back({&s, s.computed, end, row});
+    const bool before = s.computed > 0 && s.ring_begin < s.computed;
+    if (before) backend_.copy_bytes(row_before(s), ring_row(s, s.computed - 1), row_bytes(model_));
+    step_rows_[s.lane] = {steps_, s.computed, end, row, before};
     for (int64_t token = std::max(s.computed, end - limits_.hidden_ring); token < end; ++token)
       backend_.copy_bytes(ring_row(s, token), hidden[row + token - s.computed].data(), row_bytes(model_));
     row += count;
   }
+}
+
+int64_t ModelRunner::first_hidden(const Sequence& s) const {
+  const StepRows* step = step_rows(s);
+  return step == nullptr ? s.ring_begin : std::min(s.ring_begin, step->begin - step->row_before);
 }
 
 Tensor ModelRunner::gather_hidden(std::span<const HiddenRows> parts) {
@@ -349,20 +429,41 @@ Tensor ModelRunner::gather_hidden(std::span<const HiddenRows> parts) {
   int64_t rows = 0;
   for (const HiddenRows& part : parts) {
     const Sequence& s = *part.sequence;
+    CHECK_LE(first_hidden(s), part.begin);
     CHECK_LE(part.end, s.computed);
-    const auto step =
-        std::find_if(step_rows_.begin(), step_rows_.end(), [&](const StepRows& entry) { return entry.sequence == &s; });
+    const StepRows* step = step_rows(s);
     for (int64_t token = part.begin; token < part.end; ++token, ++rows) {
       CHECK_LT(rows, limits_.max_num_batched_tokens);
-      const bool in_step = step != step_rows_.end() && token >= step->begin && token < step->end;
-      CHECK(in_step || token >= s.ring_begin);
-      const std::byte* from = in_step ? static_cast<const std::byte*>(step_hidden_.data()) +
-                                            (step->row + token - step->begin) * row_bytes(model_)
-                                      : ring_row(s, token);
+      const std::byte* from = ring_row(s, token);
+      if (step != nullptr && token >= step->begin)
+        from =
+            static_cast<const std::byte*>(step_hidden_.data()) + (step->row + token - step->begin) * row_bytes(model_);
+      else if (step != nullptr && step->row_before && token == step->begin - 1)
+        from = row_before(s);
       backend_.copy_bytes(to + rows * row_bytes(model_), from, row_bytes(model_));
     }
   }
   return hidden_.tensor(model_.dtype(), {rows, model_.hidden_size()});
+}
+
+std::span<const float> ModelRunner::read_row(const Tensor& row) {
+  host_row_.resize(static_cast<size_t>(row.bytes()));
+  row_values_.resize(static_cast<size_t>(row.size(0)));
+  backend_.copy_bytes(host_row_.data(), row.data(), host_row_.size());
+  const auto convert = [&]<class T>(const T* values) {
+    for (size_t i = 0; i < row_values_.size(); ++i) row_values_[i] = static_cast<float>(values[i]);
+  };
+  switch (row.dtype()) {
+    case DType::kF32:
+      convert(reinterpret_cast<const float*>(host_row_.data()));
+      break;
+    case DType::kBF16:
+      convert(reinterpret_cast<const bf16*>(host_row_.data()));
+      break;
+    default:
+      CHECK_MSG(false, "hidden rows are f32 or bf16");
+  }
+  return row_values_;
 }
 
 void ModelRunner::load_hidden(Sequence& s) {
@@ -381,12 +482,12 @@ void ModelRunner::copy_ring(const Sequence& from, Sequence& to) {
 Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
   CHECK(model_.drafter() != nullptr);
-  std::vector<Rows> rows;
+  rows_.clear();
   for (const DraftPart& part : parts) {
     CHECK_GE(part.first_entry, 1);
-    rows.push_back({*part.sequence, part.first_entry, part.token_ids});
+    rows_.push_back({*part.sequence, part.first_entry, part.token_ids});
   }
-  const Batch batch = build(rows, true);
+  const Batch batch = build(rows_, true);
   CHECK_EQ(hidden.size(0), batch.rows());
   workspace_.reset();
   ExecContext ctx = context(taps);
@@ -402,13 +503,31 @@ Tensor ModelRunner::keep_hidden(const Tensor& hidden) {
   return hidden_.tensor(hidden.dtype(), hidden.shape());
 }
 
-Tensor ModelRunner::logits(const Tensor& hidden, std::span<const int32_t> rows) {
+Tensor ModelRunner::keep_hidden(const Tensor& hidden, std::span<const int32_t> rows) {
+  CHECK_LE(static_cast<int64_t>(rows.size()), limits_.max_num_batched_tokens);
+  auto* to = static_cast<std::byte*>(hidden_.data());
+  for (const int32_t row : rows) {
+    backend_.copy_bytes(to, hidden[row].data(), row_bytes(model_));
+    to += row_bytes(model_);
+  }
+  return hidden_.tensor(hidden.dtype(), {static_cast<int64_t>(rows.size()), hidden.size(1)});
+}
+
+Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {
   CHECK_LE(static_cast<int64_t>(rows.size()), kLogitRows);
   backend_.copy_bytes(logit_rows_.data(), rows.data(), rows.size_bytes());
   workspace_.release(after_forward_);
+  return ops::gather_rows(ctx, hidden, logit_rows_.tensor(DType::kI32, {std::ssize(rows)}));
+}
+
+Tensor ModelRunner::logits(const Tensor& hidden, std::span<const int32_t> rows) {
   ExecContext ctx = context(nullptr);
-  const Tensor index = logit_rows_.tensor(DType::kI32, {static_cast<int64_t>(rows.size())});
-  return model_.logits(ctx, ops::gather_rows(ctx, hidden, index));
+  return model_.logits(ctx, gather_rows(ctx, hidden, rows));
+}
+
+Tensor ModelRunner::draft_logits(const Tensor& hidden, std::span<const int32_t> rows) {
+  ExecContext ctx = context(nullptr);
+  return model_.drafter()->logits(ctx, gather_rows(ctx, hidden, rows));
 }
 
 void ModelRunner::sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result) {

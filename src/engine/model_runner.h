@@ -8,6 +8,7 @@
 
 #include "cache/page_pool.h"
 #include "cache/slot_pool.h"
+#include "engine/checkpoint_store.h"
 #include "engine/sequence.h"
 #include "models/causal_lm.h"
 #include "ops/backend.h"
@@ -49,6 +50,17 @@ class ModelRunner {
   bool reserve(Sequence& sequence, int64_t tokens);
   // Gives back what the sequence holds.
   void release(Sequence& sequence);
+  // Lets a sequence that holds nothing go on from a checkpoint of the device tier, with pages for `tokens` tokens: full
+  // pages and the slot are shared, the partial page is copied. False, and nothing taken, when there is no room.
+  bool resume(Sequence& sequence, const Checkpoint& checkpoint, int64_t tokens);
+  // Lets a sequence that holds nothing go on from where `from` stands, likewise. `from` must not write its slot any
+  // more (separate).
+  bool fork(Sequence& from, Sequence& sequence);
+  // The next step writes another slot than the one it reads, so that others can keep that one.
+  void separate(Sequence& sequence, int32_t fresh_slot);
+  // The state after the first P tokens of a sequence, in `slot`, for the PrefixCache: one reference to each page is
+  // added, the slot's goes over. MTP entries below P that were not written are never written.
+  Checkpoint checkpoint(Sequence& sequence, int64_t P, int32_t slot);
 
   // The state after the first `end` tokens of a sequence goes to `slot` as well.
   struct Cut {
@@ -79,14 +91,19 @@ class ModelRunner {
   //   hidden [T, D] from keep_hidden, one row per entry   returns [T, D], as forward does
   Tensor draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps = nullptr);
   // Copies rows of a result out of the workspace, so that they outlive it. Valid until the next call.
-  Tensor keep_hidden(const Tensor& hidden);
+  Tensor keep_hidden(const Tensor& hidden, std::span<const int32_t> rows);
+  Tensor keep_hidden(const Tensor& hidden);  // all of them
   // Hidden rows of tokens [begin, end) of sequences, out of the last forward or the ring: inputs of a draft pass.
-  // Every one must be there (Sequence::ring_begin). Valid as keep_hidden.
+  // Every one must be there (first_hidden). Valid as keep_hidden.
   struct HiddenRows {
     const Sequence* sequence;
     int64_t begin, end;
   };
   Tensor gather_hidden(std::span<const HiddenRows> parts);
+  // The first token from which on the hidden rows up to `computed` are there.
+  int64_t first_hidden(const Sequence& sequence) const;
+  // A hidden row [D] on the host. Valid until the next call.
+  std::span<const float> read_row(const Tensor& row);
   // Puts the hidden row of token computed - 1 into the ring, out of the slot that the sequence continues from.
   void load_hidden(Sequence& sequence);
   // Copies the rows that `from` has in the ring to `to`, which continues the same tokens.
@@ -96,6 +113,8 @@ class ModelRunner {
   // the next call.
   static constexpr int64_t kLogitRows = 256;
   Tensor logits(const Tensor& hidden, std::span<const int32_t> rows);
+  // The same through the drafter's head, [N, columns] (Drafter::token_ids).
+  Tensor draft_logits(const Tensor& hidden, std::span<const int32_t> rows);
   // One token for each row of logits.
   void sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result);
 
@@ -103,15 +122,31 @@ class ModelRunner {
   Backend& backend() { return backend_; }
   const RunnerLimits& limits() const { return limits_; }
   const MemoryPlan& memory() const { return memory_; }
-  const PagePool& pages() const { return *pages_; }
-  const SlotPool& slots() const { return *slots_; }
+  PagePool& pages() { return *pages_; }
+  SlotPool& slots() { return *slots_; }
 
  private:
-  struct Rows;  // what both kinds of batch are built from
+  // What both kinds of batch are built from: tokens [begin, begin + tokens.size()) of a sequence, then drafts.
+  struct Rows {
+    const Sequence& sequence;
+    int64_t begin;
+    std::span<const int32_t> tokens;
+    std::span<const int32_t> drafts = {};
+    std::span<const Cut> cuts = {};
+    int64_t certain_end() const { return begin + std::ssize(tokens); }
+    int64_t end() const { return certain_end() + std::ssize(drafts); }
+    int32_t token(int64_t index) const {
+      return index < certain_end() ? tokens[index - begin] : drafts[index - certain_end()];
+    }
+  };
+  bool take_lane_and_slot(Sequence& sequence);
+  bool share_pages(Sequence& sequence, std::span<const int32_t> pages, int64_t P, int64_t tokens);
   Batch build(std::span<const Rows> parts, bool mtp);
   ExecContext context(Taps* taps);
+  Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void remember_hidden(std::span<const Part> parts, const Tensor& hidden);
   std::byte* ring_row(const Sequence& sequence, int64_t token);
+  std::byte* row_before(const Sequence& sequence);
 
   const CausalLM& model_;
   Backend& backend_;
@@ -128,13 +163,19 @@ class ModelRunner {
   Buffer image_embeds_;  // rows of one step that images replace
   Buffer hidden_;        // of keep_hidden and gather_hidden
   Buffer step_hidden_;   // of the last forward
-  Buffer ring_;          // [lanes, hidden_ring, D]
+  Buffer ring_;          // [lanes, hidden_ring + 1, D]: the last rows, and the one before those of the last step
   std::vector<int32_t> free_lanes_;
-  struct StepRows {  // where the rows of a sequence stand in step_hidden_
-    const Sequence* sequence;
-    int64_t begin, end, row;
+  struct StepRows {  // where the tokens [begin, end) of a lane's sequence stand in step_hidden_
+    uint64_t step = 0;
+    int64_t begin = 0, end = 0, row = 0;
+    bool row_before = false;  // that of token begin - 1 is there
   };
-  std::vector<StepRows> step_rows_;
+  const StepRows* step_rows(const Sequence& sequence) const;
+  std::vector<StepRows> step_rows_;  // of each lane, as far as it took part in the last step
+  uint64_t steps_ = 0;
+  std::vector<Rows> rows_;           // of one batch; kept for its memory
+  std::vector<std::byte> host_row_;  // of read_row
+  std::vector<float> row_values_;
   size_t after_forward_ = 0;  // workspace mark: logits of the same step are allocated from here again
 };
 

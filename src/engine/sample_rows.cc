@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 
+#include "base/check.h"
 #include "engine/sampling_row.h"
 
 namespace calandra {
@@ -17,7 +18,8 @@ std::vector<float> logits_of(const json::object& row, const json::object& named)
   const json::value* value = row.if_contains("logits");
   if (value != nullptr && value->is_string()) {
     value = named.if_contains(value->get_string());
-    if (value == nullptr) wrong("logits", "a name of the logits file, or an array");
+    if (value == nullptr)
+      throw UsageError("sample row: the logits file has no logits " + calandra::to_json(row.at("logits")));
   }
   if (value == nullptr || !value->is_array() || value->get_array().empty())
     wrong("logits", "an array of numbers and \"-inf\", or a name");
@@ -59,7 +61,7 @@ SamplingParams params_of(const json::object& row, int64_t V) {
   const json::value* value = row.if_contains("params");
   if (value == nullptr) return {};
   if (!value->is_object()) wrong("params", "an object");
-  const auto read = read_sampling_params(value->get_object());
+  const auto read = read_sampling_params(value->get_object(), {}, /*others=*/false);
   if (const auto* error = std::get_if<RequestError>(&read)) throw UsageError("sample row: params: " + error->message);
   const SamplingParams& params = std::get<SamplingParams>(read);
   if (const auto error = params.check(V)) throw UsageError("sample row: params: " + error->message);
@@ -94,7 +96,7 @@ json::object sample_row(ExecContext& ctx, const json::object& row, const json::o
   const auto sampled_id = integer_of(row, "sampled_id", V);
 
   ops::SamplingBatch batch;
-  add_sampling_row(batch, sequence, /*logit_row=*/0, /*eos_token_ids=*/{});
+  CHECK(add_sampling_row(batch, sequence, /*drafts=*/{}, /*logit_row=*/0, /*context=*/{}));
   ops::SamplingRow& raw = batch.rows[0];
   raw.token_index = position.value_or(0);
   if (row.contains("grammar_allowed_ids")) {

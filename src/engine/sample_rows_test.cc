@@ -156,7 +156,7 @@ void check_greedy(Sampler& sampler, const json::object& chain, const Tensor& log
   ops::SamplingBatch batch;
   for (size_t i = 0; i <= drafts.size(); ++i) {
     Sequence s = sequence_of(chain, i);
-    add_sampling_row(batch, s, static_cast<int32_t>(i), {});
+    ASSERT_TRUE(add_sampling_row(batch, s, {}, static_cast<int32_t>(i), {}));
   }
   ops::SamplingResult result;
   ops::sample(sampler.ctx, logits, batch, result);
@@ -178,7 +178,7 @@ void check_random(Sampler& sampler, const json::object& chain, const Tensor& log
   for (size_t i = 0; i < targets.size(); ++i) {
     Sequence s = sequence_of(chain, i);
     batch.clear();
-    add_sampling_row(batch, s, static_cast<int32_t>(i), {});
+    ASSERT_TRUE(add_sampling_row(batch, s, {}, static_cast<int32_t>(i), {}));
     const std::vector<int32_t> support = ids(targets[i].at("ids"));
     const int seeds = support.size() > 1 ? kSeeds : 100;
     batch.rows.resize(seeds, batch.rows[0]);
@@ -258,23 +258,21 @@ TEST(SampleRows, VerifyRowsEqualSequentialDecoding) {
       ops::SamplingResult result;
       for (size_t i = 0; i <= k; ++i) {  // one by one
         batch.clear();
-        add_sampling_row(batch, plain, static_cast<int32_t>(i), {});
+        ASSERT_TRUE(add_sampling_row(batch, plain, {}, static_cast<int32_t>(i), {}));
         ops::sample(sampler.ctx, logits, batch, result);
         plain.tokens.push_back(result.rows[0].token);
       }
-      const Sequence start = sequence_of(chain, 0);
-      std::vector<int32_t> drafts(plain.tokens.begin() + start.size(), plain.tokens.end() - 1);
+      Sequence verify = sequence_of(chain, 0);
+      verify.seed = seed;
+      std::vector<int32_t> drafts(plain.tokens.begin() + verify.size(), plain.tokens.end() - 1);
       if (k > 1 && seed % 2 == 1) drafts[seed / 2 % k] = (drafts[seed / 2 % k] + 1) % 32;  // one that is refused
       batch.clear();
       for (size_t i = 0; i <= k; ++i) {  // all at once
-        Sequence verify = start;
-        verify.seed = seed;
-        verify.tokens.insert(verify.tokens.end(), drafts.begin(), drafts.begin() + static_cast<std::ptrdiff_t>(i));
-        add_sampling_row(batch, verify, static_cast<int32_t>(i), {});
+        ASSERT_TRUE(add_sampling_row(batch, verify, std::span(drafts).first(i), static_cast<int32_t>(i), {}));
       }
       ops::sample(sampler.ctx, logits, batch, result);
       for (size_t i = 0; i <= k; ++i) {
-        EXPECT_EQ(result.rows[i].token, plain.tokens[start.size() + i]) << chain.at("id") << " position " << i;
+        EXPECT_EQ(result.rows[i].token, plain.tokens[verify.size() + i]) << chain.at("id") << " position " << i;
         if (i == k || result.rows[i].token != drafts[i]) break;
         ++accepted;
       }
@@ -311,6 +309,7 @@ TEST(SampleRows, WrongRowsAreUsageErrors) {
            R"({})",
            R"({"logits": []})",
            R"({"logits": "unknown"})",
+           R"({"logits": [1, 2], "params": {"temprature": 1}})",
            R"({"logits": [1, "nan"]})",
            R"({"logits": [1, 1e300]})",
            R"({"logits": [1], "params": {"temperature": -1}})",

@@ -190,9 +190,16 @@ class BodyReader {
     if (!error_) error_ = fields.error_;
   }
   const std::optional<RequestError>& error() const { return error_; }
+  // The first name of the body that was not looked for; empty: none.
+  std::string_view rest() const {
+    for (const auto& member : body_)
+      if (std::find(names_.begin(), names_.end(), member.key()) == names_.end()) return member.key();
+    return {};
+  }
 
  private:
-  const json::value* find(std::string_view name) const {
+  const json::value* find(std::string_view name) {
+    names_.push_back(name);
     const json::value* v = body_.if_contains(name);
     return v == nullptr || v->is_null() ? nullptr : v;
   }
@@ -215,6 +222,7 @@ class BodyReader {
   }
 
   const json::object& body_;
+  std::vector<std::string_view> names_;  // looked for
   std::optional<RequestError> error_;
 };
 
@@ -226,7 +234,8 @@ std::optional<RequestError> SamplingParams::check(const SamplingLimits& limits) 
   return check_lists(*this, limits);
 }
 
-std::variant<SamplingParams, RequestError> read_sampling_params(const json::object& body, SamplingParams p) {
+std::variant<SamplingParams, RequestError> read_sampling_params(const json::object& body, SamplingParams p,
+                                                                bool others) {
   BodyReader r(body);
   r.read("n", p.n);
   r.read("temperature", p.temperature);
@@ -257,6 +266,8 @@ std::variant<SamplingParams, RequestError> read_sampling_params(const json::obje
   r.read("thinking_token_budget", p.thinking_token_budget);
   r.read_repetition(p.repetition_detection);
   if (r.error()) return *r.error();
+  if (const std::string_view name = r.rest(); !others && !name.empty())
+    return RequestError{400, "unknown_parameter", std::string(name), fmt::format("there is no parameter {}", name)};
   return p;
 }
 

@@ -78,9 +78,10 @@ struct SamplingParams {
 };
 
 // The sampling fields of a request body in vLLM's names over `defaults` (generation_config.json); other fields are not
-// looked at, null means the default. Types are checked here, values by check(). `bad_words_ids` gives
+// looked at, or refused without `others`; null means the default. Types are checked here, values by check(). `bad_words_ids` gives
 // bad_words_token_ids (ours, as in the goldens).
-std::variant<SamplingParams, RequestError> read_sampling_params(const json::object& body, SamplingParams defaults = {});
+std::variant<SamplingParams, RequestError> read_sampling_params(const json::object& body, SamplingParams defaults = {},
+                                                                bool others = true);
 
 // bad_words -> bad_words_token_ids, as vLLM does: each word without, and where that gives another first token and as
 // many tokens, with a space before it.

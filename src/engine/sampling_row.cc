@@ -1,28 +1,43 @@
 #include "engine/sampling_row.h"
 
-#include <algorithm>
+#include "base/check.h"
 
 namespace calandra {
 namespace {
 
-ops::ListRange append(std::vector<int32_t>& list, std::span<const int32_t> ids) {
-  const auto begin = static_cast<int32_t>(list.size());
-  list.insert(list.end(), ids.begin(), ids.end());
-  return {begin, static_cast<int32_t>(list.size())};
+// Returns false when the grammar refuses one of the drafts; then the batch is as before.
+bool add_grammar(ops::SamplingBatch& batch, ops::SamplingRow& row, Grammar& grammar, std::span<const int32_t> drafts,
+                 int64_t vocab_size) {
+  CHECK_GT(vocab_size, 0);
+  const size_t begin = batch.grammar.size(), words = static_cast<size_t>(vocab_size + 31) / 32;
+  batch.grammar.resize(begin + words);
+  if (!grammar.mask(drafts, std::span(batch.grammar).subspan(begin))) {
+    batch.grammar.resize(begin);
+    return false;
+  }
+  row.grammar = static_cast<int32_t>(begin);
+  return true;
 }
 
-// A bad word forbids its last token when the output ends with the others.
-bool is_begun(const std::vector<int32_t>& word, std::span<const int32_t> outputs) {
-  const size_t before = word.size() - 1;
-  return before <= outputs.size() && std::equal(word.begin(), word.end() - 1, outputs.end() - before);
+// A bad word forbids its last token when the outputs end with the others; none before min_tokens ends the text.
+void forbid_by_params(const SamplingParams& p, const Prefix& prefix, std::span<const int32_t> eos_token_ids,
+                      RowEdits& edits) {
+  for (const std::vector<int32_t>& word : p.bad_words_token_ids)
+    if (!word.empty() && prefix.outputs_end_with(std::span(word).first(word.size() - 1))) edits.forbid(word.back());
+  if (prefix.outputs() < p.min_tokens) {
+    edits.forbid(p.stop_token_ids);
+    if (!p.ignore_eos) edits.forbid(eos_token_ids);
+  }
 }
 
 }  // namespace
 
-void add_sampling_row(ops::SamplingBatch& batch, Sequence& s, int32_t logit_row,
-                      std::span<const int32_t> eos_token_ids) {
+bool add_sampling_row(ops::SamplingBatch& batch, Sequence& s, std::span<const int32_t> drafts, int32_t logit_row,
+                      const SamplingContext& context, bool want_logprobs) {
   const SamplingParams& p = s.params;
+  const Prefix prefix(s.tokens, s.prompt_size, drafts);
   ops::SamplingRow row;
+  if (s.grammar && !add_grammar(batch, row, *s.grammar, drafts, context.vocab_size)) return false;
   row.logit_row = logit_row;
   row.temperature = p.temperature;
   row.top_k = p.top_k;
@@ -32,36 +47,28 @@ void add_sampling_row(ops::SamplingBatch& batch, Sequence& s, int32_t logit_row,
   row.frequency_penalty = p.frequency_penalty;
   row.presence_penalty = p.presence_penalty;
   row.seed = s.seed;
-  row.token_index = static_cast<int32_t>(s.size());
+  row.token_index = static_cast<int32_t>(prefix.size());
   row.choice = s.choice;
 
   if (p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0) {
     s.counts.update(s.tokens, s.prompt_size);
-    row.counts.begin = static_cast<int32_t>(batch.counts.size());
-    batch.counts.insert(batch.counts.end(), s.counts.entries().begin(), s.counts.entries().end());
-    row.counts.end = static_cast<int32_t>(batch.counts.size());
+    row.counts = s.counts.append_to(batch.counts, drafts);
   }
-  if (!p.logit_bias.empty()) {
-    row.bias.begin = static_cast<int32_t>(batch.bias.size());
-    batch.bias.insert(batch.bias.end(), p.logit_bias.begin(), p.logit_bias.end());
-    row.bias.end = static_cast<int32_t>(batch.bias.size());
-  }
-  row.allowed = append(batch.ids, p.allowed_token_ids);
+  RowEdits edits(batch, row, p.allowed_token_ids, p.logit_bias);
+  forbid_by_params(p, prefix, context.eos_token_ids, edits);
+  if (p.thinking_token_budget && !context.thinking.empty())
+    ThinkingBudget(*p.thinking_token_budget, context.thinking, s.thinking).apply(prefix, edits);
+  for (const auto& processor : s.processors) processor->apply(prefix, edits);
 
-  const std::span<const int32_t> outputs = std::span(s.tokens).subspan(s.prompt_size);
-  row.forbidden.begin = static_cast<int32_t>(batch.ids.size());
-  for (const std::vector<int32_t>& word : p.bad_words_token_ids)
-    if (!word.empty() && is_begun(word, outputs)) batch.ids.push_back(word.back());
-  if (s.outputs() < p.min_tokens) {
-    append(batch.ids, p.stop_token_ids);
-    if (!p.ignore_eos) append(batch.ids, eos_token_ids);
+  if (want_logprobs) {
+    if (p.logprobs) row.num_logprobs = *p.logprobs;
+    row.logprobs_mode = p.logprobs_mode;
+    row.logprob_ids.begin = static_cast<int32_t>(batch.ids.size());
+    batch.ids.insert(batch.ids.end(), p.logprob_token_ids.begin(), p.logprob_token_ids.end());
+    row.logprob_ids.end = static_cast<int32_t>(batch.ids.size());
   }
-  row.forbidden.end = static_cast<int32_t>(batch.ids.size());
-
-  if (p.logprobs) row.num_logprobs = *p.logprobs;
-  row.logprobs_mode = p.logprobs_mode;
-  row.logprob_ids = append(batch.ids, p.logprob_token_ids);
   batch.rows.push_back(row);
+  return true;
 }
 
 }  // namespace calandra

@@ -3,8 +3,11 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "engine/grammar.h"
+#include "engine/logits_processor.h"
 #include "engine/sampling_params.h"
 #include "engine/token_counts.h"
 #include "tensor/tensor.h"
@@ -24,6 +27,9 @@ struct Sequence {
   uint64_t seed = 0;   // of the request, drawn when it gave none
   int32_t choice = 0;  // index of this choice among all of the request
 
+  std::vector<std::shared_ptr<const LogitsProcessor>> processors;  // applied after what `params` ask for
+  std::shared_ptr<Grammar> grammar;  // of this choice alone, it has accepted the outputs; null: none
+
   std::vector<ImageSpan> images;                  // ascending
   std::vector<std::array<int32_t, 3>> positions;  // rotary (temporal, height, width) of the prompt; empty: the index
   int32_t position_delta = 0;                     // rotary position of a later token minus its index
@@ -37,7 +43,8 @@ struct Sequence {
   // MTP entries [mtp_begin, mtp_end) are written from true hidden rows; the ring holds the rows of tokens
   // [ring_begin, computed).
   int64_t mtp_begin = 1, mtp_end = 1, ring_begin = 0;
-  TokenCounts counts;  // up to date only while penalties are in use
+  TokenCounts counts;      // up to date only while penalties are in use
+  ThinkingTrack thinking;  // up to date only with a thinking_token_budget
   bool finished = false;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }

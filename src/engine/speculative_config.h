@@ -29,8 +29,8 @@ struct SpeculativeConfig {
   bool adaptive = true;                      // num_speculative_tokens is the most, each step takes what pays
   int prompt_lookup_min = 5;                 // tokens of the shortest and the longest n-gram
   int prompt_lookup_max = 5;
-  std::vector<BatchRange> batch_ranges;  // ascending, disjoint; batches in none of them: num_speculative_tokens
-  std::vector<std::string> notes;        // what was renamed or ignored, one sentence each: to be logged as warnings
+  std::vector<BatchRange> batch_ranges = {};  // ascending, disjoint; batches in none of them: num_speculative_tokens
+  std::vector<std::string> notes = {};  // what was renamed or ignored, one sentence each: to be logged as warnings
 
   // The most drafts per sequence while `running` sequences run.
   int drafts_for(int64_t running) const;

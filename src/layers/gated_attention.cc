@@ -24,8 +24,10 @@ Tensor GatedAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache&
   KvPages pages{cache.paged[0], cache.paged[1]};
 
   const auto [q, gate, k, v] = ops::linear(ctx, x, qgkv);  // [T, H Dh] [T, H Dh] [T, Hkv Dh] [T, Hkv Dh]
-  ctx.tap("rope_cos", table[0]);
-  ctx.tap("rope_sin", table[1]);
+  if (ctx.taps != nullptr) {                               // HF's tables have each value twice
+    ctx.tap("rope_cos", ops::concat_columns(ctx, table[0], table[0]));
+    ctx.tap("rope_sin", ops::concat_columns(ctx, table[1], table[1]));
+  }
   ctx.tap("gate", gate.view({T, H, Dh}));
   const Tensor rotated = ops::qk_norm_rope_store(ctx, q.view({T, H, Dh}), k.view({T, Hkv, Dh}), v.view({T, Hkv, Dh}),
                                                  {q_norm, k_norm, sizes.eps, 1.0f}, table, pages, batch);

@@ -29,8 +29,8 @@ Tensor GroupedQueryAttention::forward(ExecContext& ctx, const Batch& batch, Laye
   const Tensor v = qkv.slice(1, (H + Hkv) * D, qkv.size(1)).view({T, Hkv, D});
   ctx.tap("q", q);
   ctx.tap("k", k);
-  const Tensor rotated =
-      ops::qk_norm_rope_store(ctx, q, k, v, {q_norm, k_norm, sizes.eps, 0.0f}, table, pages, batch);  // taps v
+  const ops::QkNorm norm{q_norm, k_norm, sizes.eps, 0.0f, "q_norm", "k_norm", "q_rope", "k_rope"};
+  const Tensor rotated = ops::qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch);  // taps v
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale);  // [T, H, D]
   ctx.tap("core", o);

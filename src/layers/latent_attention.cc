@@ -64,18 +64,25 @@ Tensor LatentAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache
 
   ops::PackResult projected = ops::linear(ctx, x, from_x);
   const Tensor kv = projected[sizes.q_lora_rank > 0 ? 1 : 2];  // [T, L + R]
+  Tensor q_from = x;
   if (sizes.q_lora_rank > 0) {
-    const Tensor q_a = projected[0], q_a_norm = q_a_layernorm(ctx, q_a);  // [T, q_lora_rank]
+    const Tensor q_a = projected[0];  // [T, q_lora_rank]
+    q_from = q_a_layernorm(ctx, q_a);
     ctx.tap("q_a", q_a);
-    ctx.tap("q_a_norm", q_a_norm);
-    projected = ops::linear(ctx, q_a_norm, q_b);
+    ctx.tap("q_a_norm", q_from);
+    projected = ops::linear(ctx, q_from, q_b);
+  }
+  if (ctx.taps != nullptr) {  // both parts of every head side by side, before the rotation
+    const auto parts = (sizes.q_lora_rank > 0 ? q_b : from_x).parts();
+    const Tensor without = ops::linear(ctx, q_from, parts[0], x.dtype()).view({T * H, Dn});
+    const Tensor with = ops::linear(ctx, q_from, parts[1], x.dtype()).view({T * H, R});
+    ctx.tap("q", ops::concat_columns(ctx, without, with).view({T, H, Dn + R}));
   }
   const Tensor q_nope = projected[0].view({T, H, Dn});
   const Tensor q_pe = ops::rope(ctx, projected[1].view({T, H, R}), table, ops::RopePairing::kNeighbours);
   const Tensor latent = kv_a_layernorm(ctx, kv.slice(1, 0, L));
   const Tensor k_pe =
       ops::rope(ctx, kv.slice(1, L, L + R).view({T, 1, R}), table, ops::RopePairing::kNeighbours).view({T, R});
-  ctx.tap("q_nope", q_nope);
   ctx.tap("q_pe", q_pe);
   ctx.tap("latent", latent);
   ctx.tap("k_pe", k_pe);

@@ -18,6 +18,7 @@ SparseMoe::SparseMoe(WeightReader reader, const Sizes& s, const ops::RouterOptio
     : options(o) {
   const Axis D{"hidden_size", s.hidden_size}, E{"num_experts", s.num_experts},
       F{"moe_intermediate_size", s.moe_intermediate_size};
+  weights.taps = names.taps;
   reader.linear(weights.router, "gate.weight", {E, D});
   const char* bias = nullptr;
   for (const char* name : kBiasNames) {

@@ -17,10 +17,12 @@ struct SparseMoe {
     const char* shared_experts;  // "shared_expert"
     const char* shared_gate;     // "shared_expert_gate.weight"; null: the shared expert has no gate
     bool expert_bias;            // the router has a bias on the choice
+    ops::SparseMoeTaps taps;
   };
-  static constexpr Names kQwen3_5{"shared_expert", "shared_expert_gate.weight", false};
-  static constexpr Names kBailing{"shared_experts", nullptr, false};
-  static constexpr Names kBailingWithBias{"shared_experts", nullptr, true};
+  static constexpr ops::SparseMoeTaps kBailingTaps{nullptr, "experts", "routed", "shared", "mlp_out"};
+  static constexpr Names kQwen3_5{"shared_expert", "shared_expert_gate.weight", false, {}};
+  static constexpr Names kBailing{"shared_experts", nullptr, false, kBailingTaps};
+  static constexpr Names kBailingWithBias{"shared_experts", nullptr, true, kBailingTaps};
 
   // Reads gate, experts (fused or one by one, as the checkpoint has them) and shared experts below `reader`.
   // Throws LoadError when the router's bias stands under two names.

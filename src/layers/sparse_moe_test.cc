@@ -36,7 +36,7 @@ class Stored {
     ReferenceBackend backend;
     const FolderForTest folder;
     write_safetensors(folder.path() / "model.safetensors", tensors_);
-    const Checkpoint checkpoint(folder.path());
+    const WeightFiles checkpoint(folder.path());
     WeightStore store(backend, &checkpoint);
     const SparseMoe layer(store.reader().child("mlp"), kSizes, kRouter, names);
     store.load({}, 1);

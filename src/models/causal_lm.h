@@ -35,9 +35,16 @@ class Drafter {
   // those of tokens e - 1, keys are seen from mtp.first_key on. Every layer writes its entry from this pair; the result
   // is that of layer step % num_layers (vLLM: spec_step_idx).
   //   hidden [T, D]: for step 0 the model's hidden row of token e - 1, later the previous step's result
-  //   returns [T, D] after the last norm, for CausalLM::logits; valid until the workspace is flipped or reset
+  //   returns [T, D] after the last norm, for logits(); valid until the workspace is flipped or reset
   virtual Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches, const Tensor& hidden,
                          int64_t step) const = 0;
+
+  // The output head for drafts, which may be approximate.   hidden [N, D]   returns [N, columns] f32
+  virtual Tensor logits(ExecContext& ctx, const Tensor& hidden) const = 0;
+  // Token id of each column of its logits, ascending; empty: the column itself.
+  virtual std::span<const int32_t> token_ids() const = 0;
+
+  virtual StepCost step_cost() const = 0;  // of one pass, the output head included
 };
 
 // A vision tower: patches to embedding rows.
@@ -57,6 +64,9 @@ class VisionEncoder {
 struct ModelParts {
   bool drafter = false;
   bool vision = false;
+  // Token ids of the drafter's own output head, ascending: these rows of the model's head, rounded to 8 bits. Empty:
+  // the drafter uses the model's.
+  std::vector<int32_t> draft_ids = {};
 };
 
 class CausalLM {

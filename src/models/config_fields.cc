@@ -7,8 +7,16 @@
 #include "base/error.h"
 
 namespace calandra {
+namespace {
+
+thread_local std::set<std::string, std::less<>>* asked_for = nullptr;
+
+}  // namespace
+
+void ConfigFields::note_keys(std::set<std::string, std::less<>>* keys) { asked_for = keys; }
 
 bool ConfigFields::has(std::string_view key) const {
+  if (asked_for != nullptr) asked_for->emplace(key);
   const json::value* value = object_.if_contains(key);
   return value != nullptr && !value->is_null();
 }

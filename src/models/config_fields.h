@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,9 @@ class ConfigFields {
   const json::object& object() const { return object_; }
   const std::string& where() const { return where_; }
   [[noreturn]] void fail(std::string_view key, const std::string& problem) const;
+
+  // Notes the names of all keys that this thread asks for in `keys`, of any object; null ends it.
+  static void note_keys(std::set<std::string, std::less<>>* keys);
 
  private:
   const json::value& required(std::string_view key) const;

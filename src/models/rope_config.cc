@@ -10,9 +10,9 @@ json::object rope_settings(const ConfigFields& fields) {
     if (fields.has(key)) merged[key] = fields.object().at(key);
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     if (!fields.has(key)) continue;
-    const json::object& settings = fields.child(key).object();
-    if (const json::value* type = settings.if_contains("type"); type != nullptr && !settings.contains("rope_type"))
-      merged["rope_type"] = *type;
+    const ConfigFields child = fields.child(key);
+    const json::object& settings = child.object();
+    if (child.has("type") && !settings.contains("rope_type")) merged["rope_type"] = settings.at("type");
     for (const auto& [name, value] : settings)
       if (!value.is_null()) merged[name] = value;
   }
@@ -31,8 +31,8 @@ RopeParameters parse_rope(const ConfigFields& settings, double default_theta, in
   rope.original_max_position_embeddings =
       settings.integer("original_max_position_embeddings", 1, int64_t{1} << 30, max_position_embeddings);
   if (!settings.has("original_max_position_embeddings"))
-    log_warning("{}: original_max_position_embeddings is missing; taken as max_position_embeddings {}",
-                settings.where(), max_position_embeddings);
+    log_warning_once("{}: original_max_position_embeddings is missing; taken as max_position_embeddings {}",
+                     settings.where(), max_position_embeddings);
   rope.attention_factor = settings.number("attention_factor", 0, 1e3, 0.0);
   rope.beta_fast = settings.number("beta_fast", 1e-6, 1e6, 32.0);
   rope.beta_slow = settings.number("beta_slow", 1e-6, 1e6, 1.0);

@@ -42,6 +42,11 @@ struct QkNorm {
   const Tensor& k_norm;
   float eps;
   float weight_offset;
+  // Names of the taps of q and k, normalised and rotated.
+  const char* q_normed = "q_normed";
+  const char* k_normed = "k_normed";
+  const char* q_rotated = "q_rotated";
+  const char* k_rotated = "k_rotated";
 };
 Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const QkNorm& norm,
                           const Tensor& table, KvPages& pages, const Batch& batch);

@@ -37,6 +37,11 @@ class Backend {
   // Work done once per step for all layers (tile schedules, scratch). Called before the model's forward, also in a dry
   // run with the largest batch, and the only function that may allocate.
   virtual void plan(ExecContext& ctx, const Batch& batch) = 0;
+  // Bytes that the backend holds for itself beside weights and workspace, once matrices of up to `columns` columns have
+  // been packed.
+  virtual size_t scratch_bytes(int64_t columns) const = 0;
+  // Barriers between threads (CPU) or kernel launches (CUDA) since the start. Benches count by differences.
+  virtual uint32_t launches() const = 0;
 
   // dense
   virtual void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) = 0;  // out [T, sum N]

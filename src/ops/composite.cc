@@ -1,5 +1,12 @@
 // Default bodies of the composite ops: the parts in the order of the paper. Each is the definition of its op, and the
 // only place where the intermediate results have names (taps).
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <vector>
+
 #include "ops/backend.h"
 
 namespace calandra {
@@ -18,6 +25,60 @@ class Scratch {
   size_t mark_;
 };
 
+// What is tapped but stays inside an op is worked out once more on the host.
+std::vector<float> to_host(ExecContext& ctx, const Tensor& dense) {
+  std::vector<float> values(static_cast<size_t>(dense.numel()));
+  if (!ctx.dry_run) ctx.backend.copy_bytes(values.data(), dense.data(), values.size() * sizeof(float));
+  return values;
+}
+
+template <class T>
+Tensor to_device(ExecContext& ctx, const Shape& shape, const std::vector<T>& values) {
+  const Tensor tensor = ctx.workspace.alloc(dtype_of<T>(), shape);
+  CHECK_EQ(static_cast<int64_t>(values.size()), tensor.numel());
+  if (!ctx.dry_run) ctx.backend.copy_bytes(tensor.data(), values.data(), values.size() * sizeof(T));
+  return tensor;
+}
+
+void logits_to_scores(float* row, int64_t E, ops::RouterScore score) {
+  if (score == ops::RouterScore::kSigmoid) {
+    for (int64_t e = 0; e < E; ++e) row[e] = 1 / (1 + std::exp(-row[e]));
+    return;
+  }
+  const float max = *std::max_element(row, row + E);
+  for (int64_t e = 0; e < E; ++e) row[e] = std::exp(row[e] - max);
+  const float sum = std::accumulate(row, row + E, 0.0f);
+  for (int64_t e = 0; e < E; ++e) row[e] /= sum;
+}
+
+// The steps of `route` (ops/moe.h) before its choice of experts.   logits [T, E]   bias [E] or absent
+void tap_routing(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options) {
+  const int64_t T = logits.size(0), E = logits.size(1), G = options.n_group, size = E / G, kept = options.topk_group;
+  std::vector<float> scores = to_host(ctx, logits), group_scores(static_cast<size_t>(T * G));
+  const std::vector<float> biases = bias ? to_host(ctx, bias) : std::vector<float>(static_cast<size_t>(E));
+  std::vector<int32_t> groups(static_cast<size_t>(T * kept)), order(static_cast<size_t>(G));
+  std::vector<float> choice(static_cast<size_t>(size));
+  for (int64_t t = 0; t < T; ++t) {
+    float *row = scores.data() + t * E, *of_group = group_scores.data() + t * G;
+    logits_to_scores(row, E, options.score);
+    for (int64_t g = 0; g < G; ++g) {
+      for (int64_t i = 0; i < size; ++i) {
+        const float c = row[g * size + i] + biases[g * size + i];
+        choice[i] = std::isnan(c) ? -std::numeric_limits<float>::infinity() : c;
+      }
+      std::sort(choice.begin(), choice.end(), std::greater<>());
+      of_group[g] = choice[0] + (options.score == ops::RouterScore::kSigmoid && size > 1 ? choice[1] : 0);
+    }
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return of_group[a] > of_group[b]; });
+    std::copy_n(order.begin(), kept, groups.begin() + t * kept);
+  }
+  ctx.tap("router_scores", to_device(ctx, {T, E}, scores));
+  if (G == 1) return;
+  ctx.tap("group_scores", to_device(ctx, {T, G}, group_scores));
+  ctx.tap("groups", to_device(ctx, {T, kept}, groups));
+}
+
 }  // namespace
 
 void Backend::linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual,
@@ -33,6 +94,7 @@ void Backend::swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& ga
   const auto [gate, up, unused_2, unused_3] = ops::linear(ctx, x, gate_up);
   const Tensor h = ops::silu_mul(ctx, gate, up);
   linear_add(ctx, h, down, residual, out);
+  if (ctx.taps != nullptr) ctx.tap("mlp_out", ops::linear(ctx, h, down, x.dtype()));
 }
 
 void Backend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
@@ -47,26 +109,28 @@ void Backend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoe
   const Tensor h = ops::silu_mul(ctx, gate.view({T * k, F}), up.view({T * k, F}));
   const Tensor y = ops::grouped_linear(ctx, h.view({T, k, F}), weights.down, experts);  // [T, k, D]
   const Tensor routed = ops::moe_combine(ctx, y, expert_weights);                       // [T, D]
-  ctx.tap("moe/input", x);
-  ctx.tap("moe/router_logits", logits);
-  ctx.tap("moe/chosen_experts", experts);
-  ctx.tap("moe/expert_weights", expert_weights);
-  ctx.tap("moe/routed_output", routed);
+  const ops::SparseMoeTaps& names = weights.taps;
+  if (names.input != nullptr) ctx.tap(names.input, x);
+  ctx.tap("router_logits", logits);
+  if (ctx.taps != nullptr) tap_routing(ctx, logits, weights.bias, options);
+  ctx.tap(names.experts, experts);
+  ctx.tap("expert_weights", expert_weights);
+  ctx.tap(names.routed, routed);
 
   Tensor sum = routed;
   if (weights.shared_down.N > 0) {
     const auto [shared_gate, shared_up, unused_2, unused_3] = ops::linear(ctx, x, weights.shared_gate_up);
     const Tensor shared_h = ops::silu_mul(ctx, shared_gate, shared_up);  // [T, Fs]
     Tensor shared = ops::linear(ctx, shared_h, weights.shared_down, x.dtype());
-    ctx.tap("moe/shared_output", shared);
+    ctx.tap(names.shared, shared);
     if (weights.shared_gate.N > 0) {
       const Tensor open = ops::linear(ctx, x, weights.shared_gate, x.dtype());  // [T, 1]
-      ctx.tap("moe/shared_gate", open);
+      ctx.tap("shared_gate", open);
       shared = ops::sigmoid_mul(ctx, shared, open);
     }
     sum = ops::add(ctx, routed, shared);
   }
-  ctx.tap("moe/output", sum);
+  ctx.tap(names.output, sum);
   if (!ctx.dry_run) add(ctx, residual, sum, out);
 }
 
@@ -89,11 +153,11 @@ void Backend::qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor
   ops::store_kv(ctx, k_rotated, v, pages, batch);
 
   if (with_norm) {
-    ctx.tap("q_normed", q_normed);
-    ctx.tap("k_normed", k_normed);
+    ctx.tap(norm.q_normed, q_normed);
+    ctx.tap(norm.k_normed, k_normed);
   }
-  ctx.tap("q_rotated", out);
-  ctx.tap("k_rotated", k_rotated);
+  ctx.tap(norm.q_rotated, out);
+  ctx.tap(norm.k_rotated, k_rotated);
   ctx.tap("v", v);
 }
 
@@ -165,9 +229,14 @@ void Backend::lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor&
     ctx.tap("q_rope", q_rotated);
     ctx.tap("k_rope", k_rotated);
   }
-  ctx.tap("slope", weights.slope);
+  ctx.tap_constant("slope", weights.slope);
+  if (ctx.taps != nullptr) {
+    std::vector<float> decay = to_host(ctx, weights.slope);
+    for (float& factor : decay) factor = std::exp(-factor);
+    ctx.tap_constant("decay", to_device(ctx, {H}, decay));
+  }
   ctx.tap("core", o);
-  if (ctx.taps != nullptr) ctx.tap("group_norm", ops::rms_norm(ctx, groups, g_norm, weights.eps, 0));
+  if (ctx.taps != nullptr) ctx.tap("group_norm", ops::rms_norm(ctx, groups, g_norm, weights.eps, 0).view({T, H * D}));
   ctx.tap("gate", gate);
 }
 

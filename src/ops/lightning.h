@@ -33,7 +33,7 @@ struct LightningWeights {
 // Dv is Dk. rope turns the first R dims of a head, halves paired.
 //   qkv [T, 3 H Dk] f32, rows q | k | v   gate [T, H Dv] f32   table [2, T, R / 2] f32   returns [T, H Dv] in `out`
 // Taps: qkv (before silu, if there is one), q, k, v, q_norm, k_norm (if there are norms), q_rope, k_rope (if there is
-// rope), slope, core, group_norm (with its weight, before the gate), gate.
+// rope), slope and decay = exp(-slope) (constants), core, group_norm (with its weight, before the gate), gate.
 Tensor lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate, const LightningWeights& weights,
                        const Tensor& table, LightningState& state, const Tensor& accepted, const Batch& batch,
                        DType out);

@@ -42,6 +42,15 @@ Tensor grouped_linear(ExecContext& ctx, const Tensor& x, const GroupedWeight& we
 //   y [T, k, D]   weights [T, k] f32   returns [T, D]
 Tensor moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& weights);
 
+// What a family calls the taps of sparse_moe.
+struct SparseMoeTaps {
+  const char* input = "moe/input";  // null: already tapped, as the norm before
+  const char* experts = "chosen_experts";
+  const char* routed = "routed_output";
+  const char* shared = "shared_output";  // before its gate
+  const char* output = "moe/output";     // without the residual
+};
+
 struct SparseMoeWeights {
   PackedWeight router;           // [E, D]
   Tensor bias;                   // [E] f32; absent: none
@@ -50,14 +59,15 @@ struct SparseMoeWeights {
   LinearPack shared_gate_up{2};  // [Fs, D] each; N = 0: no shared expert
   PackedWeight shared_down;      // [D, Fs]
   PackedWeight shared_gate;      // [1, D], through a sigmoid; N = 0: none
+  SparseMoeTaps taps;
 };
 
 // residual + (routed + shared), where routed = moe_combine of the SwiGLU experts that `route` chose for the f32 logits
 // of x, and shared = shared expert (x), times sigmoid(shared_gate(x)) if there is one. Rounded to the type of x:
 // routed, shared, the sigmoid and its product, both sums.  HF Qwen3_5MoeSparseMoeBlock, BailingMoeV2_5SparseMoeBlock.
 //   x, residual [T, D]   returns [T, D]
-// Taps: moe/input, moe/router_logits, moe/chosen_experts, moe/expert_weights, moe/routed_output, moe/shared_output
-// (before its gate), moe/shared_gate (before the sigmoid), moe/output (without the residual).
+// Taps: those of SparseMoeTaps, router_logits, router_scores, group_scores and groups (best first; with several
+// groups), expert_weights, shared_gate (before the sigmoid).
 Tensor sparse_moe(ExecContext& ctx, const Tensor& x, const SparseMoeWeights& weights, const RouterOptions& options,
                   const Tensor& residual);
 

@@ -6,13 +6,6 @@
 
 #include "base/check.h"
 
-// Undefined content reads as NaN (all bits set) where a bug should show: hostile, sanitized and unoptimized builds.
-#if defined(CALANDRA_HOSTILE) || defined(__SANITIZE_ADDRESS__) || !defined(__OPTIMIZE__)
-#define CALANDRA_POISON 1
-#else
-#define CALANDRA_POISON 0
-#endif
-
 namespace calandra {
 namespace {
 
@@ -20,7 +13,7 @@ constexpr size_t kAlignment = 64;
 constexpr size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 constexpr int kStep = 2;  // the part beside the two halves
-constexpr const char* kPartNames[] = {"half 0", "half 1", "step part"};
+constexpr const char* kPartNames[] = {"workspace half 0", "workspace half 1", "workspace step part"};
 
 }  // namespace
 
@@ -31,6 +24,7 @@ Workspace::Workspace(const Workspace& measured, Buffer buffer) : buffer_(std::mo
     parts_[i].begin = begin;
     parts_[i].capacity = measured.parts_[i].peak;
     begin += parts_[i].capacity;
+    if (CALANDRA_STAMPS) parts_[i].ledger = std::make_unique<StampLedger>(kPartNames[i]);
   }
 }
 
@@ -43,18 +37,19 @@ void Workspace::flip() {
 }
 
 void Workspace::reset() {
-  for (Part& part : parts_) {
-    poison(part, 0, part.used);
-    part.used = 0;
-  }
+  for (Part& part : parts_) give_back(part, 0);
   current_ = 0;
 }
 
 void Workspace::release(size_t mark) {
-  Part& part = parts_[current_];
-  CHECK_LE(mark, part.used);
+  CHECK_LE(mark, parts_[current_].used);
+  give_back(parts_[current_], mark);
+}
+
+void Workspace::give_back(Part& part, size_t mark) {
   poison(part, mark, part.used);
   part.used = mark;
+  if (part.ledger) part.ledger->end_from(mark);
 }
 
 size_t Workspace::bytes() const {
@@ -68,15 +63,18 @@ Tensor Workspace::alloc_in(Part& part, DType dtype, Shape shape) {
   part.used += aligned(static_cast<size_t>(shape.numel()) * size_of(dtype));
   if (part.used > part.peak) part.peak = part.used;
   if (counting()) return Tensor(nullptr, dtype, shape);
-  CHECK_MSG(part.used <= part.capacity, "workspace " + std::string(kPartNames[&part - parts_.data()]) + " needs " +
+  CHECK_MSG(part.used <= part.capacity, std::string(kPartNames[&part - parts_.data()]) + " needs " +
                                             std::to_string(part.used) + " bytes, measured " +
                                             std::to_string(part.capacity) + " in the dry run");
   poison(part, from, part.used);
-  return Tensor(static_cast<std::byte*>(buffer_.data()) + part.begin + from, dtype, shape, buffer_.device());
+  Tensor tensor(static_cast<std::byte*>(buffer_.data()) + part.begin + from, dtype, shape, buffer_.device());
+  if (part.ledger) tensor.set_stamp({part.ledger.get(), from, part.ledger->next()});
+  return tensor;
 }
 
+// All bits set reads as NaN.
 void Workspace::poison(const Part& part, size_t from, size_t to) {
-  if (!CALANDRA_POISON || counting() || from == to || buffer_.device().kind != DeviceKind::kCpu) return;
+  if (!CALANDRA_STAMPS || counting() || from == to || buffer_.device().kind != DeviceKind::kCpu) return;
   std::memset(static_cast<std::byte*>(buffer_.data()) + part.begin + from, 0xff, to - from);
 }
 

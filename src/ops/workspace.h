@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <memory>
 
 #include "tensor/buffer.h"
 
@@ -16,7 +17,8 @@ class Workspace {
   // Exactly as large as `measured` needed. `buffer` must have measured.bytes() bytes.
   Workspace(const Workspace& measured, Buffer buffer);
 
-  // 64-byte aligned, undefined content (debug and hostile builds: NaN). Aborts when the part is exhausted.
+  // 64-byte aligned, undefined content. Aborts when the part is exhausted. Builds with stamps (tensor/stamp.h) fill it
+  // with NaN, and a tensor that is used after its part was emptied or released below it aborts.
   Tensor alloc(DType dtype, Shape shape);       // in the current half
   Tensor alloc_step(DType dtype, Shape shape);  // in the step part
   void flip();                                  // the other half becomes current and empty
@@ -31,8 +33,10 @@ class Workspace {
  private:
   struct Part {
     size_t begin = 0, used = 0, peak = 0, capacity = 0;
+    std::unique_ptr<StampLedger> ledger;  // in builds with stamps, unless it only counts
   };
   Tensor alloc_in(Part& part, DType dtype, Shape shape);
+  void give_back(Part& part, size_t mark);
   void poison(const Part& part, size_t from, size_t to);
 
   std::array<Part, 3> parts_;  // two halves and the step part

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/progress.h"
 
 namespace calandra {
 
@@ -24,8 +25,9 @@ Buffer Buffer::host(size_t bytes) {
   if (bytes == 0) return {};
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED)
-    throw LoadError("out of memory: the system refused " + std::to_string(bytes) +
-                    " bytes; use a smaller model, a smaller --max-model-len or fewer sequences (--max-num-seqs)");
+    throw LoadError("out of memory: the system refused " + format_bytes(static_cast<double>(bytes)) +
+                    "; use a smaller model (--num-hidden-layers cuts one of random weights), a smaller "
+                    "--max-model-len or fewer sequences (--max-num-seqs)");
   madvise(data, bytes, MADV_HUGEPAGE);  // 15-25 % more read bandwidth when granted; a refusal changes nothing else
   return Buffer(data, bytes, Device{}, [](void* p, size_t n) { munmap(p, n); });
 }

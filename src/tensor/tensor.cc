@@ -64,6 +64,9 @@ Tensor Tensor::view(Shape shape) const {
   CHECK_MSG(shape.numel() == shape_.numel(), shape_.to_string() + " viewed as " + shape.to_string());
 
   Tensor result(data_, dtype_, shape, device_);
+#if CALANDRA_STAMPS
+  result.stamp_ = stamp_;
+#endif
   if (is_dense()) return result;
   // The axes that both shapes begin with keep their strides; what follows must be dense in itself.
   int same = 0;
@@ -101,5 +104,13 @@ Tensor Tensor::operator[](int64_t index) const {
   }
   return result;
 }
+
+#if CALANDRA_STAMPS
+void Tensor::used_too_late() const {
+  check_failed(__FILE__, __LINE__, "tensor lives",
+               shape_.to_string() + ", allocation " + std::to_string(stamp_.number) + " of " + stamp_.ledger->name() +
+                   ", is used after its memory was given back");
+}
+#endif
 
 }  // namespace calandra

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "tensor/dtype.h"
+#include "tensor/stamp.h"
 
 namespace calandra {
 
@@ -46,7 +47,10 @@ class Tensor {
   // Dense, row-major.
   Tensor(void* data, DType dtype, Shape shape, Device device = {});
 
-  void* data() const { return data_; }
+  void* data() const {
+    check_stamp();
+    return data_;
+  }
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
   const Shape& shape() const { return shape_; }
@@ -63,11 +67,11 @@ class Tensor {
   template <class T>
   T* as() const {
     CHECK_MSG(dtype_of<T>() == dtype_, "tensor is " + std::string(name_of(dtype_)));
-    return static_cast<T*>(data_);
+    return static_cast<T*>(data());
   }
   // Null for a tensor of a dry run, which has no memory.
   std::byte* bytes_at(int64_t element) const {
-    return data_ == nullptr ? nullptr : static_cast<std::byte*>(data_) + element * size_of(dtype_);
+    return data_ == nullptr ? nullptr : static_cast<std::byte*>(data()) + element * size_of(dtype_);
   }
 
   // Another shape of the same elements. The tensor must be dense, or the change must concern only the last axes that
@@ -78,7 +82,23 @@ class Tensor {
   // Element `index` of the first axis, without that axis.
   Tensor operator[](int64_t index) const;
 
+  // The allocation that this tensor and its views stand and fall with (stamp.h). Nothing in builds without stamps.
+  void set_stamp([[maybe_unused]] const Stamp& stamp) {
+#if CALANDRA_STAMPS
+    stamp_ = stamp;
+#endif
+  }
+
  private:
+  void check_stamp() const {
+#if CALANDRA_STAMPS
+    if (stamp_.ledger != nullptr && !stamp_.ledger->lives(stamp_.offset, stamp_.number)) used_too_late();
+#endif
+  }
+#if CALANDRA_STAMPS
+  [[noreturn]] void used_too_late() const;
+  Stamp stamp_;
+#endif
   void* data_ = nullptr;
   Shape shape_;
   std::array<int64_t, Shape::kMaxRank> strides_{};

@@ -22,6 +22,29 @@ TEST(Tensor, ViewsAndSlicesShareMemory) {
   EXPECT_EQ(t.view({-1}).size(0), 24);
 }
 
+TEST(StampLedger, AnAllocationLivesUntilItsMemoryIsGivenBack) {
+  StampLedger ledger("a stack");
+  const uint64_t bottom = ledger.next(), middle = ledger.next(), top = ledger.next();  // at 0, 64, 128
+  const auto lives = [&](size_t offset, uint64_t number) { return ledger.lives(offset, number); };
+  EXPECT_TRUE(lives(0, bottom) && lives(64, middle) && lives(128, top));
+  ledger.end_from(128);
+  EXPECT_TRUE(lives(0, bottom) && lives(64, middle));
+  EXPECT_FALSE(lives(128, top));
+  const uint64_t next = ledger.next();  // at 128
+  EXPECT_TRUE(lives(128, next));
+  EXPECT_FALSE(lives(128, top)) << "its successor does not revive it";
+  ledger.end_from(64);
+  EXPECT_TRUE(lives(0, bottom));
+  EXPECT_FALSE(lives(64, middle) || lives(128, next));
+  const uint64_t wide = ledger.next(), higher = ledger.next();  // at 64, 256
+  ledger.end_from(256);
+  EXPECT_TRUE(lives(64, wide) && lives(0, bottom));
+  EXPECT_FALSE(lives(256, higher) || lives(128, next) || lives(64, middle));
+  ledger.end_from(0);
+  EXPECT_FALSE(lives(0, bottom) || lives(64, wide));
+  EXPECT_TRUE(lives(0, ledger.next()));
+}
+
 TEST(Tensor, EmptyAndAbsent) {
   EXPECT_FALSE(Tensor());
   EXPECT_EQ(Tensor().numel(), 0);

@@ -5,8 +5,7 @@
 //     their high byte. Colour profiles and gamma are ignored.
 //   - The orientation of the EXIF block is applied (JPEG, PNG eXIf, WebP); one that only stands in XMP is not.
 //   - A file that ends early or breaks its format's rules is refused, not shown in part (of an animated GIF, what
-//   follows
-//     the first frame is not read).
+//     follows the first frame is not read). But JPEG data that libjpeg can go on from is shown as libjpeg shows it.
 #pragma once
 
 #include <cstdint>

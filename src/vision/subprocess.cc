@@ -118,8 +118,17 @@ Reading read_all(int output, int errors, Clock::time_point deadline, std::string
   return Reading::kEnded;
 }
 
-// The program's wait status once it has ended; killed at the deadline. What it started goes with it: its group is
-// killed while the program is not yet waited for, so that nothing else can have the group's number.
+// The program's wait status, after it and what it started were killed where they still ran: its group is killed while
+// the program is not yet waited for, so that nothing else can have the group's number.
+int kill_and_wait(pid_t pid) {
+  kill(-pid, SIGKILL);
+  int status = -1;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return status;
+}
+
+// The same once it has ended by itself, or at the deadline.
 int end_of(pid_t pid, Clock::time_point deadline, bool* too_long) {
   siginfo_t ended{};
   while (waitid(P_PID, pid, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid != pid) {
@@ -129,11 +138,7 @@ int end_of(pid_t pid, Clock::time_point deadline, bool* too_long) {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  kill(-pid, SIGKILL);
-  int status = -1;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  return status;
+  return kill_and_wait(pid);
 }
 
 }  // namespace
@@ -158,7 +163,13 @@ ProcessEnd run_process(const std::vector<std::string>& arguments, const ProcessL
   errors.write.close();
 
   ProcessEnd end;
-  const Reading reading = read_all(output.read.get(), errors.read.get(), deadline, &end.errors, on_output);
+  Reading reading;
+  try {
+    reading = read_all(output.read.get(), errors.read.get(), deadline, &end.errors, on_output);
+  } catch (...) {
+    kill_and_wait(pid);
+    throw;
+  }
   if (reading != Reading::kEnded) kill(-pid, SIGKILL);
   bool too_long = reading == Reading::kTooLong;
   const int status = end_of(pid, deadline, &too_long);

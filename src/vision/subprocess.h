@@ -29,7 +29,8 @@ struct ProcessEnd {
 
 // Runs arguments[0], found on PATH, and hands on its standard output piece by piece; `on_output` returns false to have
 // the program killed. Its standard input is empty, its environment holds PATH and LC_ALL only, it sees no other open
-// file of this process, and it may write no files. Whatever happens, it is gone when this returns.
+// file of this process, and it may write no files. Whatever happens, it is gone when this returns or throws what
+// `on_output` throws. SIGCHLD must not be ignored, or its end cannot be seen.
 ProcessEnd run_process(const std::vector<std::string>& arguments, const ProcessLimits& limits,
                        const std::function<bool(std::string_view)>& on_output);
 

@@ -62,26 +62,39 @@ std::variant<ImageSize, RequestError> video_frame_size(ImageSize frame, int64_t 
   return smart_resize_video(frame, frames, config.temporal_patch_size, rule);
 }
 
-std::variant<PreparedVideo, RequestError> preprocess_frames(std::vector<Image> frames, std::optional<double> fps,
+std::variant<PreparedVideo, RequestError> preprocess_frames(int64_t count, const ReadFrame& read,
+                                                            std::optional<double> fps,
                                                             const VideoProcessorConfig& config) {
-  if (frames.empty()) return bad_video("the video has no frames");
+  if (count <= 0) return bad_video("the video has no frames");
   if (!(fps.value_or(kUnknownFps) > 0)) return bad_video(fmt::format("the video has {} frames per second", *fps));
-  const ImageSize source{frames[0].height, frames[0].width};
-  for (size_t i = 1; i < frames.size(); ++i) {
-    if (ImageSize{frames[i].height, frames[i].width} != source)
-      return bad_video(fmt::format("frame {} of the video has {} x {} pixels, the first one {} x {}", i,
-                                   frames[i].width, frames[i].height, source.width, source.height));
-  }
   PreparedVideo video;
   video.fps = fps.value_or(kUnknownFps);
-  video.frame_indices = sample_frames(std::ssize(frames), video.fps, config);
+  video.frame_indices = sample_frames(count, video.fps, config);
   if (video.frame_indices.empty())
-    return bad_video(fmt::format("the video has {} frames; at most {} are taken", frames.size(), kMaxTakenFrames));
-  const auto size = video_frame_size(source, std::ssize(video.frame_indices), config);
-  if (const auto* error = std::get_if<RequestError>(&size)) return *error;
+    return bad_video(fmt::format("the video has {} frames; at most {} are taken", count, kMaxTakenFrames));
+  ImageSize source, size;
   std::vector<Image> taken;
-  for (const int64_t index : video.frame_indices)
-    taken.push_back(resize_bicubic(frames[index], std::get<ImageSize>(size)));
+  for (size_t i = 0; i < video.frame_indices.size(); ++i) {
+    const int64_t index = video.frame_indices[i];
+    if (i > 0 && index == video.frame_indices[i - 1]) {
+      taken.push_back(taken.back());
+      continue;
+    }
+    auto found = read(index);
+    if (auto* error = std::get_if<RequestError>(&found)) return std::move(*error);
+    Image& frame = std::get<Image>(found);
+    const ImageSize frame_size{frame.height, frame.width};
+    if (i == 0) {
+      source = frame_size;
+      const auto wanted = video_frame_size(source, std::ssize(video.frame_indices), config);
+      if (const auto* error = std::get_if<RequestError>(&wanted)) return *error;
+      size = std::get<ImageSize>(wanted);
+    } else if (frame_size != source) {
+      return bad_video(fmt::format("frame {} of the video has {} x {} pixels, the first one {} x {}", index,
+                                   frame.width, frame.height, source.width, source.height));
+    }
+    taken.push_back(resize_bicubic(std::move(frame), size));
+  }
   video.seconds = patch_seconds(video.frame_indices, video.fps, config.temporal_patch_size);
   video.patches = patchify_frames(taken, config);
   return video;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -38,8 +39,11 @@ struct PreparedVideo {
   std::vector<double> seconds;         // [grid.t]
 };
 
-// A video given as all of its frames. Error (code "invalid_video"): no frames, frames of different sizes, too few.
-std::variant<PreparedVideo, RequestError> preprocess_frames(std::vector<Image> frames, std::optional<double> fps,
+// A video given as `count` frames, of which only those that are taken are read, one at a time. Error (code
+// "invalid_video"): no frames, frames of different sizes, too few; and what `read` gives.
+using ReadFrame = std::function<std::variant<Image, RequestError>(int64_t index)>;
+std::variant<PreparedVideo, RequestError> preprocess_frames(int64_t count, const ReadFrame& read,
+                                                            std::optional<double> fps,
                                                             const VideoProcessorConfig& config);
 
 // A video file through the programs ffprobe and ffmpeg, where they are installed: subprocesses without a shell that may

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <span>
 #include <utility>
 
 #include "base/json.h"
@@ -22,7 +23,7 @@ RequestError ffmpeg_missing(std::string_view program) {
   return {
       400, "ffmpeg_missing", "",
       fmt::format("reading a video file needs the program {} of ffmpeg, which is not installed here; install ffmpeg "
-                  "or give the video as a list of images",
+                  "or give the video as a folder of images",
                   program)};
 }
 
@@ -61,6 +62,13 @@ class VideoFile {
   const Clock::time_point end_;
 };
 
+// One line without control characters: the words of a file's maker go to a terminal.
+std::string plain(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = ' ';
+  return text;
+}
+
 std::optional<RequestError> VideoFile::run(std::vector<std::string> arguments,
                                            const std::function<bool(std::string_view)>& on_output) const {
   const double left = std::chrono::duration<double>(end_ - Clock::now()).count();
@@ -68,7 +76,7 @@ std::optional<RequestError> VideoFile::run(std::vector<std::string> arguments,
   const ProcessEnd end = run_process(arguments, {left, limits_.max_memory_bytes}, on_output);
   if (end.kind == ProcessEnd::Kind::kExited && end.status == 0) return std::nullopt;
   if (end.kind == ProcessEnd::Kind::kNotFound) return ffmpeg_missing(program);
-  log_warning("{} ended with status {}: {}", program, end.status, end.errors);
+  log_warning("{} failed (status {}): {}", program, end.status, plain(end.errors));
   if (end.kind == ProcessEnd::Kind::kTooLong)
     return bad_video(fmt::format("{} did not finish reading the video in {} seconds", program, limits_.seconds));
   if (end.kind == ProcessEnd::Kind::kStopped)
@@ -76,8 +84,8 @@ std::optional<RequestError> VideoFile::run(std::vector<std::string> arguments,
   return bad_video(program + " cannot read the video");
 }
 
-// "30000/1001"; nothing for "0/0".
-std::optional<double> read_rate(std::string_view text) {
+// "30000/1001" or "3.5"; nothing for "0/0".
+std::optional<double> read_positive(std::string_view text) {
   double over = 0, under = 1;
   const char* end = text.data() + text.size();
   const auto [slash, failure] = std::from_chars(text.data(), end, over);
@@ -85,6 +93,17 @@ std::optional<double> read_rate(std::string_view text) {
   if (slash != end && (*slash != '/' || std::from_chars(slash + 1, end, under).ec != std::errc())) return std::nullopt;
   const double rate = over / under;
   return std::isfinite(rate) && rate > 0 ? std::optional(rate) : std::nullopt;
+}
+
+// Frames per second: as the stream says, or else from its duration, which Ogg files have alone.
+double rate_of(const json::object& stream, int64_t frames) {
+  const auto text = [&](const char* key) {
+    const json::value* value = stream.if_contains(key);
+    return value && value->is_string() ? std::string_view(value->get_string()) : std::string_view();
+  };
+  if (const auto rate = read_positive(text("avg_frame_rate"))) return *rate;
+  if (const auto seconds = read_positive(text("duration"))) return static_cast<double>(frames) / *seconds;
+  return kUnknownFps;
 }
 
 // A number, also where it is written as a string; 0 when there is none.
@@ -126,9 +145,8 @@ std::variant<VideoStream, RequestError> read_probe(const std::string& text, cons
   VideoStream stream{
       {number_of(first, "height"), number_of(first, "width")}, kUnknownFps, number_of(first, frames_key)};
   if (std::abs(rotation_of(first)) % 180 == 90) std::swap(stream.size.height, stream.size.width);
-  if (const json::value* rate = first.if_contains("avg_frame_rate"); rate && rate->is_string())
-    stream.fps = read_rate(rate->get_string()).value_or(kUnknownFps);
   if (stream.frames <= 0) return no_video;
+  stream.fps = rate_of(first, stream.frames);
   return stream;
 }
 
@@ -136,15 +154,15 @@ std::variant<VideoStream, RequestError> VideoFile::probe(bool decode) const {
   constexpr size_t kMostBytes = 1 << 20;
   std::string text;
   const std::string frames_key = decode ? "nb_read_frames" : "nb_read_packets";
-  auto error =
-      run({"ffprobe", "-v", "error", "-protocol_whitelist", "file", "-format_whitelist", kContainers, "-select_streams",
-           "V:0", decode ? "-count_frames" : "-count_packets", "-show_entries",
-           "stream=width,height,avg_frame_rate," + frames_key + ":stream_side_data=rotation:stream_tags=rotate", "-of",
-           "json", "-i", input_},
-          [&](std::string_view bytes) {
-            text += bytes;
-            return text.size() <= kMostBytes;
-          });
+  auto error = run(
+      {"ffprobe", "-v", "error", "-protocol_whitelist", "file", "-format_whitelist", kContainers, "-select_streams",
+       "V:0", decode ? "-count_frames" : "-count_packets", "-show_entries",
+       "stream=width,height,avg_frame_rate,duration," + frames_key + ":stream_side_data=rotation:stream_tags=rotate",
+       "-of", "json", "-i", input_},
+      [&](std::string_view bytes) {
+        text += bytes;
+        return text.size() <= kMostBytes;
+      });
   if (error) return std::move(*error);
   auto stream = read_probe(text, frames_key.c_str());
   if (const auto* found = std::get_if<VideoStream>(&stream)) {
@@ -153,16 +171,29 @@ std::variant<VideoStream, RequestError> VideoFile::probe(bool decode) const {
   return stream;
 }
 
+// The sum of the tests, halved again and again: ffmpeg refuses a sum of more than 100 terms side by side.
+std::string any_of(std::span<const std::string> tests) {
+  if (tests.size() == 1) return tests[0];
+  const size_t half = tests.size() / 2;
+  return "(" + any_of(tests.first(half)) + "+" + any_of(tests.subspan(half)) + ")";
+}
+
 std::variant<std::vector<Image>, RequestError> VideoFile::frames(const VideoStream& stream,
                                                                  const std::vector<int64_t>& indices,
                                                                  ImageSize size) const {
-  std::string chosen;
+  std::vector<std::string> runs;
   int64_t wanted = 0;
-  for (size_t i = 0; i < indices.size(); ++i) {
-    if (i > 0 && indices[i] == indices[i - 1]) continue;
-    chosen += fmt::format("{}eq(n\\,{})", wanted == 0 ? "" : "+", indices[i]);
-    ++wanted;
+  for (size_t i = 0; i < indices.size();) {
+    const int64_t first = indices[i];
+    int64_t last = first;
+    for (++i; i < indices.size() && indices[i] <= last + 1; ++i) last = indices[i];
+    runs.push_back(first == last ? fmt::format("eq(n\\,{})", first) : fmt::format("between(n\\,{}\\,{})", first, last));
+    wanted += last - first + 1;
   }
+  const std::string chosen = any_of(runs);
+  constexpr size_t kMostBytes = 120'000;  // Linux refuses an argument of 128 KiB
+  if (chosen.size() > kMostBytes)
+    return bad_video(fmt::format("{} frames all over the video are to be taken, more than ffmpeg can be told", wanted));
   const auto [height, width] = stream.size;
   std::vector<Image> distinct;
   Image frame = black_image(width, height);

@@ -1,9 +1,11 @@
-// Sampling rules, and video files through stand-ins for ffprobe and ffmpeg: shell scripts on PATH.
+// Sampling rules, and video files through stand-ins for ffprobe and ffmpeg: shell scripts on PATH. The last test takes
+// the programs themselves where there are any.
 #include "vision/video.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -21,6 +23,12 @@ namespace fs = std::filesystem;
 
 Image even_image(int64_t height, int64_t width, uint8_t level) {
   return {height, width, std::vector<uint8_t>(height * width * 3, level)};
+}
+
+std::variant<PreparedVideo, RequestError> prepare(const std::vector<Image>& frames, std::optional<double> fps,
+                                                  const VideoProcessorConfig& config) {
+  return preprocess_frames(
+      std::ssize(frames), [&](int64_t i) { return frames[i]; }, fps, config);
 }
 
 TEST(SampleFrames, CountsAndBounds) {
@@ -52,17 +60,17 @@ TEST(Frames, PaddedAndResized) {
   config.min_pixels = 4096;
   std::vector<Image> frames;
   for (int i = 0; i < 5; ++i) frames.push_back(even_image(64, 96, static_cast<uint8_t>(i * 50)));
-  const auto video = std::get<PreparedVideo>(preprocess_frames(frames, 2.0, config));
+  const auto video = std::get<PreparedVideo>(prepare(frames, 2.0, config));
   EXPECT_EQ(video.frame_indices, (std::vector<int64_t>{0, 1, 2, 3, 4}));
   EXPECT_EQ(video.seconds, (std::vector<double>{0.25, 1.25, 2.0}));
   EXPECT_EQ(video.patches.grid, (PatchGrid{3, 4, 6}));
-  EXPECT_EQ(std::get<PreparedVideo>(preprocess_frames(frames, {}, config)).fps, kUnknownFps);
+  EXPECT_EQ(std::get<PreparedVideo>(prepare(frames, {}, config)).fps, kUnknownFps);
 }
 
 TEST(Frames, Errors) {
   const VideoProcessorConfig config;
-  const auto error = [&](std::vector<Image> frames, double fps) {
-    return std::get<RequestError>(preprocess_frames(std::move(frames), fps, config)).message;
+  const auto error = [&](const std::vector<Image>& frames, double fps) {
+    return std::get<RequestError>(prepare(frames, fps, config)).message;
   };
   EXPECT_EQ(error({}, 24), "the video has no frames");
   EXPECT_EQ(error({even_image(8, 8, 0)}, 24), "the video has 1 frames; at least 2 are needed");
@@ -70,6 +78,25 @@ TEST(Frames, Errors) {
             "frame 1 of the video has 9 x 8 pixels, the first one 8 x 8");
   EXPECT_EQ(error({even_image(8, 8, 0)}, 0), "the video has 0 frames per second");
   EXPECT_EQ(error({even_image(8, 8, 0)}, -1), "the video has -1 frames per second");
+}
+
+TEST(Frames, OnlyThoseThatAreTakenAreRead) {
+  const VideoProcessorConfig config;
+  std::vector<int64_t> read;
+  const auto frame = [&](int64_t i) -> std::variant<Image, RequestError> {
+    read.push_back(i);
+    if (i > 1000) return RequestError{400, "invalid_image", "", "broken"};
+    return even_image(8, 8, 0);
+  };
+  const auto video = std::get<PreparedVideo>(preprocess_frames(1000, frame, 100.0, config));
+  EXPECT_EQ(video.frame_indices.size(), 20u);
+  EXPECT_EQ(read, video.frame_indices);
+  EXPECT_EQ(std::get<RequestError>(preprocess_frames(2000, frame, 100.0, config)).message, "broken");
+  VideoProcessorConfig twice;
+  twice.num_frames = 4;
+  read.clear();
+  EXPECT_EQ(std::get<PreparedVideo>(preprocess_frames(2, frame, 100.0, twice)).patches.grid.t, 2);
+  EXPECT_EQ(read, (std::vector<int64_t>{0, 1}));
 }
 
 // A folder that is the only one on PATH, with programs written by the test.
@@ -133,9 +160,9 @@ TEST_F(ProgramsOnPath, FramesOfAFile) {
   probe_says(kStream);
   program("ffmpeg", wants(" -protocol_whitelist file -format_whitelist ") +
                         wants(" -i file:" + (folder_ / "clip.mp4").string() + " ") +
-                        wants(" select=eq(n\\,0)+eq(n\\,2)+eq(n\\,5)+eq(n\\,7),scale=4:2 ") + wants(" -frames:v 4 ") +
-                        wants(" -f rawvideo -pix_fmt rgb24 ") + "printf '" + frame_bytes(10) + frame_bytes(20) +
-                        frame_bytes(30) + frame_bytes(40) + "'\n");
+                        wants(" select=((eq(n\\,0)+eq(n\\,2))+(eq(n\\,5)+eq(n\\,7))),scale=4:2 ") +
+                        wants(" -frames:v 4 ") + wants(" -f rawvideo -pix_fmt rgb24 ") + "printf '" + frame_bytes(10) +
+                        frame_bytes(20) + frame_bytes(30) + frame_bytes(40) + "'\n");
   const auto result = read();
   ASSERT_TRUE(std::holds_alternative<PreparedVideo>(result)) << std::get<RequestError>(result).message;
   const auto& video = std::get<PreparedVideo>(result);
@@ -168,9 +195,66 @@ TEST_F(ProgramsOnPath, CountsAgainWhenPacketsWereTooMany) {
   EXPECT_EQ(error(), "invalid_video: ffmpeg gave fewer frames than the video says it has");
 }
 
+TEST_F(ProgramsOnPath, RateOfItsDuration) {
+  // As Ogg files have it.
+  probe_says(R"({"width": 4, "height": 2, "avg_frame_rate": "0/0", "duration": "0.5", "nb_read_packets": "2"})");
+  program("ffmpeg", "printf '" + frame_bytes(10) + frame_bytes(20) + "'\n");
+  const auto result = read();
+  ASSERT_TRUE(std::holds_alternative<PreparedVideo>(result)) << std::get<RequestError>(result).message;
+  EXPECT_EQ(std::get<PreparedVideo>(result).fps, 4);
+}
+
+TEST_F(ProgramsOnPath, ManyFrames) {
+  probe_says(R"({"width": 4, "height": 2, "avg_frame_rate": "10/1", "nb_read_packets": "2000"})");
+  // Like ffmpeg, which takes 100 terms at most, it wants no three of them side by side.
+  program("ffmpeg", "if echo \"$*\" | grep -Eq 'eq\\(n\\\\,[0-9]+\\)\\+eq\\(n\\\\,[0-9]+\\)\\+eq'; then exit 9; fi\n" +
+                        wants(" -frames:v 400 ") + "head -c 9600 /dev/zero\n");
+  auto result = read();
+  ASSERT_TRUE(std::holds_alternative<PreparedVideo>(result)) << std::get<RequestError>(result).message;
+  EXPECT_EQ(std::get<PreparedVideo>(result).patches.grid.t, 200);
+
+  // Every frame: one run of them, however many.
+  VideoProcessorConfig config;
+  config.min_pixels = 1024;
+  config.do_sample_frames = false;
+  probe_says(R"({"width": 4, "height": 2, "avg_frame_rate": "10/1", "nb_read_packets": "20000"})");
+  program("ffmpeg", wants(" select=between(n\\,0\\,19999),scale=4:2 ") + "head -c 480000 /dev/zero\n");
+  result = preprocess_video_file(folder_ / "clip.mp4", config);
+  ASSERT_TRUE(std::holds_alternative<PreparedVideo>(result)) << std::get<RequestError>(result).message;
+  EXPECT_EQ(std::get<PreparedVideo>(result).patches.grid.t, 10'000);
+
+  // More than fit into an argument.
+  config.do_sample_frames = true;
+  config.num_frames = 20'000;
+  probe_says(R"({"width": 4, "height": 2, "avg_frame_rate": "10/1", "nb_read_packets": "90000"})");
+  EXPECT_EQ(std::get<RequestError>(preprocess_video_file(folder_ / "clip.mp4", config)).message,
+            "20000 frames all over the video are to be taken, more than ffmpeg can be told");
+}
+
+TEST_F(ProgramsOnPath, WordsOfAFileAreOneLine) {
+  set_log_level(LogLevel::kWarning);
+  program("ffprobe", "printf 'a \\033[31mtitle\\r\\n' >&2\nexit 1\n");
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(error(), "invalid_video: ffprobe cannot read the video");
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("ffprobe failed (status 1): a  [31mtitle"), std::string::npos) << log;
+}
+
+TEST_F(ProgramsOnPath, GoneWhenTheReaderThrows) {
+  program("endless", "echo $$\nexec sleep 1000\n");
+  pid_t pid = 0;
+  EXPECT_THROW(run_process({"endless"}, {.seconds = 60},
+                           [&](std::string_view bytes) -> bool {
+                             pid = std::stoi(std::string(bytes));
+                             throw std::bad_alloc();
+                           }),
+               std::bad_alloc);
+  EXPECT_EQ(kill(pid, 0), -1) << "it runs, or nobody waited for it";
+}
+
 TEST_F(ProgramsOnPath, Errors) {
   const std::string advice =
-      " of ffmpeg, which is not installed here; install ffmpeg or give the video as a list of images";
+      " of ffmpeg, which is not installed here; install ffmpeg or give the video as a folder of images";
   EXPECT_EQ(error(), "ffmpeg_missing: reading a video file needs the program ffprobe" + advice);
   probe_says(kStream);
   EXPECT_EQ(error(), "ffmpeg_missing: reading a video file needs the program ffmpeg" + advice);
@@ -235,6 +319,38 @@ TEST_F(ProgramsOnPath, ChildrenGoWithTheProgram) {
   };
   for (int round = 0; round < 5000 && !gone(); ++round) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   EXPECT_TRUE(gone());
+}
+
+// The programs themselves, where they are installed: a minute of grey that gets lighter, four frames per second.
+TEST(RealFfmpeg, AMinute) {
+  const ProcessEnd found = run_process({"ffmpeg", "-version"}, {}, [](std::string_view) { return true; });
+  if (found.kind == ProcessEnd::Kind::kNotFound) GTEST_SKIP() << "skipped: ffmpeg is not installed";
+  const fs::path folder = fs::temp_directory_path() / fmt::format("calandra_real_{}", getpid());
+  fs::create_directory(folder);
+  const fs::path file = folder / "it's [a], 50%: x;.avi";
+  // run_process lets no program write files.
+  std::ofstream out(file, std::ios::binary);
+  const ProcessEnd made = run_process(
+      {"ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=size=64x64:rate=4:duration=60,format=gray,geq=lum=N",
+       "-pix_fmt", "gray", "-c:v", "rawvideo", "-f", "avi", "pipe:1"},
+      {}, [&](std::string_view bytes) { return bool(out << bytes); });
+  out.close();
+  ASSERT_EQ(made.status, 0) << made.errors;
+  VideoProcessorConfig config;
+  config.min_pixels = 64 * 64;
+  const auto result = preprocess_video_file(file, config);
+  fs::remove_all(folder);
+  ASSERT_TRUE(std::holds_alternative<PreparedVideo>(result)) << std::get<RequestError>(result).message;
+  const auto& video = std::get<PreparedVideo>(result);
+  EXPECT_EQ(video.fps, 4);
+  ASSERT_EQ(video.frame_indices.size(), 120u);
+  ASSERT_EQ(video.patches.grid, (PatchGrid{60, 4, 4}));
+  // Each frame's first value against its number, which is its level: every frame is the one that was asked for.
+  const int64_t frame = config.patch_size * config.patch_size, row = config.patch_values();
+  for (int64_t t = 0; t < 60; ++t)
+    for (int64_t f = 0; f < 2; ++f)
+      EXPECT_NEAR(video.patches.values[t * 16 * row + f * frame] * 127.5f + 127.5f,
+                  static_cast<float>(video.frame_indices[2 * t + f]), 0.6f);
 }
 
 }  // namespace

@@ -202,10 +202,10 @@ class PromptOracle : public testing::TestWithParam<std::string> {
   // The video of the case: its frames are files.
   PreparedVideo video() const {
     const json::object& facts = found_->facts.at("video").as_object();
-    std::vector<Image> frames;
-    for (int64_t i = 0; i < facts.at("frames").as_int64(); ++i)
-      frames.push_back(found_->image(fmt::format("video/frame_{:02}.png", i)));
-    return unwrap(preprocess_frames(std::move(frames), facts.at("fps").to_number<double>(), found_->video_config));
+    return unwrap(preprocess_frames(
+        facts.at("frames").as_int64(),
+        [&](int64_t i) { return found_->image(fmt::format("video/frame_{:02}.png", i)); },
+        facts.at("fps").to_number<double>(), found_->video_config));
   }
 
   ExpansionRule rule() const {

@@ -24,7 +24,7 @@ TEST(FlattenedWeights, TheLaterAxesAreOne) {
                     {{"conv.weight", Tensor(kernel.data(), DType::kF32, {4, 3, 2, 5})},
                      {"conv.bias", Tensor(bias.data(), DType::kF32, {4})}});
   ReferenceBackend backend;
-  const Checkpoint checkpoint(folder.path());
+  const WeightFiles checkpoint(folder.path());
   WeightStore store(backend, &checkpoint);
   PackedWeight weight;
   store.reader().flattened(weight, "conv.weight", {{"out", 4}, {"in", 3}, {"height", 2}, {"width", 5}});
@@ -62,7 +62,7 @@ TEST(FlattenedWeights, MatrixAndBiasDoNotOverwriteEachOther) {
   const FolderForTest folder;
   write_safetensors(folder.path() / "model.safetensors", tensors);
   ReferenceBackend backend;
-  const Checkpoint checkpoint(folder.path());
+  const WeightFiles checkpoint(folder.path());
   for (const int threads : {1, 2, 7}) {
     WeightStore store(backend, &checkpoint);
     std::deque<PackedWeight> weights(kPairs);

@@ -36,12 +36,12 @@ class Files {
     tensors_.push_back({name, tensor});
     return tensor;
   }
-  Checkpoint checkpoint() const {
+  WeightFiles checkpoint() const {
     write_safetensors(folder_.path() / "model.safetensors", tensors_);
-    return Checkpoint(folder_.path());
+    return WeightFiles(folder_.path());
   }
   std::string error_of(const std::function<void(WeightReader)>& note, Fp8Blocks blocks = {}) const {
-    const Checkpoint files = checkpoint();
+    const WeightFiles files = checkpoint();
     ReferenceBackend backend;
     WeightStore store(backend, &files, blocks);
     note(store.reader());
@@ -119,6 +119,44 @@ TEST(Fp8Weights, EveryCodeHasItsValue) {
   }
 }
 
+// Rounding to e4m3 changes a number by at most 1/16 of it, or half a step of the subnormal ones: 448 stands for the
+// largest of a block.
+TEST(Fp8Weights, RoundedRowsAreNearTheirValues) {
+  int64_t numbers = 0;
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF8E4M3}) {
+    Files files;
+    const int64_t N = 50, K = 300;
+    const Tensor w = files.add("m.weight", dtype, {N, K}, 5);
+    if (dtype == DType::kF8E4M3) files.add("m.weight_scale_inv", DType::kF32, {4, 38}, 6);
+    if (dtype == DType::kF32) std::fill_n(w.as<float>() + 7 * K, K, 0.0f);
+    ReferenceBackend backend;
+    const WeightFiles checkpoint = files.checkpoint();
+    const Fp8Blocks blocks{16, 8};
+    WeightStore store(backend, &checkpoint, blocks);
+    PackedWeight all, some;
+    const MatrixShape shape{{"N", N}, {"K", K}};
+    const std::vector<int32_t> kept = {0, 1, 2, 7, 8, 20, 48, 49};
+    store.reader().linear(all, "m.weight", shape);
+    store.reader().rounded_rows(some, "m.weight", shape, kept);
+    EXPECT_EQ(store.summary().parameters, N * K);
+    store.load({}, 2);
+    EXPECT_EQ(some.N, std::ssize(kept));
+    EXPECT_EQ(some.dtype, DType::kF8E4M3);
+    EXPECT_EQ(some.block_k, 128);
+    const std::vector<float> exact = rows_of(backend, all), rounded = rows_of(backend, some);
+    for (int64_t n = 0; n < some.N; ++n)
+      for (int64_t k = 0; k < K; ++k, ++numbers) {
+        float largest = 0;
+        for (int64_t i = k / 128 * 128; i < std::min(K, k / 128 * 128 + 128); ++i)
+          largest = std::max(largest, std::abs(exact[kept[n] * K + i]));
+        const float value = exact[kept[n] * K + k], step = largest / 448 * 0x1p-9f;
+        ASSERT_LE(std::abs(rounded[n * K + k] - value), std::abs(value) * (1.0f / 16 + 1e-6f) + step / 2)
+            << n << ", " << k;
+      }
+  }
+  EXPECT_EQ(numbers, 3 * 8 * 300);
+}
+
 TEST(Fp8Weights, RowsKeepTheScalesOfTheirBlocks) {
   int matrices = 0;
   for (const Fp8Blocks b : {Fp8Blocks{}, {16, 8}, {7, 5}, {1, 300}})
@@ -128,7 +166,7 @@ TEST(Fp8Weights, RowsKeepTheScalesOfTheirBlocks) {
       const Tensor w = files.add("m.weight", DType::kF8E4M3, {N, K}, 1),
                    s = files.add("m.weight_scale_inv", scale_type, {(N + b.N - 1) / b.N, (K + b.K - 1) / b.K}, 2);
       ReferenceBackend backend;
-      const Checkpoint checkpoint = files.checkpoint();
+      const WeightFiles checkpoint = files.checkpoint();
       WeightStore store(backend, &checkpoint, b);
       PackedWeight all, even, odd, tail;
       const MatrixShape shape{{"N", N}, {"K", K}};
@@ -254,7 +292,7 @@ TEST(Experts, AreReadOneByOneOrFused) {
     if (dtype == DType::kF8E4M3)  // 48 rows are 3 blocks: the second belongs to gate and up
       fused_scales = files.add("mlp.experts.gate_up_proj_scale_inv", DType::kF32, {E, 3, scale_columns}, 2);
     ReferenceBackend backend;
-    const Checkpoint checkpoint = files.checkpoint();
+    const WeightFiles checkpoint = files.checkpoint();
     WeightStore store(backend, &checkpoint, b);
     const WeightReader mlp = store.reader().child("mlp");
     GroupedWeight by_one, gate, up;
@@ -298,7 +336,7 @@ TEST(Experts, OfSeveralFormatsAreWidenedToF32) {
                d = files.add("experts.3.w", DType::kF8E4M3, {F, D}, 4),
                s = files.add("experts.3.w_scale_inv", DType::kBF16, {2, 1}, 5);
   ReferenceBackend backend;
-  const Checkpoint checkpoint = files.checkpoint();
+  const WeightFiles checkpoint = files.checkpoint();
   WeightStore store(backend, &checkpoint);
   GroupedWeight group;
   store.reader().experts(group, "experts.{e}.w", 4, {{"F", F}, {"D", D}});
@@ -341,7 +379,7 @@ TEST(Rearranged, NumbersMoveIntoSeveralGroups) {
     const Fp8Blocks b{10, 4};
     if (dtype == DType::kF8E4M3) s = files.add("kv_b_proj.weight_scale_inv", DType::kF32, {3, 2}, 2);
     ReferenceBackend backend;
-    const Checkpoint checkpoint = files.checkpoint();
+    const WeightFiles checkpoint = files.checkpoint();
     WeightStore store(backend, &checkpoint, b);
     GroupedWeight key, value;
     const MatrixShape stored{{"H (Dn + Dv)", N}, {"L", L}};
@@ -379,7 +417,7 @@ TEST(WeightStore, ThousandsOfExpertsTakeNoMappingsOfTheirOwn) {
   Files files;
   files.add("fused", DType::kBF16, {kE, 8, 4}, 1);
   for (int64_t e = 0; e < kE; ++e) files.add(fmt::format("experts.{}.w", e), DType::kBF16, {4, 6}, 1);
-  const Checkpoint checkpoint = files.checkpoint();
+  const WeightFiles checkpoint = files.checkpoint();
   ReferenceBackend backend;
   WeightStore store(backend, &checkpoint);
   GroupedWeight one, fused;
@@ -396,7 +434,7 @@ TEST(WeightStore, HasTellsWhatIsThere) {
   Files files;
   files.add("a.b", DType::kF32, {2}, 1);
   ReferenceBackend backend;
-  const Checkpoint checkpoint = files.checkpoint();
+  const WeightFiles checkpoint = files.checkpoint();
   WeightStore store(backend, &checkpoint), dummy(backend, nullptr);
   EXPECT_TRUE(store.reader().child("a").has("b"));
   EXPECT_TRUE(store.reader().has("a.b"));

@@ -17,6 +17,7 @@ namespace calandra {
 namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+constexpr std::string_view kLfsPointer = "version https://git-lfs.github.com/spec/";
 
 struct FormatName {
   std::string_view name;
@@ -56,6 +57,10 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(p
     read_at(0, 8, prefix, "the length of the header");
     uint64_t header_bytes = 0;
     for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | prefix[i];
+    if (std::string start(kLfsPointer.size(), '\0'); file_bytes >= std::ssize(start)) {
+      read_at(0, std::ssize(start), start.data(), "its beginning");
+      if (start == kLfsPointer) fail("is a Git LFS pointer, not the weights; fetch them with `git lfs pull`");
+    }
     if (header_bytes > kMaxHeaderBytes)
       fail(fmt::format("claims a header of {} bytes, at most {} are allowed", header_bytes, kMaxHeaderBytes));
     if (header_bytes > static_cast<uint64_t>(file_bytes) - 8)

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "weights/checkpoint.h"
+#include "weights/weight_files.h"
 #include "weights/weight_reader.h"
 
 namespace calandra {
@@ -16,6 +16,7 @@ struct WeightNote {
   bool flattened = false;         // a matrix whose stored tensor is [N, ..]; the later axes are one
   int64_t element = 0;            // of a stored [E, N, K]: which matrix
   RowBlocks rows;                 // of a matrix: which rows
+  std::vector<int32_t> kept;      // of a matrix: these alone, ascending, rounded to 8 bits; empty: all as they are
 
   // The destination is one of these.
   Tensor* small = nullptr;  // f32, of shape `view`
@@ -26,8 +27,8 @@ struct WeightNote {
   MoveNumbers move;
 
   // Where the checkpoint has it, and the scales of an F8_E4M3 matrix; none for dummy weights.
-  Checkpoint::Place place{};
-  Checkpoint::Place scales{};
+  WeightFiles::Place place{};
+  WeightFiles::Place scales{};
 
   bool is_matrix() const { return small == nullptr; }
   int64_t stored_N() const { return flattened ? shape.front() : shape[shape.size() - 2]; }
@@ -37,7 +38,7 @@ struct WeightNote {
     for (size_t axis = 1; axis < shape.size(); ++axis) product *= shape[axis];
     return product;
   }
-  int64_t N() const { return stored_N() / rows.step * rows.rows; }
+  int64_t N() const { return kept.empty() ? stored_N() / rows.step * rows.rows : std::ssize(kept); }
   Shape wanted() const { return is_matrix() ? Shape{N(), K()} : view; }  // what it takes of the stored tensor
 };
 

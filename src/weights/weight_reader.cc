@@ -1,5 +1,7 @@
 #include "weights/weight_reader.h"
 
+#include <algorithm>
+
 #include "weights/weight_note.h"
 #include "weights/weight_store.h"
 
@@ -36,6 +38,18 @@ void WeightReader::linear(PackedWeight& destination, std::string_view name, cons
   WeightNote matrix = note(name, {shape.N, shape.K}, rows);
   matrix.matrix = &destination;
   destination.N = matrix.N();  // known before the values: a dry run needs the shapes
+  destination.K = matrix.K();
+  store_->notes_.push_back(std::move(matrix));
+}
+
+void WeightReader::rounded_rows(PackedWeight& destination, std::string_view name, const MatrixShape& shape,
+                                std::vector<int32_t> kept) const {
+  CHECK(!kept.empty() && kept.front() >= 0 && kept.back() < shape.N.size);
+  CHECK(std::is_sorted(kept.begin(), kept.end()));
+  WeightNote matrix = note(name, {shape.N, shape.K});
+  matrix.kept = std::move(kept);
+  matrix.matrix = &destination;
+  destination.N = matrix.N();
   destination.K = matrix.K();
   store_->notes_.push_back(std::move(matrix));
 }

@@ -45,6 +45,7 @@ struct UnusedTensors {
   std::string pattern;     // "mtp.*"; * stands for anything
   std::string reason;      // "multi-token prediction: not used yet"
   int64_t from_layer = 0;  // > 0: only where * begins with a number of at least this ("layers.*" beyond the last layer)
+  bool asked = false;      // a part that the caller left out: nothing to warn about
 };
 
 class WeightReader {
@@ -65,6 +66,10 @@ class WeightReader {
 
   // A matrix [N, K], packed for the backend. `shape` is that of the stored tensor; `rows` selects of it.
   void linear(PackedWeight& destination, std::string_view name, const MatrixShape& shape, RowBlocks rows = {}) const;
+  // The rows `kept` of a matrix, ascending, rounded to F8_E4M3 with a scale for each row and 128 inputs: for what may
+  // be approximate.
+  void rounded_rows(PackedWeight& destination, std::string_view name, const MatrixShape& shape,
+                    std::vector<int32_t> kept) const;
   // A tensor [N, ..] as the matrix of N rows: the kernel of a convolution whose stride is its size.
   void flattened(PackedWeight& destination, std::string_view name, const std::vector<Axis>& axes) const;
   // E matrices stored one by one; {e} in `pattern` stands for the number ("experts.{e}.up_proj.weight"). If they are

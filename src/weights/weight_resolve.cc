@@ -35,7 +35,7 @@ bool covers(const UnusedTensors& unused, std::string_view name) {
 
 bool is_float(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16; }
 
-std::string place_of(const Checkpoint::Place& place) {
+std::string place_of(const WeightFiles::Place& place) {
   return place.file->path().string() + ": tensor " + place.entry->name;
 }
 
@@ -73,7 +73,7 @@ void WeightStore::check(WeightNote& note) const {
 // An F8_E4M3 matrix has scales, another one has none.
 void WeightStore::check_scales(WeightNote& note) const {
   const std::string name = note.name + "_scale_inv", where = place_of(note.place);
-  const Checkpoint::Place place = checkpoint_->find(name);
+  const WeightFiles::Place place = checkpoint_->find(name);
   if (note.place.entry->dtype != safetensors_name(DType::kF8E4M3)) {
     if (place.file != nullptr)
       throw LoadError(fmt::format("{} is stored as {}, but there are scales {}, which belong to F8_E4M3", where,
@@ -152,7 +152,7 @@ void WeightStore::account_for_the_rest(std::span<const UnusedTensors> unused) co
                                 checkpoint_->folder().string(), unknown.size(), list_of_names(unknown)));
   std::string text;
   for (size_t i = 0; i < unused.size(); ++i) {
-    if (not_used[i].empty()) continue;
+    if (not_used[i].empty() || unused[i].asked) continue;
     text += fmt::format("{}{} tensor{} like {} ({})", text.empty() ? "" : "; ", not_used[i].size(),
                         not_used[i].size() == 1 ? "" : "s", not_used[i].front(), unused[i].reason);
   }

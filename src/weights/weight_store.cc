@@ -21,6 +21,31 @@ constexpr size_t kStagingBytes = size_t{256} << 20, kStagingBytesPerThread = siz
 size_t aligned(size_t bytes) { return (bytes + kWeightAlignment - 1) / kWeightAlignment * kWeightAlignment; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Calls visit(first stored row, rows, row of the note's matrix) for every run of rows that a matrix takes.
+template <class Visit>
+void for_each_run(const WeightNote& note, const Visit& visit) {
+  if (!note.kept.empty()) {
+    for (size_t i = 0, next; i < note.kept.size(); i = next) {
+      for (next = i + 1; next < note.kept.size() && note.kept[next] == note.kept[next - 1] + 1;) ++next;
+      visit(note.kept[i], static_cast<int64_t>(next - i), static_cast<int64_t>(i));
+    }
+    return;
+  }
+  if (note.rows.rows == note.rows.step) return visit(0, note.stored_N(), 0);
+  int64_t at = 0;
+  for (int64_t row = note.rows.first; row < note.stored_N(); row += note.rows.step, at += note.rows.rows)
+    visit(row, note.rows.rows, at);
+}
+
+// A dense matrix rounded to 8 bits, with a scale for each row and so many inputs.
+constexpr int64_t kRoundedBlock = 128;
+StoredMatrix rounded_form(int64_t N, int64_t K, void* values, void* scales) {
+  return {.values = Tensor(values, DType::kF8E4M3, {N, K}),
+          .scales = Tensor(scales, DType::kF32, {N, ceil_div(K, kRoundedBlock)}),
+          .block_n = 1,
+          .block_k = kRoundedBlock};
+}
+
 }  // namespace
 
 DType WeightStore::stored_type(const WeightNote& note) const {
@@ -63,6 +88,8 @@ std::vector<WeightStore::Target> WeightStore::targets(size_t& bytes) const {
   for (const WeightNote& note : notes_) {
     if (note.small != nullptr) {
       all.push_back({DType::kF32, take(note.view.numel() * sizeof(float))});
+    } else if (!note.kept.empty()) {
+      all.push_back({DType::kF8E4M3, take(backend_.packed_bytes(rounded_form(note.N(), note.K(), nullptr, nullptr)))});
     } else if (note.matrix != nullptr) {
       const DType dtype = stored_type(note);
       all.push_back({dtype, take(backend_.packed_bytes(form(dtype, note.N(), note.K(), nullptr)))});
@@ -109,13 +136,12 @@ void WeightStore::read(const WeightNote& note, const Tensor& to) {
   if (!note.is_matrix()) {
     note.place.file->read(entry, 0, entry.bytes, to.data());
   } else {
-    const RowBlocks rows =
-        note.rows.rows == note.rows.step ? RowBlocks{0, note.stored_N(), note.stored_N()} : note.rows;
     const int64_t row_bytes = note.K() * static_cast<int64_t>(size_of(to.dtype()));
-    const int64_t begin = note.element * note.stored_N() * row_bytes, block_bytes = rows.rows * row_bytes;
-    auto* at = static_cast<std::byte*>(to.data());
-    for (int64_t row = rows.first; row < note.stored_N(); row += rows.step, at += block_bytes)
-      note.place.file->read(entry, begin + row * row_bytes, block_bytes, at);
+    const int64_t begin = note.element * note.stored_N() * row_bytes;
+    for_each_run(note, [&](int64_t first, int64_t count, int64_t at) {
+      note.place.file->read(entry, begin + first * row_bytes, count * row_bytes,
+                            static_cast<std::byte*>(to.data()) + at * row_bytes);
+    });
   }
   if (has_nan_or_infinity(to)) remember_not_finite(note.name);
 }
@@ -144,6 +170,30 @@ std::vector<float> WeightStore::read_scales(const WeightNote& note) {
   return selected;
 }
 
+void WeightStore::pack_rounded(const WeightNote& note, const Target& target, const Tensor& values) {
+  const int64_t N = note.N(), K = note.K(), blocks = ceil_div(K, kRoundedBlock);
+  std::vector<float> wide = to_f32(values);
+  if (values.dtype() == DType::kF8E4M3) {
+    const std::vector<float> stored = read_scales(note);
+    const int64_t columns = ceil_div(K, blocks_.K);
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t k = 0; k < K; ++k) wide[n * K + k] *= stored[note.kept[n] / blocks_.N * columns + k / blocks_.K];
+  }
+  std::vector<f8_e4m3> rounded(wide.size());
+  std::vector<float> scales(static_cast<size_t>(N * blocks));
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t k = 0; k < K; k += kRoundedBlock) {
+      const int64_t end = std::min(k + kRoundedBlock, K);
+      float largest = 0;
+      for (int64_t i = k; i < end; ++i) largest = std::max(largest, std::abs(wide[n * K + i]));
+      // Zero, or so small that its scale is: the block is zeros.
+      const float scale = largest / 448, factor = scale > 0 ? 1 / scale : 0;
+      scales[n * blocks + k / kRoundedBlock] = scale;
+      for (int64_t i = k; i < end; ++i) rounded[n * K + i] = f8_e4m3::nearest(wide[n * K + i] * factor);
+    }
+  *note.matrix = backend_.pack_weight(rounded_form(N, K, rounded.data(), scales.data()), at(target.offset));
+}
+
 void WeightStore::pack_rearranged(const WeightNote& note, const Target& target, const StoredMatrix& stored) {
   const std::vector<float> from = to_f32(stored);
   const int64_t N = note.group->N, K = note.group->K;
@@ -168,6 +218,7 @@ void WeightStore::carry_out(const WeightNote& note, const Target& target, Stagin
     backend_.copy_bytes(at(target.offset), wide.data(), wide.size() * sizeof(float));
     return;
   }
+  if (!note.kept.empty()) return pack_rounded(note, target, values);
   StoredMatrix matrix = form(dtype, note.N(), note.K(), loan.data());
   std::vector<float> scales, wide;
   if (dtype == DType::kF8E4M3) {
@@ -253,13 +304,14 @@ WeightStore::Summary WeightStore::summary() const {
   Summary summary;
   std::set<std::string_view> names;
   for (const WeightNote& note : notes_) {
+    if (note.is_matrix()) summary.columns = std::max(summary.columns, note.group != nullptr ? note.group->K : note.K());
     const bool again = !names.insert(note.name).second;
-    if (note.move && again) continue;  // its parts go into several groups
+    if ((note.move || !note.kept.empty()) && again) continue;  // its parts go to several places
     const int64_t parameters = note.wanted().numel();
     summary.parameters += parameters;
     if (checkpoint_ == nullptr)
       summary.parameters_by_type[std::string(safetensors_name(stored_type(note)))] += parameters;
-    else if (const Checkpoint::Place place = checkpoint_->find(note.name); place.entry != nullptr)
+    else if (const WeightFiles::Place place = checkpoint_->find(note.name); place.entry != nullptr)
       summary.parameters_by_type[place.entry->dtype] += parameters;
   }
   summary.tensors = static_cast<int64_t>(names.size());

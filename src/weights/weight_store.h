@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "ops/backend.h"
-#include "weights/checkpoint.h"
 #include "weights/staging.h"
+#include "weights/weight_files.h"
 #include "weights/weight_note.h"
 #include "weights/weight_reader.h"
 
@@ -22,7 +22,7 @@ class WeightStore {
  public:
   // Weights of `checkpoint`; null: random weights, a fixed function of each tensor's name (--load-format dummy). `fp8`:
   // the config speaks of FP8 weights in these blocks; random weights then take that format where releases have it.
-  WeightStore(Backend& backend, const Checkpoint* checkpoint, std::optional<Fp8Blocks> fp8 = {})
+  WeightStore(Backend& backend, const WeightFiles* checkpoint, std::optional<Fp8Blocks> fp8 = {})
       : backend_(backend), checkpoint_(checkpoint), fp8_(fp8), blocks_(fp8.value_or(Fp8Blocks{})) {}
   WeightStore(const WeightStore&) = delete;
 
@@ -46,6 +46,7 @@ class WeightStore {
     int64_t tensors = 0;  // distinct names
     int64_t parameters = 0;
     int64_t packed_bytes = 0;                           // in the backend's memory
+    int64_t columns = 0;                                // of the widest matrix
     std::map<std::string, int64_t> parameters_by_type;  // as stored: "BF16"; tensors that are missing do not count
   };
   Summary summary() const;
@@ -71,6 +72,7 @@ class WeightStore {
   void place(const std::vector<Target>& targets);
   void carry_out_all(const std::vector<Target>& targets, int threads, const Progress& progress);
   void carry_out(const WeightNote& note, const Target& target, StagingBudget& staging);
+  void pack_rounded(const WeightNote& note, const Target& target, const Tensor& values);
   void pack_rearranged(const WeightNote& note, const Target& target, const StoredMatrix& stored);
   void read(const WeightNote& note, const Tensor& to);
   std::vector<float> read_scales(const WeightNote& note);
@@ -78,7 +80,7 @@ class WeightStore {
   std::byte* at(size_t offset) const { return static_cast<std::byte*>(memory_.data()) + offset; }
 
   Backend& backend_;
-  const Checkpoint* checkpoint_;
+  const WeightFiles* checkpoint_;
   const std::optional<Fp8Blocks> fp8_;
   const Fp8Blocks blocks_;
   std::vector<WeightNote> notes_;

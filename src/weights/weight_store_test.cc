@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 class Model {
  public:
   explicit Model(const std::vector<NamedTensor>& tensors) { write_safetensors(file(), tensors); }
-  Checkpoint checkpoint() const { return Checkpoint(folder_.path()); }
+  WeightFiles checkpoint() const { return WeightFiles(folder_.path()); }
   fs::path file() const { return folder_.path() / "model.safetensors"; }
 
  private:
@@ -30,7 +30,7 @@ class Model {
 std::string error_of(const Model& model, const std::function<void(WeightReader)>& note,
                      std::vector<UnusedTensors> unused = {}) {
   ReferenceBackend backend;
-  const Checkpoint checkpoint = model.checkpoint();
+  const WeightFiles checkpoint = model.checkpoint();
   WeightStore store(backend, &checkpoint);
   note(store.reader());
   try {
@@ -48,7 +48,7 @@ TEST(WeightStore, LoadsConvertsAndSelectsRows) {
   const Model model(
       {{"m.weight", Tensor(matrix.data(), DType::kBF16, {8, 2})}, {"deep.v", Tensor(vector.data(), DType::kF16, {2})}});
   ReferenceBackend backend;
-  const Checkpoint checkpoint = model.checkpoint();
+  const WeightFiles checkpoint = model.checkpoint();
   for (const int threads : {1, 3}) {
     WeightStore store(backend, &checkpoint);
     PackedWeight even, odd;
@@ -176,7 +176,7 @@ TEST(WeightStore, ThreadsDoNotChangeTheResult) {
   }
   const Model model(tensors);
   ReferenceBackend backend;
-  const Checkpoint checkpoint = model.checkpoint();
+  const WeightFiles checkpoint = model.checkpoint();
   for (const int threads : {1, 2, 7}) {
     WeightStore store(backend, &checkpoint);
     std::deque<PackedWeight> weights;
@@ -219,7 +219,7 @@ TEST(WeightStore, AFileThatIsWrittenToDuringTheLoadIsAnError) {
   for (const bool shrink : {true, false}) {
     write_safetensors(model.file(),
                       {{"a", Tensor(x.data(), DType::kF32, {4})}, {"b", Tensor(x.data(), DType::kF32, {4})}});
-    const Checkpoint checkpoint = model.checkpoint();
+    const WeightFiles checkpoint = model.checkpoint();
     WeightStore store(backend, &checkpoint);
     Tensor a, b;
     store.reader().vector(a, "a", {"n", 4});

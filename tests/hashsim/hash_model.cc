@@ -124,9 +124,14 @@ class HashModel::MtpLayers final : public Drafter {
   std::vector<CacheSpec> cache_specs() const override {
     return std::vector<CacheSpec>(num_layers(), PageWords::spec());
   }
-  Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches, const Tensor& hidden,
+  Tensor logits(ExecContext& ctx, const Tensor& hidden) const override { return model_.logits(ctx, hidden); }
+  std::span<const int32_t> token_ids() const override { return {}; }
+  StepCost step_cost() const override { return model_.config_.draft_cost; }
+  Tensor forward(ExecContext& ctx, const Batch& given, ModelCaches& caches, const Tensor& hidden,
                  int64_t step) const override {
     const HashModelConfig& config = model_.config_;
+    Batch batch = given;
+    if (model_.before_draft_ && !ctx.dry_run) model_.before_draft_(batch);
     const int64_t T = batch.rows();
     const Tensor out = ctx.workspace.alloc(DType::kF32, {T, kHiddenSize});
     const Words tau(ctx, T), begin(ctx, T), key(ctx, T), A(ctx, T);
@@ -206,7 +211,9 @@ std::vector<CacheSpec> HashModel::cache_specs() const {
   return specs;
 }
 
-Tensor HashModel::forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const {
+Tensor HashModel::forward(ExecContext& ctx, const Batch& given, ModelCaches& caches) const {
+  Batch batch = given;
+  if (before_forward_ && !ctx.dry_run) before_forward_(batch);
   const int64_t T = batch.rows();
   const Tensor hidden = ctx.workspace.alloc(DType::kF32, {T, kHiddenSize});
   const Words tau_words(ctx, T), rho_words(ctx, T), stream_words(ctx, T), key_words(ctx, T), A_words(ctx, T),

@@ -3,6 +3,7 @@
 // changes tokens; of MTP entries and hidden rows, drafts (the arithmetic: hash_rules.h). Runs in host memory.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,6 +36,10 @@ class HashModel final : public CausalLM {
   // Rules of the contract that batches broke so far. Not for several threads at once.
   const std::vector<std::string>& violations() const { return contract_.violations(); }
   void clear_violations() { contract_.clear(); }
+  // Called with every batch before it runs; may meddle with it.
+  using Change = std::function<void(Batch&)>;
+  void before_forward(Change change) { before_forward_ = std::move(change); }
+  void before_draft(Change change) { before_draft_ = std::move(change); }
 
  private:
   class MtpLayers;
@@ -44,6 +49,7 @@ class HashModel final : public CausalLM {
   std::unique_ptr<Drafter> drafter_;
   std::unique_ptr<VisionEncoder> vision_;
   mutable BatchContract contract_;
+  Change before_forward_, before_draft_;
 };
 
 }  // namespace calandra::hashsim

@@ -31,7 +31,7 @@ struct HashModelConfig {
   int32_t nan_token = -1;  // the row of this token gives NaN logits
   uint64_t seed = 0;       // another seed is another model
   int64_t max_position_embeddings = 1 << 20;
-  StepCost step_cost;
+  StepCost step_cost, draft_cost;
 };
 
 inline constexpr int kWindow = 3;  // convolution of width 4

@@ -81,10 +81,11 @@ std::vector<int32_t> HashShadow::drafts(int64_t P, int64_t k, int64_t first_key,
   // What the drafter knows of token P is what the target will find, but for the entries.
   HiddenRow row = rows_[P];
   std::vector<float> logits(config_.vocab_size);
-  std::array<int32_t, 3> position = positions_[P - 1];
+  std::array<int32_t, 3> position = positions_[P];
   for (int64_t step = 0; step < k; ++step) {
     if (step > 0) {
-      for (int32_t& axis : position) ++axis;
+      if (step > 1)
+        for (int32_t& axis : position) ++axis;
       const int64_t e = P + step;
       const uint64_t begin = entry_begin(row, token_hash(config_.seed, drafts.back(), e, 0),
                                          position_hash(position[0], position[1], position[2]));

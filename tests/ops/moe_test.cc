@@ -403,11 +403,11 @@ TEST_P(MoeOps, TapsShowEveryStep) {
     };
     names.all.clear(), names.shapes.clear();
     EXPECT_EQ(row_bytes(run(&names)), row_bytes(run(nullptr)));
-    EXPECT_EQ(names.all,
-              (std::vector<std::string>{"moe/input", "moe/router_logits", "moe/chosen_experts", "moe/expert_weights",
-                                        "moe/routed_output", "moe/shared_output", "moe/shared_gate", "moe/output"}));
-    EXPECT_EQ(names.shapes, (std::vector<std::string>{"[5, 70]", "[5, 8]", "[5, 3]", "[5, 3]", "[5, 70]", "[5, 70]",
-                                                      "[5, 1]", "[5, 70]"}));
+    EXPECT_EQ(names.all, (std::vector<std::string>{"moe/input", "router_logits", "router_scores", "chosen_experts",
+                                                   "expert_weights", "routed_output", "shared_output", "shared_gate",
+                                                   "moe/output"}));
+    EXPECT_EQ(names.shapes, (std::vector<std::string>{"[5, 70]", "[5, 8]", "[5, 8]", "[5, 3]", "[5, 3]", "[5, 70]",
+                                                      "[5, 70]", "[5, 1]", "[5, 70]"}));
   }
 }
 

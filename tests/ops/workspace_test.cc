@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace calandra {
@@ -65,20 +66,43 @@ TEST(WorkspaceDeathTest, AnExhaustedPartAbortsByItsName) {
   EXPECT_DEATH(Workspace(measured, Buffer::host(64)), "");
 }
 
+TEST(WorkspaceDeathTest, ATensorUsedTooLateAborts) {
+  if (!CALANDRA_STAMPS) GTEST_SKIP() << "skipped: builds for speed do not stamp tensors";
+  Workspace measured;
+  step(measured);
+  Workspace workspace(measured, Buffer::host(measured.bytes()));
+  const Tensor kept = workspace.alloc_step(DType::kI32, {2, 4}), below = workspace.alloc(DType::kF32, {4});
+  const size_t mark = workspace.mark();
+  const Tensor above = workspace.alloc(DType::kF32, {4});
+  above.as<float>()[0] = 1;
+  workspace.release(mark);
+  EXPECT_DEATH(above.as<float>(), "tensor lives.*\\[4\\], allocation 2 of workspace half 0, is used after its memory");
+  const Tensor again = workspace.alloc(DType::kF32, {4});  // in the same place
+  again.as<float>()[0] = below.as<float>()[0] = 2;
+  EXPECT_DEATH(above.data(), "tensor lives");
+  workspace.flip();
+  below.as<float>()[0] = again.as<float>()[1] = 3;  // the other half is untouched
+  workspace.flip();
+  EXPECT_DEATH(below.view({2, 2})[1].bytes_at(0), "tensor lives");
+  EXPECT_DEATH(again.slice(0, 1, 3), "tensor lives");
+  EXPECT_EQ(below.size(0), 4) << "its shape is not memory";
+  const Tensor view = kept.view({8}), row = kept[1];
+  view.as<int32_t>()[7] = row.as<int32_t>()[0] = 4;
+  workspace.reset();
+  workspace.alloc_step(DType::kI32, {2, 4});
+  EXPECT_DEATH(kept.as<int32_t>(), "workspace step part");
+  EXPECT_DEATH(view.as<int32_t>(), "workspace step part");
+  EXPECT_DEATH(row.as<int32_t>(), "workspace step part");
+}
+
 TEST(Workspace, UndefinedContentIsNaN) {
-#if !defined(CALANDRA_HOSTILE)
-  GTEST_SKIP() << "skipped: only hostile builds poison for certain";
-#endif
+  if (!CALANDRA_STAMPS) GTEST_SKIP() << "skipped: builds for speed do not poison";
   Workspace measured;
   measured.alloc(DType::kF32, {32});
   Workspace workspace(measured, Buffer::host(measured.bytes()));
-  const Tensor x = workspace.alloc(DType::kF32, {32});
-  const auto poisoned = [&] {
-    for (int i = 0; i < 32; ++i)
-      if (!std::isnan(x.as<float>()[i])) return false;
-    return true;
-  };
-  const auto clean = [&] { std::fill_n(x.as<float>(), 32, 1.0f); };
+  float* x = workspace.alloc(DType::kF32, {32}).as<float>();
+  const auto poisoned = [&] { return std::all_of(x, x + 32, [](float value) { return std::isnan(value); }); };
+  const auto clean = [&] { std::fill_n(x, 32, 1.0f); };
   EXPECT_TRUE(poisoned()) << "allocated";
   clean(), workspace.release(0);
   EXPECT_TRUE(poisoned()) << "released";

@@ -151,9 +151,7 @@ class PagedAttention {
 
 }  // namespace
 
-Buffer CpuBackend::attention_scratch(int threads) {
-  return Buffer::host(static_cast<size_t>(threads) * sizeof(ThreadScratch));
-}
+size_t CpuBackend::attention_bytes(int threads) { return static_cast<size_t>(threads) * sizeof(ThreadScratch); }
 
 void CpuBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch,
                                  float scale, const Tensor& first_key, Tensor& out) {

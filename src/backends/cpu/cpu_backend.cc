@@ -63,6 +63,12 @@ CpuBackend::CpuBackend(int threads, Isa isa)
   CHECK(machine_has(isa));
 }
 
+size_t CpuBackend::scratch_bytes(int64_t columns) const {
+  const int n = threads();
+  return attention_bytes(n) + recurrence_bytes(n) + lightning_bytes(n) + latent_bytes(n) + shared_x_bytes(columns) +
+         thread_scratch_bytes(n, columns);
+}
+
 void CpuBackend::note_slow(const char* op, const char* kernels_for) {
   if (std::find(slow_.begin(), slow_.end(), op) != slow_.end()) return;
   slow_.push_back(op);

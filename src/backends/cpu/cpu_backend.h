@@ -40,6 +40,8 @@ class CpuBackend : public ReferenceBackend {
   const char* name() const override { return "cpu"; }
   Isa isa() const { return isa_; }
   int threads() const { return pool_.threads(); }
+  size_t scratch_bytes(int64_t columns) const override;
+  uint32_t launches() const override { return pool_.regions(); }
 
   PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) override;
   size_t packed_bytes(const StoredMatrix& source) const override;
@@ -80,6 +82,8 @@ class CpuBackend : public ReferenceBackend {
   void add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
                     float weight_offset, Tensor& sum, Tensor& norm) override;
   // attention
+  void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies,
+                  Tensor& out) override;
   void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) override;
   void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) override;
   void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
@@ -112,10 +116,13 @@ class CpuBackend : public ReferenceBackend {
   std::vector<float> weight_row(const PackedWeight& weight, int64_t n) const override;
 
  private:
-  static Buffer attention_scratch(int threads);
-  static Buffer recurrence_scratch(int threads);
-  static Buffer lightning_scratch(int threads);
-  static Buffer latent_scratch(int threads);
+  // Sizes of the buffers below, for `threads` threads and weights of up to K columns.
+  static size_t attention_bytes(int threads);
+  static size_t recurrence_bytes(int threads);
+  static size_t lightning_bytes(int threads);
+  static size_t latent_bytes(int threads);
+  static size_t shared_x_bytes(int64_t K);
+  static size_t thread_scratch_bytes(int threads, int64_t K);
   void run_linear(const Tensor& x, const LinearJob& job);
   // Says, once for each op, that the reference computes it, and for which shapes there are kernels.
   void note_slow(const char* op, const char* kernels_for);
@@ -138,10 +145,10 @@ class CpuBackend : public ReferenceBackend {
   Buffer thread_scratch_;
 
   // working memory of the tasks of attention and of the recurrences, per thread
-  Buffer attention_scratch_ = attention_scratch(pool_.threads());
-  Buffer recurrence_scratch_ = recurrence_scratch(pool_.threads());
-  Buffer lightning_scratch_ = lightning_scratch(pool_.threads());
-  Buffer latent_scratch_ = latent_scratch(pool_.threads());
+  Buffer attention_scratch_ = Buffer::host(attention_bytes(pool_.threads()));
+  Buffer recurrence_scratch_ = Buffer::host(recurrence_bytes(pool_.threads()));
+  Buffer lightning_scratch_ = Buffer::host(lightning_bytes(pool_.threads()));
+  Buffer latent_scratch_ = Buffer::host(latent_bytes(pool_.threads()));
 };
 
 }  // namespace calandra

@@ -1,4 +1,6 @@
-// Elementwise ops and norms: each row on one thread, rows split over threads when there is enough work.
+// Elementwise ops, norms and rotary positions: each row on one thread, rows split over threads when there is enough
+// work.
+#include <cmath>
 #include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
@@ -83,6 +85,30 @@ void CpuBackend::add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y
   for_each_row(pool_, x.size(0), 2 * D, [&](int64_t t) {
     dense_.add[type](row_of(x, t), row_of(y, t), row_of(sum, t), D);
     dense_.rms_norm[type](row_of(sum, t), w, eps, weight_offset, row_of(norm, t), D);
+  });
+}
+
+// The reference's numbers: f64, one rounding to f32 and one to the type of the result.
+void CpuBackend::rope_table(ExecContext&, const Tensor& positions, const ops::RopeFrequencies& frequencies,
+                            Tensor& out) {
+  constexpr int64_t kCosAndSin = 64;  // take as long as reading so many numbers
+  const int64_t T = out.size(1), half = out.size(2);
+  const double* inv_freq = frequencies.inv_freq.as<double>();
+  const int32_t* axis = frequencies.axis.as<int32_t>();
+  const auto put = [&](double x, int which, int64_t t, int64_t i) {
+    std::byte* to = out.bytes_at(which * out.stride(0) + t * out.stride(1) + i);
+    const auto value = static_cast<float>(x * frequencies.scale);
+    if (out.dtype() == DType::kBF16)
+      *reinterpret_cast<bf16*>(to) = bf16(value);
+    else
+      *reinterpret_cast<float*>(to) = value;
+  };
+  for_each_row(pool_, T, kCosAndSin * half, [&](int64_t t) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = positions[axis[i]].as<int32_t>()[t] * inv_freq[i];
+      put(std::cos(angle), 0, t, i);
+      put(std::sin(angle), 1, t, i);
+    }
   });
 }
 

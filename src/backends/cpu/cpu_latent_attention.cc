@@ -249,9 +249,7 @@ class Softmax {
 
 }  // namespace
 
-Buffer CpuBackend::latent_scratch(int threads) {
-  return Buffer::host(static_cast<size_t>(threads) * sizeof(ThreadScratch));
-}
+size_t CpuBackend::latent_bytes(int threads) { return static_cast<size_t>(threads) * sizeof(ThreadScratch); }
 
 void CpuBackend::store_latent(ExecContext&, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
                               const Batch& batch) {

@@ -205,9 +205,7 @@ class LightningRun {
 
 }  // namespace
 
-Buffer CpuBackend::lightning_scratch(int threads) {
-  return Buffer::host(static_cast<size_t>(threads) * sizeof(ThreadScratch));
-}
+size_t CpuBackend::lightning_bytes(int threads) { return static_cast<size_t>(threads) * sizeof(ThreadScratch); }
 
 void CpuBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                      const Tensor& slope, LightningState& state, const Tensor& accepted,

@@ -165,6 +165,14 @@ size_t CpuBackend::packed_bytes(const StoredMatrix& source) const {
   return static_cast<size_t>(panels_of(source.N())) * panel_bytes(source.dtype(), source.K(), source.block_k);
 }
 
+size_t CpuBackend::shared_x_bytes(int64_t K) {
+  return static_cast<size_t>(blocks_of(K) * kChunk * kXStride) * sizeof(float);
+}
+
+size_t CpuBackend::thread_scratch_bytes(int threads, int64_t K) {
+  return K == 0 ? 0 : static_cast<size_t>(threads * thread_floats(K)) * sizeof(float);
+}
+
 PackedWeight CpuBackend::pack_weight(const StoredMatrix& source, std::byte* to) {
   CHECK_EQ(source.values.rank(), 2);
   const int64_t N = source.N(), K = source.K();
@@ -188,8 +196,8 @@ PackedWeight CpuBackend::pack_weight(const StoredMatrix& source, std::byte* to) 
   const std::lock_guard lock(scratch_mutex_);
   if (K > max_K_) {
     max_K_ = K;
-    shared_x_ = Buffer::host(static_cast<size_t>(blocks_of(K) * kChunk * kXStride) * sizeof(float));
-    thread_scratch_ = Buffer::host(static_cast<size_t>(threads() * thread_floats(K)) * sizeof(float));
+    shared_x_ = Buffer::host(shared_x_bytes(K));
+    thread_scratch_ = Buffer::host(thread_scratch_bytes(threads(), K));
   }
   return {N, K, source.dtype(), Tensor(to, DType::kU8, {static_cast<int64_t>(packed_bytes(source))}), source.block_k};
 }

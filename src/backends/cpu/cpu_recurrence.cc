@@ -60,9 +60,7 @@ void run_delta(ThreadPool& pool, const DeltaJob& job, const Tensor& accepted, Re
 
 }  // namespace
 
-Buffer CpuBackend::recurrence_scratch(int threads) {
-  return Buffer::host(static_cast<size_t>(threads) * sizeof(RecurrenceScratch));
-}
+size_t CpuBackend::recurrence_bytes(int threads) { return static_cast<size_t>(threads) * sizeof(RecurrenceScratch); }
 
 void CpuBackend::causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
                                     const Tensor& accepted, const Batch& batch, Tensor& out) {

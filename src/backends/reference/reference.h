@@ -22,6 +22,8 @@ class ReferenceBackend : public Backend {
   size_t packed_bytes(const StoredMatrix& source) const override;
   void copy_bytes(void* to, const void* from, size_t bytes) override;
   void plan(ExecContext&, const Batch&) override {}
+  size_t scratch_bytes(int64_t) const override { return 0; }
+  uint32_t launches() const override { return 0; }
 
   // dense
   void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) override;

@@ -86,8 +86,11 @@ Tensor DecoderLayer::forward(ExecContext& ctx, const Batch& batch, LayerCache& c
   }
   const auto [sum, normed] = post_attention_layernorm.after_add(ctx, x, a);
   ctx.tap("post_norm", normed);
-  return std::holds_alternative<SwiGluMlp>(mlp) ? std::get<SwiGluMlp>(mlp).forward(ctx, normed, sum)
-                                                : std::get<SparseMoe>(mlp).forward(ctx, normed, sum);
+  const Tensor y = std::holds_alternative<SwiGluMlp>(mlp) ? std::get<SwiGluMlp>(mlp).forward(ctx, normed, sum)
+                                                          : std::get<SparseMoe>(mlp).forward(ctx, normed, sum);
+  ctx.tap("output", y);
+  ctx.tap("", y);
+  return y;
 }
 
 CacheSpec DecoderLayer::cache_spec(DType dtype) const {
@@ -111,7 +114,9 @@ Bailing::Bailing(const Config& config, WeightReader top, Backend& backend, DType
   if (reader.has("norm.weight") && !reader.has(first + ".enorm.weight") && !reader.has(first + ".eh_proj.weight"))
     throw LoadError("num_nextn_predict_layers is " + std::to_string(config.num_nextn_predict_layers) +
                     ", but the checkpoint has no MTP (nextn) layers: run it without speculation");
-  nextn_ = std::make_unique<NextnPredictor>(config, reader.child("layers"), *this);
+  const HeadPlace head = config.tie_word_embeddings ? HeadPlace{reader, "word_embeddings.weight", embedding}
+                                                    : HeadPlace{top, "lm_head.weight", embedding};
+  nextn_ = std::make_unique<NextnPredictor>(config, reader.child("layers"), *this, head, parts.draft_ids);
 }
 
 Bailing::~Bailing() = default;
@@ -145,7 +150,6 @@ Tensor Bailing::forward(ExecContext& ctx, const Batch& batch, ModelCaches& cache
     ctx.layer = i;
     ctx.workspace.flip();
     x = layers_[i].forward(ctx, batch, caches.layers[i], caches.slots, tables, x);
-    ctx.tap("", x);
   }
   ctx.layer = -1;
   ctx.workspace.flip();
@@ -159,38 +163,44 @@ Tensor Bailing::logits(ExecContext& ctx, const Tensor& hidden) const {
 }
 
 StepCost Bailing::step_cost() const {
-  const Config& c = config_;
   StepCost cost;
+  for (const DecoderLayer& layer : layers_) add_cost(layer, cost);
+  add_head_cost(cost);
+  return cost;
+}
+
+void Bailing::add_head_cost(StepCost& cost) const {
+  cost.add_head(config_.tie_word_embeddings ? word_embeddings_ : lm_head_);
+}
+
+void Bailing::add_cost(const DecoderLayer& layer, StepCost& cost) const {
+  const Config& c = config_;
   const double heads = static_cast<double>(c.num_attention_heads), D = static_cast<double>(c.head_dim);
   const double activation = static_cast<double>(size_of(dtype_));
-  for (const DecoderLayer& layer : layers_) {
-    if (const auto* lightning = std::get_if<LightningAttention>(&layer.attention)) {
-      cost.add(lightning->qkvg);
-      cost.add(lightning->dense);
-      cost.flops_per_row += 5 * heads * D * D;  // decay 1, rank one 2, S^T q 2
-      cost.state_bytes += 2 * 4 * heads * D * D;
-    } else if (const auto* latent = std::get_if<LatentAttention>(&layer.attention)) {
-      const auto width = static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
-      latent->for_each_weight([&](const auto& weight) { cost.add(weight); });
-      cost.flops_per_row_and_key += 2 * heads * (width + static_cast<double>(c.kv_lora_rank));
-      cost.kv_bytes_per_key += activation * width;
-    } else {
-      const auto& attention = std::get<GroupedQueryAttention>(layer.attention);
-      cost.add(attention.query_key_value);
-      cost.add(attention.dense);
-      cost.flops_per_row_and_key += 4 * heads * D;
-      cost.kv_bytes_per_key += 2 * activation * static_cast<double>(c.num_key_value_heads) * D;
-    }
-    if (const auto* mlp = std::get_if<SwiGluMlp>(&layer.mlp)) {
-      cost.add(mlp->gate_up);
-      cost.add(mlp->down_proj);
-    } else {
-      const auto& moe = std::get<SparseMoe>(layer.mlp);
-      cost.add(moe.weights, moe.options);
-    }
+  if (const auto* lightning = std::get_if<LightningAttention>(&layer.attention)) {
+    cost.add(lightning->qkvg);
+    cost.add(lightning->dense);
+    cost.flops_per_row += 5 * heads * D * D;  // decay 1, rank one 2, S^T q 2
+    cost.state_bytes += 2 * 4 * heads * D * D;
+  } else if (const auto* latent = std::get_if<LatentAttention>(&layer.attention)) {
+    const auto width = static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim);
+    latent->for_each_weight([&](const auto& weight) { cost.add(weight); });
+    cost.flops_per_row_and_key += 2 * heads * (width + static_cast<double>(c.kv_lora_rank));
+    cost.kv_bytes_per_key += activation * width;
+  } else {
+    const auto& attention = std::get<GroupedQueryAttention>(layer.attention);
+    cost.add(attention.query_key_value);
+    cost.add(attention.dense);
+    cost.flops_per_row_and_key += 4 * heads * D;
+    cost.kv_bytes_per_key += 2 * activation * static_cast<double>(c.num_key_value_heads) * D;
   }
-  cost.add_head(c.tie_word_embeddings ? word_embeddings_ : lm_head_);
-  return cost;
+  if (const auto* mlp = std::get_if<SwiGluMlp>(&layer.mlp)) {
+    cost.add(mlp->gate_up);
+    cost.add(mlp->down_proj);
+  } else {
+    const auto& moe = std::get<SparseMoe>(layer.mlp);
+    cost.add(moe.weights, moe.options);
+  }
 }
 
 }  // namespace calandra::bailing_v2_5

@@ -62,6 +62,10 @@ class Bailing final : public CausalLM {
   Tensor embed(ExecContext& ctx, const Batch& batch) const;                                 // [T, D]
   RopeTables rope_tables(ExecContext& ctx, const Tensor& positions, bool lightning) const;  // positions [3, T]
 
+  // Parts of step_cost, also of a drafter's.
+  void add_cost(const DecoderLayer& layer, StepCost& cost) const;
+  void add_head_cost(StepCost& cost) const;
+
  private:
   Config config_;
   DType dtype_;

@@ -81,7 +81,7 @@ void parse_experts(const ConfigFields& top, Config& c) {
   c.shared_intermediate_size =
       shared * top.integer("moe_shared_expert_intermediate_size", 1, kMaxWidth, c.moe_intermediate_size);
   if (const std::string dtype = top.text("router_dtype", "fp32"); dtype != "fp32" && dtype != "float32")
-    log_warning("{}: router_dtype {} is ignored, the router is computed in float32", top.where(), dtype);
+    log_warning_once("{}: router_dtype {} is ignored, the router is computed in float32", top.where(), dtype);
   if (top.boolean("multi_gate", false) || top.text("router_type", "") == "MultiRouter")
     top.fail("multi_gate", "is not supported: no known release has it");
 }
@@ -154,8 +154,9 @@ Config parse_config(const json::object& object, const std::string& file, FullAtt
   if (dense_layers) c.intermediate_size = top.integer("intermediate_size", 1, kMaxWidth);
   c.num_nextn_predict_layers = top.integer("num_nextn_predict_layers", 0, 64, 0);
   if (kind == FullAttention::kGroupedQuery && c.num_nextn_predict_layers > 0) {
-    log_warning("{}: num_nextn_predict_layers {} is ignored: LinearV2 models have no MTP layer, so they cannot draft",
-                file, c.num_nextn_predict_layers);
+    log_warning_once(
+        "{}: num_nextn_predict_layers {} is ignored: LinearV2 models have no MTP layer, so they cannot draft", file,
+        c.num_nextn_predict_layers);
     c.num_nextn_predict_layers = 0;
   }
   return c;
@@ -163,11 +164,11 @@ Config parse_config(const json::object& object, const std::string& file, FullAtt
 
 std::vector<UnusedTensors> unused_tensors(const Config& c, bool drafter) {
   std::vector<UnusedTensors> unused;
-  const int64_t read = c.num_hidden_layers + (drafter ? c.num_nextn_predict_layers : 0);
-  const std::string reason =
-      drafter ? fmt::format("layers beyond the {} and their MTP layers", c.num_hidden_layers)
-              : fmt::format("MTP layers, not asked for, and layers beyond num_hidden_layers {}", c.num_hidden_layers);
-  for (const char* layers : {"model.layers.*", "layers.*"}) unused.push_back({layers, reason, read});
+  const std::string beyond = fmt::format("layers beyond the {} and their MTP layers", c.num_hidden_layers);
+  for (const char* layers : {"model.layers.*", "layers.*"}) {
+    unused.push_back({layers, beyond, c.num_hidden_layers + c.num_nextn_predict_layers});
+    if (!drafter) unused.push_back({layers, "MTP layers: not asked for", c.num_hidden_layers, true});
+  }
   for (const char* pattern : {"model.mtp*", "*.slope", "*inv_freq", "*v_head*"})
     unused.push_back({pattern, "computed or not part of inference"});
   if (c.tie_word_embeddings) unused.push_back({"lm_head.weight", "tie_word_embeddings is true"});

@@ -409,12 +409,14 @@ TEST(BailingConfig, UnusedTensors) {
   const auto patterns = [](const Config& c, bool drafter) {
     std::vector<std::string> out;
     for (const UnusedTensors& unused : unused_tensors(c, drafter))
-      out.push_back(fmt::format("{} {}", unused.pattern, unused.from_layer));
+      out.push_back(fmt::format("{} {}{}", unused.pattern, unused.from_layer, unused.asked ? " asked" : ""));
     return out;
   };
   const Config flash = parse(kFlash);
-  EXPECT_EQ(patterns(flash, false)[0], "model.layers.* 32");
+  EXPECT_EQ(patterns(flash, false)[0], "model.layers.* 33");
+  EXPECT_EQ(patterns(flash, false)[1], "model.layers.* 32 asked");
   EXPECT_EQ(patterns(flash, true)[0], "model.layers.* 33");
+  EXPECT_EQ(patterns(flash, true)[1], "layers.* 33");
   const auto has_head = [&](const Config& c) {
     const auto all = patterns(c, false);
     return std::count(all.begin(), all.end(), "lm_head.weight 0") == 1;

@@ -17,8 +17,9 @@ NextnPredictor::Layer::Layer(WeightReader reader, const Config& c, int64_t layer
   reader.linear(eh_proj, "eh_proj.weight", {D, {"2 * hidden_size", 2 * c.hidden_size}});
 }
 
-NextnPredictor::NextnPredictor(const Config& c, WeightReader layers, const Bailing& target)
-    : target_(target), first_layer_(c.num_hidden_layers) {
+NextnPredictor::NextnPredictor(const Config& c, WeightReader layers, const Bailing& target, const HeadPlace& head,
+                               std::span<const int32_t> draft_ids)
+    : target_(target), head_(target, head, draft_ids), first_layer_(c.num_hidden_layers) {
   for (int64_t i = c.num_hidden_layers; i < c.num_hidden_layers + c.num_nextn_predict_layers; ++i)
     layers_.emplace_back(layers.child(std::to_string(i)), c, i);
 }
@@ -38,16 +39,33 @@ Tensor NextnPredictor::forward(ExecContext& ctx, const Batch& batch, ModelCaches
   Tensor result;
   for (int64_t i = 0; i < num_layers(); ++i) {
     const Scope scope("mtp layer", static_cast<int>(i));
+    ctx.layer = static_cast<int>(first_layer_ + i);
     const Layer& layer = layers_[i];
     const Tensor e = layer.enorm(ctx, embedding);
     const Tensor h = layer.hnorm(ctx, hidden);
     const Tensor z = ops::linear(ctx, ops::concat_columns(ctx, e, h), layer.eh_proj, target_.dtype());  // [T, D]
+    ctx.tap("enorm", e);
+    ctx.tap("hnorm", h);
+    ctx.tap("eh_proj", z);
     const Tensor y = layer.decoder.forward(ctx, batch, caches.layers[first_layer_ + i], caches.slots, tables, z,
                                            batch.mtp.first_key);
-    if (i == step % num_layers()) result = layer.final_layernorm(ctx, y);
+    if (i != step % num_layers()) continue;
+    result = layer.final_layernorm(ctx, y);
+    ctx.tap("final_layernorm", result);
   }
+  ctx.layer = -1;
   ctx.tap("mtp.hidden", result);
   return result;
+}
+
+StepCost NextnPredictor::step_cost() const {
+  StepCost cost;
+  for (const Layer& layer : layers_) {
+    cost.add(layer.eh_proj);
+    target_.add_cost(layer.decoder, cost);
+  }
+  if (!head_.add_cost(cost)) target_.add_head_cost(cost);
+  return cost;
 }
 
 }  // namespace calandra::bailing_v2_5

@@ -62,8 +62,8 @@ RopeParameters parse_rope_parameters(const ConfigFields& text, int64_t head_dim,
       sum += rope.mrope_section[axis];
     }
     if (sum > rope.rotary_dim / 2)
-      log_warning("{}: mrope_section {} exceeds the {} rotary frequencies; what is beyond them has no effect",
-                  fields.where(), to_json(section), rope.rotary_dim / 2);
+      log_warning_once("{}: mrope_section {} exceeds the {} rotary frequencies; what is beyond them has no effect",
+                       fields.where(), to_json(section), rope.rotary_dim / 2);
   }
   return rope;
 }
@@ -79,7 +79,7 @@ void refuse_what_is_not_computed(const ConfigFields& text) {
   if (text.boolean("mtp_use_dedicated_embeddings", false))
     text.fail("mtp_use_dedicated_embeddings", "true is not supported: no release of the family has it");
   if (const std::string dtype = text.text("mamba_ssm_dtype", "float32"); dtype != "float32")
-    log_warning("{}: mamba_ssm_dtype {} is ignored, the recurrent state is kept in float32", text.where(), dtype);
+    log_warning_once("{}: mamba_ssm_dtype {} is ignored, the recurrent state is kept in float32", text.where(), dtype);
 }
 
 // HF Qwen3_5MoeTextConfig: every layer is a mixture; softmax over all experts, weights always renormalised.
@@ -183,8 +183,8 @@ std::vector<UnusedTensors> unused_tensors(const Config& c, const ModelParts& par
       {"mtp.layers.*", fmt::format("MTP layers beyond mtp_num_hidden_layers {}", c.mtp_num_hidden_layers),
        std::max<int64_t>(1, c.mtp_num_hidden_layers)},
       {"*.rotary_emb.inv_freq", "computed, not read"}};
-  if (!parts.vision || !c.vision) unused.push_back({"model.visual.*", "vision tower: not asked for"});
-  if (!parts.drafter) unused.push_back({"mtp.*", "multi-token prediction: not asked for"});
+  if (!parts.vision || !c.vision) unused.push_back({"model.visual.*", "vision tower: not asked for", 0, !parts.vision});
+  if (!parts.drafter) unused.push_back({"mtp.*", "multi-token prediction: not asked for", 0, true});
   if (parts.drafter && c.mtp_num_hidden_layers == 0)
     unused.push_back({"mtp.*", "multi-token prediction: mtp_num_hidden_layers is 0 or missing"});
   if (c.tie_word_embeddings) unused.push_back({"lm_head.weight", "tie_word_embeddings is true"});

@@ -5,8 +5,9 @@
 
 namespace calandra::qwen3_5 {
 
-MtpPredictor::MtpPredictor(const Config& c, WeightReader reader, bool has_weights, const Qwen3_5& target)
-    : target_(target), first_layer_(c.num_hidden_layers) {
+MtpPredictor::MtpPredictor(const Config& c, WeightReader reader, bool has_weights, const Qwen3_5& target,
+                           const HeadPlace& head, std::span<const int32_t> draft_ids)
+    : target_(target), head_(target, head, draft_ids), first_layer_(c.num_hidden_layers) {
   // Some repackaged checkpoints drop the layers that their config announces; a dummy checkpoint has no tensors at all.
   if (has_weights && !reader.has("fc.weight"))
     throw LoadError("mtp_num_hidden_layers is " + std::to_string(c.mtp_num_hidden_layers) +
@@ -42,14 +43,24 @@ Tensor MtpPredictor::forward(ExecContext& ctx, const Batch& batch, ModelCaches& 
   Tensor result;
   for (int64_t i = 0; i < num_layers(); ++i) {
     const Scope scope("mtp layer", static_cast<int>(i));
+    ctx.layer = static_cast<int>(first_layer_ + i);
     const Tensor y =
         layers_[i].forward(ctx, batch, caches.layers[first_layer_ + i], caches.slots, table, c, batch.mtp.first_key);
     if (i == step % num_layers()) result = y;
   }
+  ctx.layer = -1;
   ctx.workspace.flip();
   result = norm_(ctx, result);
   ctx.tap("mtp.hidden", result);
   return result;
+}
+
+StepCost MtpPredictor::step_cost() const {
+  StepCost cost;
+  cost.add(fc_);
+  for (const DecoderLayer& layer : layers_) target_.add_cost(layer, cost);
+  if (!head_.add_cost(cost)) target_.add_head_cost(cost);
+  return cost;
 }
 
 }  // namespace calandra::qwen3_5

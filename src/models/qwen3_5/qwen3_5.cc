@@ -45,8 +45,10 @@ Tensor DecoderLayer::forward(ExecContext& ctx, const Batch& batch, LayerCache& c
                        ? std::get<GatedDeltaNet>(mixer).forward(ctx, batch, cache, slots, h)
                        : std::get<GatedAttention>(mixer).forward(ctx, batch, cache, h, table, first_key);
   const auto [sum, normed] = post_attention_layernorm.after_add(ctx, x, m);
-  return std::holds_alternative<SwiGluMlp>(mlp) ? std::get<SwiGluMlp>(mlp).forward(ctx, normed, sum)
-                                                : std::get<SparseMoe>(mlp).forward(ctx, normed, sum);
+  const Tensor y = std::holds_alternative<SwiGluMlp>(mlp) ? std::get<SwiGluMlp>(mlp).forward(ctx, normed, sum)
+                                                          : std::get<SparseMoe>(mlp).forward(ctx, normed, sum);
+  ctx.tap("", y);
+  return y;
 }
 
 CacheSpec DecoderLayer::cache_spec(DType dtype) const {
@@ -63,8 +65,12 @@ Qwen3_5::Qwen3_5(const Config& config, WeightReader reader, Backend& backend, DT
     layers_.emplace_back(text.child("layers").child(std::to_string(i)), config, config.layer_kinds[i]);
   read_norm(norm_, text, "norm.weight", config);
   if (!config.tie_word_embeddings) reader.linear(lm_head_, "lm_head.weight", embedding);
-  if (parts.drafter && config.mtp_num_hidden_layers > 0)
-    mtp_ = std::make_unique<MtpPredictor>(config, reader.child("mtp"), text.has("norm.weight"), *this);
+  if (parts.drafter && config.mtp_num_hidden_layers > 0) {
+    const HeadPlace head = config.tie_word_embeddings ? HeadPlace{text, "embed_tokens.weight", embedding}
+                                                      : HeadPlace{reader, "lm_head.weight", embedding};
+    mtp_ = std::make_unique<MtpPredictor>(config, reader.child("mtp"), text.has("norm.weight"), *this, head,
+                                          parts.draft_ids);
+  }
   if (parts.vision && config.vision)
     vision_ = std::make_unique<VisionTower>(*config.vision, reader.child("model.visual"), backend, dtype);
 }
@@ -96,7 +102,6 @@ Tensor Qwen3_5::forward(ExecContext& ctx, const Batch& batch, ModelCaches& cache
     ctx.layer = i;
     ctx.workspace.flip();
     x = layers_[i].forward(ctx, batch, caches.layers[i], caches.slots, table, x);
-    ctx.tap("", x);
   }
   ctx.layer = -1;
   ctx.workspace.flip();
@@ -110,34 +115,40 @@ Tensor Qwen3_5::logits(ExecContext& ctx, const Tensor& hidden) const {
 }
 
 StepCost Qwen3_5::step_cost() const {
-  const Config& c = config_;
   StepCost cost;
+  for (const DecoderLayer& layer : layers_) add_cost(layer, cost);
+  add_head_cost(cost);
+  return cost;
+}
+
+void Qwen3_5::add_head_cost(StepCost& cost) const {
+  cost.add_head(config_.tie_word_embeddings ? embed_tokens_ : lm_head_);
+}
+
+void Qwen3_5::add_cost(const DecoderLayer& layer, StepCost& cost) const {
+  const Config& c = config_;
   const auto Dk = static_cast<double>(c.linear_key_head_dim), Dv = static_cast<double>(c.linear_value_head_dim);
   const double activation = static_cast<double>(size_of(dtype_));
-  for (const DecoderLayer& layer : layers_) {
-    if (const auto* delta = std::get_if<GatedDeltaNet>(&layer.mixer)) {
-      const double S = static_cast<double>(c.linear_num_value_heads) * Dk * Dv;
-      cost.add(delta->in_proj);
-      cost.add(delta->out_proj);
-      cost.flops_per_row += 7 * S;  // decay 1, S^T k 2, rank one 2, S^T q 2
-      cost.state_bytes += 2 * (4 * S + activation * static_cast<double>((c.linear_conv_kernel_dim - 1) * c.conv_dim()));
-    } else {
-      const auto& attention = std::get<GatedAttention>(layer.mixer);
-      cost.add(attention.qgkv);
-      cost.add(attention.o_proj);
-      cost.flops_per_row_and_key += 4.0 * static_cast<double>(c.num_attention_heads * c.head_dim);
-      cost.kv_bytes_per_key += 2 * activation * static_cast<double>(c.num_key_value_heads * c.head_dim);
-    }
-    if (const auto* mlp = std::get_if<SwiGluMlp>(&layer.mlp)) {
-      cost.add(mlp->gate_up);
-      cost.add(mlp->down_proj);
-    } else {
-      const auto& moe = std::get<SparseMoe>(layer.mlp);
-      cost.add(moe.weights, moe.options);
-    }
+  if (const auto* delta = std::get_if<GatedDeltaNet>(&layer.mixer)) {
+    const double S = static_cast<double>(c.linear_num_value_heads) * Dk * Dv;
+    cost.add(delta->in_proj);
+    cost.add(delta->out_proj);
+    cost.flops_per_row += 7 * S;  // decay 1, S^T k 2, rank one 2, S^T q 2
+    cost.state_bytes += 2 * (4 * S + activation * static_cast<double>((c.linear_conv_kernel_dim - 1) * c.conv_dim()));
+  } else {
+    const auto& attention = std::get<GatedAttention>(layer.mixer);
+    cost.add(attention.qgkv);
+    cost.add(attention.o_proj);
+    cost.flops_per_row_and_key += 4.0 * static_cast<double>(c.num_attention_heads * c.head_dim);
+    cost.kv_bytes_per_key += 2 * activation * static_cast<double>(c.num_key_value_heads * c.head_dim);
   }
-  cost.add_head(c.tie_word_embeddings ? embed_tokens_ : lm_head_);
-  return cost;
+  if (const auto* mlp = std::get_if<SwiGluMlp>(&layer.mlp)) {
+    cost.add(mlp->gate_up);
+    cost.add(mlp->down_proj);
+  } else {
+    const auto& moe = std::get<SparseMoe>(layer.mlp);
+    cost.add(moe.weights, moe.options);
+  }
 }
 
 }  // namespace calandra::qwen3_5

@@ -55,6 +55,10 @@ class Qwen3_5 final : public CausalLM {
   Tensor embed(ExecContext& ctx, const Batch& batch) const;
   const RotaryEmbedding& rotary() const { return rotary_; }
 
+  // Parts of step_cost, also of a drafter's.
+  void add_cost(const DecoderLayer& layer, StepCost& cost) const;
+  void add_head_cost(StepCost& cost) const;
+
  private:
   Config config_;
   DType dtype_;

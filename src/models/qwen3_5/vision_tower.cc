@@ -176,8 +176,10 @@ Tensor VisionTower::forward(ExecContext& ctx, const Tensor& patches, std::span<c
   Tensor x = ops::add(ctx, embedded, position);
   ctx.tap("vision.patch_embed", embedded);
   ctx.tap("vision.pos_embed", position);
-  ctx.tap("vision.rotary_cos", places.rotary[0]);
-  ctx.tap("vision.rotary_sin", places.rotary[1]);
+  if (ctx.taps != nullptr) {  // HF's tables have each value twice
+    ctx.tap("vision.rotary_cos", ops::concat_columns(ctx, places.rotary[0], places.rotary[0]));
+    ctx.tap("vision.rotary_sin", ops::concat_columns(ctx, places.rotary[1], places.rotary[1]));
+  }
 
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Scope block_scope("block", static_cast<int>(i));

@@ -23,11 +23,9 @@ class Recorder final : public Taps {
   void tap(int, const char* name, const Tensor& x) override {
     if (!taps.contains(name)) order.push_back(name);
     std::vector<float>& out = taps[name];
-    const int copies =
-        std::string_view(name).starts_with("vision.rotary") ? 2 : 1;  // HF's tables hold each value twice
     for (int64_t r = 0; r < x.size(0); ++r)
-      for (int64_t i = 0; i < copies * x.size(1); ++i) {
-        const int64_t at = r * x.stride(0) + i % x.size(1);
+      for (int64_t i = 0; i < x.size(1); ++i) {
+        const int64_t at = r * x.stride(0) + i;
         out.push_back(x.dtype() == DType::kBF16 ? static_cast<float>(x.as<bf16>()[at]) : x.as<float>()[at]);
       }
   }
@@ -44,10 +42,10 @@ class TowerUnderTest {
  public:
   TowerUnderTest(const fs::path& folder, std::unique_ptr<Backend> backend, DType dtype)
       : TowerUnderTest(*parse_config(read_json_file(folder / "config.json").as_object(), folder.string()).vision,
-                       std::move(backend), dtype, std::make_unique<Checkpoint>(folder)) {}
+                       std::move(backend), dtype, std::make_unique<WeightFiles>(folder)) {}
   // Random weights without a checkpoint.
   TowerUnderTest(const VisionConfig& config, std::unique_ptr<Backend> backend, DType dtype,
-                 std::unique_ptr<Checkpoint> checkpoint = nullptr)
+                 std::unique_ptr<WeightFiles> checkpoint = nullptr)
       : config_(config),
         backend_(std::move(backend)),
         checkpoint_(std::move(checkpoint)),
@@ -86,7 +84,7 @@ class TowerUnderTest {
  private:
   const VisionConfig config_;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<WeightFiles> checkpoint_;
   WeightStore store_;
   Tensor pos_embed_;
   std::unique_ptr<VisionTower> tower_;

@@ -1,4 +1,4 @@
-// Checkpoint: the weight files of a model folder, one file or shards with an index.
+// WeightFiles: the weight files of a model folder, one file or shards with an index.
 #pragma once
 
 #include <filesystem>
@@ -12,12 +12,12 @@
 
 namespace calandra {
 
-class Checkpoint {
+class WeightFiles {
  public:
   // Opens model.safetensors, or model.safetensors.index.json and its shards (in this order, as HF does). Throws
   // LoadError: a missing shard, a shard name that leaves the folder, a tensor in two files. An index that disagrees
   // with its shards about where a tensor is, or whether there is one, is one warning; the files win.
-  explicit Checkpoint(const std::filesystem::path& folder);
+  explicit WeightFiles(const std::filesystem::path& folder);
 
   struct Place {
     const SafetensorsFile* file;

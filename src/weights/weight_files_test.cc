@@ -1,4 +1,4 @@
-#include "weights/checkpoint.h"
+#include "weights/weight_files.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -23,7 +23,7 @@ Outcome open_checkpoint(const fs::path& folder) {
   Outcome outcome;
   testing::internal::CaptureStderr();
   try {
-    Checkpoint checkpoint(folder);
+    WeightFiles checkpoint(folder);
   } catch (const LoadError& error) {
     outcome.error = error.what();
   }
@@ -51,7 +51,7 @@ TEST_F(Shards, AreFoundByTheIndex) {
       with_index(R"({"metadata":{"total_size":16},"weight_map":{"a":"one.safetensors","b":"two.safetensors"}})");
   EXPECT_EQ(outcome.error, "");
   EXPECT_EQ(outcome.warnings, "");
-  const Checkpoint checkpoint(folder.path());
+  const WeightFiles checkpoint(folder.path());
   ASSERT_EQ(checkpoint.files().size(), 2u);
   EXPECT_EQ(checkpoint.find("b").file->path().filename(), "two.safetensors");
   EXPECT_EQ(checkpoint.find("b").entry->name, "b");
@@ -132,7 +132,7 @@ TEST_F(Shards, BrokenIndexesAreRefused) {
   EXPECT_HAS(with_index(R"({"weight_map":{"a":"one.safetensors","b":"two.safetensors"}})").error, "another shard");
 }
 
-TEST(Checkpoint, OfOneFile) {
+TEST(WeightFiles, OfOneFile) {
   const FolderForTest folder;
   EXPECT_HAS(open_checkpoint(folder.path()).error, "neither");
   EXPECT_HAS(open_checkpoint(folder.path() / "absent").error, "no folder");
@@ -145,7 +145,7 @@ TEST(Checkpoint, OfOneFile) {
 }
 
 // The cases of the corpus whose defect is in the container: everything else needs the model.
-TEST(Checkpoint, MalformedCorpus) {
+TEST(WeightFiles, MalformedCorpus) {
   const fs::path corpus = CALANDRA_SOURCE_DIR "/tests/oracle/qwen3_5/malformed";
   const std::set<std::string_view> container = {"empty_file",
                                                 "shorter_than_length_field",

@@ -1,4 +1,4 @@
-#include "weights/checkpoint.h"
+#include "weights/weight_files.h"
 
 #include <fmt/format.h>
 
@@ -36,7 +36,7 @@ const json::object& weight_map_of(const json::value& root, const fs::path& index
 
 }  // namespace
 
-Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
+WeightFiles::WeightFiles(const fs::path& folder) : folder_(folder) {
   const fs::path index = folder / "model.safetensors.index.json", single = folder / "model.safetensors";
   std::error_code ignored;
   if (!fs::is_directory(folder, ignored))
@@ -57,7 +57,7 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   }
 }
 
-void Checkpoint::open_shards(const fs::path& index, const json::object& weight_map) {
+void WeightFiles::open_shards(const fs::path& index, const json::object& weight_map) {
   std::set<std::string> names;
   for (const auto& item : weight_map) {
     const std::string_view tensor = item.key();
@@ -84,7 +84,7 @@ void Checkpoint::open_shards(const fs::path& index, const json::object& weight_m
   }
 }
 
-void Checkpoint::add_places() {
+void WeightFiles::add_places() {
   for (const SafetensorsFile& file : files_) {
     for (const SafetensorsFile::Entry& entry : file.entries()) {
       const auto [other, added] = places_.emplace(entry.name, Place{&file, &entry});
@@ -95,7 +95,7 @@ void Checkpoint::add_places() {
   }
 }
 
-void Checkpoint::compare_with_index(const fs::path& index, const json::object& weight_map) const {
+void WeightFiles::compare_with_index(const fs::path& index, const json::object& weight_map) const {
   std::vector<std::string> differences;
   for (const auto& item : weight_map) {
     const Place place = find(item.key());
@@ -117,10 +117,10 @@ void Checkpoint::compare_with_index(const fs::path& index, const json::object& w
   std::string text;
   for (size_t i = 0; i < shown; ++i) text += (i > 0 ? "; tensor " : "tensor ") + differences[i];
   if (shown < differences.size()) text += fmt::format("; and {} more", differences.size() - shown);
-  log_warning("{} disagrees with the shards, which are believed: {}", index.string(), text);
+  log_warning_once("{} disagrees with the shards, which are believed: {}", index.string(), text);
 }
 
-Checkpoint::Place Checkpoint::find(std::string_view name) const {
+WeightFiles::Place WeightFiles::find(std::string_view name) const {
   const auto it = places_.find(name);
   return it == places_.end() ? Place{nullptr, nullptr} : it->second;
 }

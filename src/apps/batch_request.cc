@@ -1,0 +1,443 @@
+#include "apps/batch_request.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace calandra::apps {
+namespace {
+
+constexpr size_t kMostPrompts = 65536;  // of one body
+
+// A body's fault on its way to BatchReader::read, which makes it a value.
+struct Refused {
+  RequestError error;
+};
+
+[[noreturn]] void refuse(std::string_view param, std::string message, std::string code = "invalid_value") {
+  throw Refused{{400, std::move(code), std::string(param), std::move(message)}};
+}
+[[noreturn]] void wrong_type(std::string_view param, std::string_view rule) {
+  refuse(param, fmt::format("{} {}", param, rule), "invalid_type");
+}
+
+// Null counts as absent.
+const json::value* find(const json::object& body, std::string_view name) {
+  const json::value* value = body.if_contains(name);
+  return value == nullptr || value->is_null() ? nullptr : value;
+}
+
+bool read_flag(const json::object& body, std::string_view name, bool usual) {
+  const json::value* value = find(body, name);
+  if (value == nullptr) return usual;
+  if (!value->is_bool()) wrong_type(name, "must be true or false");
+  return value->get_bool();
+}
+
+std::optional<int64_t> read_integer(const json::object& body, std::string_view name) {
+  const json::value* value = find(body, name);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_int64()) wrong_type(name, "must be an integer");
+  return value->get_int64();
+}
+
+std::string read_string(const json::object& body, std::string_view name) {
+  const json::value* value = find(body, name);
+  if (value == nullptr) return {};
+  if (!value->is_string()) wrong_type(name, "must be a string");
+  return std::string(value->get_string());
+}
+
+const json::object* read_object(const json::object& body, std::string_view name) {
+  const json::value* value = find(body, name);
+  if (value != nullptr && !value->is_object()) wrong_type(name, "must be an object");
+  return value == nullptr ? nullptr : &value->get_object();
+}
+
+int32_t read_id(const json::value& value, std::string_view name) {
+  if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() > std::numeric_limits<int32_t>::max())
+    wrong_type(name, "must be a string, token ids, or a list of either");
+  return static_cast<int32_t>(value.get_int64());
+}
+
+using Fields = std::vector<std::string_view>;
+bool contains(const Fields& fields, std::string_view name) {
+  return std::find(fields.begin(), fields.end(), name) != fields.end();
+}
+
+// Fields of read_sampling_params.
+const Fields kSampling = {"n",
+                          "temperature",
+                          "top_k",
+                          "top_p",
+                          "min_p",
+                          "seed",
+                          "repetition_penalty",
+                          "frequency_penalty",
+                          "presence_penalty",
+                          "logit_bias",
+                          "allowed_token_ids",
+                          "bad_words",
+                          "bad_words_ids",
+                          "max_tokens",
+                          "min_tokens",
+                          "stop",
+                          "stop_token_ids",
+                          "ignore_eos",
+                          "include_stop_str_in_output",
+                          "logprobs",
+                          "prompt_logprobs",
+                          "logprob_token_ids",
+                          "prompt_logprob_token_ids",
+                          "detokenize",
+                          "skip_special_tokens",
+                          "spaces_between_special_tokens",
+                          "thinking_token_budget",
+                          "repetition_detection"};
+// Of this file.
+const Fields kRead = {"model",
+                      "prompt",
+                      "messages",
+                      "input",
+                      "echo",
+                      "best_of",
+                      "max_completion_tokens",
+                      "top_logprobs",
+                      "priority",
+                      "cache_salt",
+                      "request_id",
+                      "return_token_ids",
+                      "return_tokens_as_token_ids",
+                      "add_special_tokens",
+                      "truncate_prompt_tokens",
+                      "tools",
+                      "tool_choice",
+                      "chat_template_kwargs",
+                      "reasoning_effort",
+                      "documents",
+                      "add_generation_prompt",
+                      "continue_final_message",
+                      "skip_reading_prefix_cache",
+                      "encoding_format",
+                      "dimensions",
+                      "normalize",
+                      "response_format"};
+// That mean nothing here.
+const Fields kIgnored = {"user",
+                         "store",
+                         "metadata",
+                         "service_tier",
+                         "prompt_cache_key",
+                         "safety_identifier",
+                         "stream_options",
+                         "parallel_tool_calls",
+                         "include_reasoning",
+                         "flat_logprobs",
+                         "output_kind",
+                         "stream_interval",
+                         "length_penalty",
+                         "early_stopping",
+                         "prompt_cache_retention"};
+// That would change the answer.
+const std::pair<std::string_view, const char*> kRefused[] = {
+    {"stream", "answers of a batch are not streamed"},
+    {"suffix", "these models do not fill in the middle"},
+    {"use_beam_search", "there is no beam search"},
+    {"structured_outputs", "structured outputs are not supported"},
+    {"guided_json", "structured outputs are not supported"},
+    {"guided_regex", "structured outputs are not supported"},
+    {"guided_choice", "structured outputs are not supported"},
+    {"guided_grammar", "structured outputs are not supported"},
+    {"logits_processors", "there are no plug-ins"},
+    {"vllm_xargs", "there are no plug-ins"},
+    {"prompt_embeds", "prompts are text or token ids"},
+    {"kv_transfer_params", "caches are not transferred"},
+    {"chat_template", "the model's own template is used"},
+    {"mm_processor_kwargs", "pictures are not supported in a batch"},
+    {"functions", "use tools"},
+    {"function_call", "use tool_choice"},
+};
+
+bool is_neutral(const json::value& value) {
+  return value.is_null() || value == false || (value.is_string() && value.get_string().empty()) ||
+         (value.is_array() && value.get_array().empty()) || (value.is_object() && value.get_object().empty());
+}
+
+void refuse_unsupported(const json::object& body, Endpoint endpoint) {
+  for (const auto& [name, reason] : kRefused)
+    if (const json::value* value = body.if_contains(name); value != nullptr && !is_neutral(*value))
+      refuse(name, fmt::format("{} cannot be set: {}", name, reason), "unsupported_parameter");
+  if (const json::object* format = read_object(body, "response_format"))
+    if (const json::value* type = find(*format, "type"); type == nullptr || *type != "text")
+      refuse("response_format", "response_format must have the type text: structured outputs are not supported",
+             "unsupported_parameter");
+  if (endpoint == Endpoint::kChatCompletions) {
+    const json::value* choice = find(body, "tool_choice");
+    if (choice != nullptr && *choice != "none" && *choice != "auto")
+      refuse("tool_choice", "tool_choice must be none or auto: structured outputs are not supported",
+             "unsupported_parameter");
+    if (read_flag(body, "echo", false)) refuse("echo", "echo is for completions", "unsupported_parameter");
+  }
+}
+
+void check_message(const json::value& message) {
+  const json::object* fields = message.if_object();
+  if (fields == nullptr) wrong_type("messages", "must be a list of objects");
+  const json::value* role = find(*fields, "role");
+  if (role == nullptr || !role->is_string()) wrong_type("messages", "must each have a role");
+  const json::value* content = find(*fields, "content");
+  if (content == nullptr || content->is_string()) return;
+  if (!content->is_array()) wrong_type("messages", "must have a text or a list of parts as content");
+  for (const json::value& part : content->get_array()) {
+    const json::value* type = part.is_object() ? find(part.get_object(), "type") : nullptr;
+    if (type == nullptr || *type != "text")
+      refuse("messages", "content may have parts of the type text only: pictures are not supported in a batch",
+             "unsupported_parameter");
+  }
+}
+
+// The sampling fields as read_sampling_params takes them: those of a chat have other names.
+json::object sampling_fields(const json::object& body, Endpoint endpoint) {
+  json::object fields;
+  for (const std::string_view name : kSampling)
+    if (const json::value* value = find(body, name)) fields[name] = *value;
+  if (endpoint != Endpoint::kChatCompletions) return fields;
+  if (const json::value* most = find(body, "max_completion_tokens")) fields["max_tokens"] = *most;
+  const bool asked = read_flag(body, "logprobs", false);
+  const std::optional<int64_t> top = read_integer(body, "top_logprobs");
+  if (top && *top != 0 && !asked) refuse("top_logprobs", "top_logprobs needs logprobs to be true");
+  fields.erase("logprobs");
+  if (asked) fields["logprobs"] = top.value_or(0);
+  return fields;
+}
+
+SamplingParams read_params(const json::object& body, Endpoint endpoint, const SamplingParams& defaults) {
+  if (endpoint == Endpoint::kEmbeddings) return {};
+  auto read = read_sampling_params(sampling_fields(body, endpoint), defaults);
+  if (auto* error = std::get_if<RequestError>(&read)) throw Refused{std::move(*error)};
+  auto params = std::get<SamplingParams>(std::move(read));
+  const std::optional<int64_t> best_of = read_integer(body, "best_of");
+  if (best_of && *best_of != params.n) refuse("best_of", "best_of must be n: there is no choice among more answers");
+  if (endpoint == Endpoint::kCompletions && !params.max_tokens) params.max_tokens = 16;  // as OpenAI and vLLM
+  return params;
+}
+
+SamplingParams defaults_of(const LoadedModel& loaded, Options options) {
+  options.model.seed.reset();  // it seeds the engine, which gives every request a seed of its own
+  return sampling_params(options, loaded);
+}
+
+}  // namespace
+
+BatchReader::BatchReader(const LoadedModel& loaded, const Options& options, std::vector<std::string> served,
+                         int64_t longest)
+    : loaded_(loaded),
+      options_(options),
+      served_(std::move(served)),
+      longest_(longest),
+      defaults_(defaults_of(loaded, options)) {}
+
+BatchLine BatchReader::read(const std::string& line) {
+  BatchLine result;
+  json::value row;
+  try {
+    row = parse_json(line, "the line");
+    if (!row.is_object()) wrong_type("the line", "must be a JSON object");
+    if (const json::value* id = find(row.get_object(), "custom_id")) result.custom_id = *id;
+    result.body = read_line(row.get_object());
+  } catch (Refused& refused) {
+    result.body = std::move(refused.error);
+  } catch (const LoadError& error) {  // JSON, a template
+    result.body = RequestError{400, "invalid_request_error", "", error.what()};
+  } catch (const UsageError& error) {  // text that cannot be tokenised
+    result.body = RequestError{400, "invalid_request_error", "", error.what()};
+  }
+  return result;
+}
+
+std::variant<BatchBody, RequestError> BatchReader::read_line(const json::object& line) {
+  if (read_string(line, "custom_id").empty()) refuse("custom_id", "custom_id must be a string", "missing_parameter");
+  const json::value* method = find(line, "method");
+  if (method == nullptr || *method != "POST") refuse("method", "method must be POST");
+  constexpr std::pair<std::string_view, Endpoint> kEndpoints[] = {{"/v1/completions", Endpoint::kCompletions},
+                                                                  {"/v1/chat/completions", Endpoint::kChatCompletions},
+                                                                  {"/v1/embeddings", Endpoint::kEmbeddings}};
+  const std::string url = read_string(line, "url");
+  for (const auto& [name, endpoint] : kEndpoints) {
+    if (url != name) continue;
+    const json::object* body = read_object(line, "body");
+    if (body == nullptr) refuse("body", "body must be an object", "missing_parameter");
+    return read_body(endpoint, *body);
+  }
+  refuse("url", fmt::format("url must be /v1/completions, /v1/chat/completions or /v1/embeddings, got {}",
+                            to_json(json::string(url))));
+}
+
+std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body) {
+  warn_of_unknown(body);
+  if (const std::string model = read_string(body, "model");
+      !model.empty() && std::find(served_.begin(), served_.end(), model) == served_.end())
+    return RequestError{404, "model_not_found", "model",
+                        fmt::format("the model {} does not exist; served is {}", to_json(json::string(model)),
+                                    fmt::join(served_, ", "))};
+  refuse_unsupported(body, endpoint);
+  BatchBody result;
+  result.endpoint = endpoint;
+  if (endpoint == Endpoint::kChatCompletions)
+    read_messages(body, result);
+  else
+    read_prompts(body, endpoint == Endpoint::kEmbeddings ? "input" : "prompt", result);
+  if (auto error = finish(body, result)) return *std::move(error);
+  return result;
+}
+
+// A text, token ids, or a list of either.
+void BatchReader::read_prompts(const json::object& body, std::string_view field, BatchBody& to) const {
+  constexpr const char* kRule = "must be a string, token ids, or a list of either";
+  const json::value* prompt = find(body, field);
+  if (prompt == nullptr) refuse(field, fmt::format("{} is missing", field), "missing_parameter");
+  const bool add_special = read_flag(body, "add_special_tokens", true);
+  to.echo = to.endpoint == Endpoint::kCompletions && read_flag(body, "echo", false);
+  const auto add_text = [&](const json::value& value) {
+    const std::string text(value.get_string());
+    if (!loaded_.tokenizer)
+      refuse(field, loaded_.folder.string() + " has no tokenizer.json; give the prompt as token ids");
+    to.requests.emplace_back().prompt_token_ids = loaded_.tokenizer->encode(text, {.add_special = add_special});
+    to.echoes.push_back(text);
+  };
+  const auto add_ids = [&](const json::array& values) {
+    std::vector<int32_t>& ids = to.requests.emplace_back().prompt_token_ids;
+    for (const json::value& value : values) ids.push_back(read_id(value, field));
+    to.echoes.push_back(loaded_.tokenizer && to.echo ? loaded_.tokenizer->decode(ids) : "");
+  };
+  if (prompt->is_string()) return add_text(*prompt);
+  if (!prompt->is_array() || prompt->get_array().empty()) wrong_type(field, kRule);
+  const json::array& items = prompt->get_array();
+  if (items[0].is_number()) return add_ids(items);
+  if (items.size() > kMostPrompts) refuse(field, fmt::format("{} may have at most {} prompts", field, kMostPrompts));
+  for (const json::value& item : items) {
+    if (item.kind() != items[0].kind()) wrong_type(field, kRule);
+    if (item.is_string())
+      add_text(item);
+    else if (item.is_array())
+      add_ids(item.get_array());
+    else
+      wrong_type(field, kRule);
+  }
+}
+
+void BatchReader::read_messages(const json::object& body, BatchBody& to) {
+  const json::value* messages = find(body, "messages");
+  if (messages == nullptr) refuse("messages", "messages is missing", "missing_parameter");
+  if (!messages->is_array() || messages->get_array().empty()) wrong_type("messages", "must be a list of objects");
+  for (const json::value& message : messages->get_array()) check_message(message);
+  const json::value* tools = find(body, "tools");
+  if (tools != nullptr && !tools->is_array()) wrong_type("tools", "must be a list of objects");
+
+  json::object variables;
+  variables["add_generation_prompt"] =
+      read_flag(body, "add_generation_prompt", !read_flag(body, "continue_final_message", false));
+  if (read_flag(body, "continue_final_message", false)) {
+    if (read_flag(body, "add_generation_prompt", false))
+      refuse("continue_final_message", "continue_final_message and add_generation_prompt exclude each other");
+    variables["continue_final_message"] = true;
+  }
+  for (const std::string_view name : {"reasoning_effort", "documents"})
+    if (const json::value* value = find(body, name)) variables[name] = *value;
+  if (const json::object* kwargs = read_object(body, "chat_template_kwargs"))
+    for (const auto& [name, value] : *kwargs) variables[name] = value;
+
+  if (!conversation_) conversation_.emplace(loaded_, options_);
+  EncodedChat chat = conversation_->encode(with_parsed_arguments(*messages), tools == nullptr ? json::value() : *tools,
+                                           std::move(variables));
+  Request& request = to.requests.emplace_back();
+  request.prompt_token_ids = std::move(chat.ids);
+  request.checkpoint_hints = std::move(chat.message_ends);
+  to.echoes.emplace_back();
+}
+
+// What all prompts of the body share.
+std::optional<RequestError> BatchReader::finish(const json::object& body, BatchBody& to) {
+  SamplingParams params = read_params(body, to.endpoint, defaults_);
+  to.return_token_ids = read_flag(body, "return_token_ids", false);
+  to.tokens_as_token_ids = read_flag(body, "return_tokens_as_token_ids", false);
+  to.request_id = read_string(body, "request_id");
+  if (to.echo && params.max_tokens == 0) {
+    to.without_answer = true;
+    params.max_tokens = 1;
+  }
+  if (to.echo && !params.prompt_logprobs) params.prompt_logprobs = params.logprobs;
+  if (to.endpoint == Endpoint::kEmbeddings) {
+    const std::string format = read_string(body, "encoding_format");
+    if (!format.empty() && format != "float" && format != "base64")
+      refuse("encoding_format", "encoding_format must be float or base64");
+    to.base64 = format == "base64";
+    to.normalize = read_flag(body, "normalize", true);
+    const std::optional<int64_t> dimensions = read_integer(body, "dimensions");
+    if (dimensions && *dimensions != loaded_.model->hidden_size())
+      refuse("dimensions", fmt::format("dimensions must be {}, the model's", loaded_.model->hidden_size()));
+  }
+
+  const int64_t priority = read_integer(body, "priority").value_or(0);
+  if (priority < std::numeric_limits<int32_t>::min() || priority > std::numeric_limits<int32_t>::max())
+    wrong_type("priority", "must be an integer of 32 bits");
+  if (priority != 0 && options_.engine.scheduling_policy != "priority")
+    refuse("priority", "priority needs --scheduling-policy priority");
+  std::string salt = read_string(body, "cache_salt");
+  if (find(body, "cache_salt") != nullptr && salt.empty()) refuse("cache_salt", "cache_salt must not be empty");
+
+  if (read_flag(body, "skip_reading_prefix_cache", false)) salt += fmt::format("\x1f{}", ++alone_);
+
+  const std::optional<int64_t> keep = read_integer(body, "truncate_prompt_tokens");
+  if (keep && *keep != -1 && *keep < 1)
+    refuse("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1");
+  const int64_t answer = to.endpoint == Endpoint::kEmbeddings ? 0 : params.max_tokens.value_or(1);
+  const int64_t n = std::max(1, params.n);
+  if (std::ssize(to.requests) * n > std::numeric_limits<int32_t>::max()) refuse("n", "n is too large for the prompts");
+  for (size_t j = 0; j < to.requests.size(); ++j) {
+    Request& request = to.requests[j];
+    std::vector<int32_t>& ids = request.prompt_token_ids;
+    if (keep) {
+      const int64_t most = *keep == -1 ? std::max<int64_t>(1, longest_ - answer) : *keep;
+      if (std::ssize(ids) > most) {
+        ids.erase(ids.begin(), ids.end() - most);
+        request.checkpoint_hints.clear();
+        to.echoes[j] = to.echo && loaded_.tokenizer ? loaded_.tokenizer->decode(ids) : "";
+      }
+    }
+    if (std::ssize(ids) + answer > longest_)
+      return RequestError{400, "context_length_exceeded",
+                          to.endpoint == Endpoint::kChatCompletions ? "messages" : "prompt",
+                          fmt::format("This model's maximum context length is {} tokens. However, you requested {} "
+                                      "tokens ({} in the prompt, {} for the answer). Please reduce them, or raise "
+                                      "--max-model-len.",
+                                      longest_, std::ssize(ids) + answer, ids.size(), answer)};
+    request.params = params;
+    request.cache_salt = salt;
+    request.first_choice = static_cast<int32_t>(static_cast<int64_t>(j) * n);
+    request.priority = static_cast<int32_t>(priority);
+    if (to.endpoint == Endpoint::kEmbeddings) request.pooling = Pooling::kLast;
+  }
+  return std::nullopt;
+}
+
+void BatchReader::warn_of_unknown(const json::object& body) {
+  constexpr size_t kMostWarnings = 100;
+  for (const auto& member : body) {
+    if (warned_.size() == kMostWarnings) return;
+    const std::string_view name = member.key();
+    const bool refused =
+        std::any_of(std::begin(kRefused), std::end(kRefused), [&](const auto& r) { return r.first == name; });
+    if (refused || contains(kSampling, name) || contains(kRead, name) || contains(kIgnored, name)) continue;
+    if (std::find(warned_.begin(), warned_.end(), name) != warned_.end()) continue;
+    log_warning("the field {} of a body is not known and has no effect", to_json(json::string(name)));
+    warned_.emplace_back(name);
+  }
+}
+
+}  // namespace calandra::apps

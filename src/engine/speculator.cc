@@ -1,0 +1,202 @@
+#include "engine/speculator.h"
+
+#include <algorithm>
+
+namespace calandra {
+namespace {
+
+// Looking up costs nothing beside a step.
+StepCost pass_cost(const CausalLM& model, const SpeculativeConfig& config) {
+  return config.method == DraftMethod::kMtp ? model.drafter()->step_cost() : StepCost{};
+}
+
+}  // namespace
+
+Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, const HardwareSpeed& speed,
+                       const SamplingContext& context, const Clock& clock)
+    : runner_(runner),
+      config_(config),
+      context_(context),
+      clock_(clock),
+      length_(runner.model().step_cost(), pass_cost(runner.model(), config),
+              {config.num_speculative_tokens, config.adaptive, speed}) {
+  CHECK_LE(config.num_speculative_tokens, runner.limits().pending_capacity);
+  CHECK(!uses_mtp() || runner.limits().hidden_ring > 0);
+}
+
+void Speculator::observe(Choice& choice, int accepted) {
+  if (!choice.drafts.empty())
+    length_.observe_drafts(choice.acceptance, static_cast<int>(choice.drafts.size()), accepted);
+}
+
+void Speculator::look_up(Choice& choice, int most) {
+  const Sequence& s = choice.sequence;
+  if (!choice.ngrams) {
+    choice.ngrams.emplace(config_.prompt_lookup_min, config_.prompt_lookup_max, choice.request.id);
+    choice.ngrams->reserve(choice.longest);
+  }
+  choice.ngrams->append(std::span(s.tokens).subspan(static_cast<size_t>(choice.ngrams->size())));
+  choice.ngrams->propose(most, choice.drafts);
+}
+
+void Speculator::draft(std::span<const Scheduler::Planned> step) {
+  candidates_.clear();
+  choices_.clear();
+  StepShape others;
+  int64_t running = 0;
+  for (const Scheduler::Planned& planned : step) running += planned.choice->decodes();
+  const int most_of_batch = config_.drafts_for(running);
+  for (const Scheduler::Planned& planned : step) {
+    Choice& choice = *planned.choice;
+    const Sequence& s = choice.sequence;
+    choice.drafts.clear();
+    if (!choice.decodes()) {
+      others.add(planned.rows, s.computed + planned.rows / 2, 1);
+      continue;
+    }
+    DraftCandidate candidate{&choice.acceptance, s.size(), std::min(planned.most_drafts, most_of_batch), 0};
+    if (candidate.most_drafts > 0 && uses_mtp()) {
+      candidate.catch_up_rows = s.computed - std::max(s.mtp_end, runner_.first_hidden(s) + 1);
+    } else if (candidate.most_drafts > 0) {
+      look_up(choice, candidate.most_drafts);
+      candidate.most_drafts = static_cast<int>(choice.drafts.size());
+    }
+    candidates_.push_back(candidate);
+    choices_.push_back(&choice);
+  }
+  length_.choose(candidates_, others, k_);
+  if (!uses_mtp()) {
+    for (size_t i = 0; i < k_.size(); ++i) choices_[i]->drafts.resize(static_cast<size_t>(k_[i]));
+    return;
+  }
+  drafting_.clear();
+  for (size_t i = 0; i < k_.size(); ++i)
+    if (k_[i] > 0) drafting_.push_back({choices_[i], k_[i], 0});
+  if (!drafting_.empty()) run_drafter();
+}
+
+// The first pass writes the true entries up to that of the last token, whose result gives the first draft; each further
+// pass is one provisional entry of those who get another.
+void Speculator::run_drafter() {
+  const double start = clock_();
+  passes_.clear();
+  const int64_t most_rows = runner_.limits().max_num_batched_tokens;
+  entries_.clear();
+  for (const Drafting& drafting : drafting_)
+    entries_.push_back(entries_of(*drafting.choice, drafting.choice->sequence.size()));
+  // What does not fit into one pass with all last entries is written before.
+  int64_t rows = 0;
+  for (const Entries& entries : entries_) rows += entries.end - entries.begin;
+  StepShape& first = passes_.emplace_back();
+  for (Entries& entries : entries_) {
+    while (rows > most_rows && entries.end - entries.begin > 1) {
+      const int64_t count = std::min({most_rows, entries.end - entries.begin - 1, rows - most_rows});
+      const Entries early{entries.choice, entries.begin, entries.begin + count};
+      write({&early, 1}, count);
+      entries.begin += count;
+      rows -= count;
+    }
+  }
+  Tensor hidden = write(entries_, rows);
+  int32_t row = -1;
+  for (size_t i = 0; i < drafting_.size(); ++i) {
+    row += static_cast<int32_t>(entries_[i].end - entries_[i].begin);
+    drafting_[i].row = row;
+    first.add(entries_[i].end - entries_[i].begin, entries_[i].end, 1);
+  }
+  for (int64_t pass = 1;; ++pass) {
+    choose_drafts(hidden);
+    // A choice drops out when it has what it gets, or could choose nothing.
+    std::erase_if(drafting_, [&](const Drafting& drafting) {
+      const auto have = std::ssize(drafting.choice->drafts);
+      return have < pass || have == drafting.k;
+    });
+    if (drafting_.empty()) break;
+    rows_.clear();
+    parts_.clear();
+    StepShape& shape = passes_.emplace_back();
+    for (Drafting& drafting : drafting_) {
+      const Choice& choice = *drafting.choice;
+      rows_.push_back(drafting.row);
+      drafting.row = static_cast<int32_t>(rows_.size() - 1);
+      parts_.push_back(
+          {&drafting.choice->sequence, choice.sequence.size() - 1 + pass, std::span(choice.drafts).last(1)});
+      shape.add(1, choice.sequence.size() + pass, 1);
+    }
+    const Tensor before = runner_.keep_hidden(hidden, rows_);
+    hidden = runner_.draft(parts_, before, pass);
+  }
+  length_.observe_drafting(passes_, clock_() - start);
+}
+
+// The next draft of each choice from its row of the last pass. Who gets none, has none: its grammar ended, or its row
+// leaves no token.
+void Speculator::choose_drafts(const Tensor& hidden) {
+  for (size_t first = 0; first < drafting_.size(); first += ModelRunner::kLogitRows) {
+    const size_t end = std::min(first + static_cast<size_t>(ModelRunner::kLogitRows), drafting_.size());
+    rows_.clear();
+    sampling_.clear();
+    batch_.clear();
+    batch_.token_ids = runner_.model().drafter()->token_ids();
+    for (size_t i = first; i < end; ++i) {
+      Choice& choice = *drafting_[i].choice;
+      if (!add_sampling_row(batch_, choice.sequence, choice.drafts, static_cast<int32_t>(rows_.size()), context_,
+                            false))
+        continue;
+      rows_.push_back(drafting_[i].row);
+      sampling_.push_back(&choice);
+    }
+    if (rows_.empty()) continue;
+    runner_.sample(runner_.draft_logits(hidden, rows_), batch_, result_);
+    for (size_t i = 0; i < sampling_.size(); ++i)
+      if (result_.rows[i].status == ops::RowStatus::kOk) sampling_[i]->drafts.push_back(result_.rows[i].token);
+  }
+}
+
+// Entries up to `end` that are still to be written. Those whose hidden rows are gone are given up, and with them those
+// before.
+Speculator::Entries Speculator::entries_of(Choice& choice, int64_t end) {
+  Sequence& s = choice.sequence;
+  const int64_t first = std::min(runner_.first_hidden(s) + 1, end);
+  if (first > s.mtp_end) s.mtp_begin = s.mtp_end = first;
+  return {&choice, std::min(s.mtp_end, end), end};
+}
+
+Tensor Speculator::write(std::span<const Entries> entries, int64_t rows) {
+  parts_.clear();
+  hidden_.clear();
+  for (const Entries& e : entries) {
+    Sequence& s = e.choice->sequence;
+    parts_.push_back(
+        {&s, e.begin, std::span(s.tokens).subspan(static_cast<size_t>(e.begin), static_cast<size_t>(e.end - e.begin))});
+    hidden_.push_back({&s, e.begin - 1, e.end - 1});
+    s.mtp_end = e.end;
+  }
+  CHECK_LE(rows, runner_.limits().max_num_batched_tokens);
+  return runner_.draft(parts_, runner_.gather_hidden(hidden_), 0);
+}
+
+void Speculator::complete_entries(std::span<Choice* const> choices) {
+  if (!uses_mtp()) return;
+  const int64_t most_rows = runner_.limits().max_num_batched_tokens;
+  entries_.clear();
+  int64_t rows = 0;
+  const auto flush = [&] {
+    if (rows > 0) write(entries_, rows);
+    entries_.clear();
+    rows = 0;
+  };
+  for (Choice* choice : choices) {
+    Entries left = entries_of(*choice, choice->sequence.computed);
+    while (left.begin < left.end) {
+      const int64_t count = std::min(left.end - left.begin, most_rows - rows);
+      entries_.push_back({choice, left.begin, left.begin + count});
+      rows += count;
+      left.begin += count;
+      if (rows == most_rows) flush();
+    }
+  }
+  flush();
+}
+
+}  // namespace calandra

@@ -1,0 +1,218 @@
+// The engine on its thread: many clients at once, cancelling, leaving, draining, and a device that fails.
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "backends/reference/reference.h"
+#include "tests/hashsim/hash_model.h"
+
+namespace calandra::hashsim {
+namespace {
+
+HashModelConfig model_config() {
+  HashModelConfig config;
+  config.step_cost.weight_bytes = config.draft_cost.weight_bytes = 1e6;
+  return config;
+}
+
+// A model that can be made to stop, and to fail.
+class Doubtful final : public CausalLM {
+ public:
+  Doubtful() : model_(model_config()) {}
+  int64_t vocab_size() const override { return model_.vocab_size(); }
+  int64_t hidden_size() const override { return model_.hidden_size(); }
+  int64_t max_position_embeddings() const override { return model_.max_position_embeddings(); }
+  DType dtype() const override { return model_.dtype(); }
+  std::vector<CacheSpec> cache_specs() const override { return model_.cache_specs(); }
+  Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override {
+    while (stands.load()) std::this_thread::yield();
+    if (fails.load() && !ctx.dry_run) throw std::runtime_error("the device is gone");
+    return model_.forward(ctx, batch, caches);
+  }
+  Tensor logits(ExecContext& ctx, const Tensor& hidden) const override { return model_.logits(ctx, hidden); }
+  StepCost step_cost() const override { return model_.step_cost(); }
+  const Drafter* drafter() const override { return model_.drafter(); }
+
+  std::atomic<bool> stands = false, fails = false;
+
+ private:
+  HashModel model_;
+};
+
+class EngineThread : public ::testing::Test {
+ protected:
+  static RunnerLimits limits() {
+    return {.max_num_seqs = 4,
+            .max_num_batched_tokens = 64,
+            .max_model_len = 128,
+            .num_state_slots = 16,
+            .pending_capacity = 3,
+            .max_cuts = 4,
+            .hidden_ring = 16};
+  }
+  EngineOptions options() const {
+    EngineOptions options;
+    options.seed = 5;
+    options.checkpoint_bytes = 1 << 20;
+    options.speculative = SpeculativeConfig{.num_speculative_tokens = 3};
+    return options;
+  }
+  static Request request(int32_t first, int32_t max_tokens, int32_t n = 1) {
+    Request request;
+    for (int32_t i = 0; i < 20; ++i) request.prompt_token_ids.push_back((first * 7 + i) % 64);
+    request.params.max_tokens = max_tokens;
+    request.params.temperature = 0.8f;
+    request.params.seed = static_cast<uint64_t>(first);
+    request.params.logprobs = 1;
+    request.params.n = n;
+    return request;
+  }
+  // The stream's answers by choice; checks that its events add up to them.
+  static std::vector<Answer> read(Stream& stream, int32_t n) {
+    std::vector<Answer> answers(static_cast<size_t>(n));
+    std::vector<std::vector<int32_t>> tokens(static_cast<size_t>(n));
+    while (auto event = stream.next()) {
+      if (event->token >= 0) {
+        tokens[event->choice].push_back(event->token);
+        EXPECT_TRUE(event->logprobs.has_value());
+      }
+      if (event->answer) answers[event->choice] = std::move(*event->answer);
+    }
+    EXPECT_TRUE(stream.ended());
+    for (size_t i = 0; i < answers.size(); ++i) EXPECT_TRUE(answers[i].error || answers[i].token_ids == tokens[i]);
+    return answers;
+  }
+  static std::shared_ptr<Stream> submitted(Engine& engine, Request request) {
+    auto result = engine.submit(std::move(request));
+    if (const auto* error = std::get_if<RequestError>(&result)) ADD_FAILURE() << error->message;
+    return std::get<std::shared_ptr<Stream>>(result);
+  }
+
+  Doubtful model_;
+  ReferenceBackend backend_;
+  ModelRunner runner_{model_, backend_, limits()};
+};
+
+TEST_F(EngineThread, ManyClientsGetTheAnswersOfQuietRuns) {
+  std::vector<std::vector<Answer>> quiet;
+  {
+    EngineCore core(runner_, nullptr, {});
+    std::vector<Request> requests;
+    for (int32_t i = 0; i < 40; ++i) requests.push_back(request(i % 13, 5 + i % 30, 1 + i % 3));
+    quiet = core.run(requests);
+  }
+  {
+    Engine engine(runner_, nullptr, options());
+    std::vector<std::thread> clients;
+    for (int client = 0; client < 4; ++client)
+      clients.emplace_back([&, client] {
+        for (int32_t i = client; i < 40; i += 4) {
+          const std::vector<Answer> answers =
+              read(*submitted(engine, request(i % 13, 5 + i % 30, 1 + i % 3)), 1 + i % 3);
+          for (size_t choice = 0; choice < answers.size(); ++choice)
+            EXPECT_EQ(answers[choice].token_ids, quiet[i][choice].token_ids)
+                << "request " << i << ", choice " << choice;
+        }
+      });
+    for (std::thread& client : clients) client.join();
+    EXPECT_TRUE(engine.drain(100));
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.finished_length, 79);
+    EXPECT_GT(stats.accepted_tokens, 0);
+    EXPECT_GT(stats.prefix.hits, 0);
+    EXPECT_TRUE(engine.healthy());
+  }
+  EXPECT_EQ(runner_.pages().free_pages(), runner_.pages().pages());
+  EXPECT_EQ(runner_.slots().free_slots(), runner_.slots().slots());
+}
+
+TEST_F(EngineThread, CancelledAndAbandonedRequestsEnd) {
+  Engine engine(runner_, nullptr, options());
+  model_.stands = true;  // so that neither ends before it is told to
+  auto cancelled = submitted(engine, request(1, 100)), abandoned = submitted(engine, request(2, 100));
+  cancelled->cancel();
+  abandoned.reset();
+  model_.stands = false;
+  const std::vector<Answer> answers = read(*cancelled, 1);
+  EXPECT_LT(answers[0].token_ids.size(), 100u);
+  EXPECT_EQ(answers[0].finish_reason, FinishReason::kCancelled);
+  EXPECT_TRUE(engine.drain(100));
+  EXPECT_EQ(engine.stats().finished_abort, 2);
+}
+
+TEST_F(EngineThread, DrainRefusesWhatComesAndEndsWhatStays) {
+  Engine engine(runner_, nullptr, options());
+  auto short_one = submitted(engine, request(1, 5));
+  EXPECT_TRUE(engine.drain(100));
+  EXPECT_EQ(read(*short_one, 1)[0].token_ids.size(), 5u);
+  const auto refused = engine.submit(request(2, 5));
+  ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
+  EXPECT_EQ(std::get<RequestError>(refused).status, 503);
+
+  Engine other(runner_, nullptr, options());
+  model_.stands = true;
+  auto long_one = submitted(other, request(3, 100));
+  std::thread draining([&] { EXPECT_FALSE(other.drain(0.01)); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  model_.stands = false;
+  draining.join();
+  EXPECT_EQ(read(*long_one, 1)[0].finish_reason, FinishReason::kCancelled);
+}
+
+TEST_F(EngineThread, TheQueueIsBounded) {
+  model_.stands = true;
+  std::vector<std::shared_ptr<Stream>> streams;
+  Engine engine(runner_, nullptr, options(), {.max_waiting = 3});
+  for (int32_t i = 0; i < 3; ++i) streams.push_back(submitted(engine, request(i, 5)));
+  const auto refused = engine.submit(request(4, 5));
+  ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
+  EXPECT_EQ(std::get<RequestError>(refused).status, 503);
+  model_.stands = false;
+  for (const auto& stream : streams) EXPECT_EQ(read(*stream, 1)[0].token_ids.size(), 5u);
+}
+
+TEST_F(EngineThread, BadRequestsAreRefusedAtOnce) {
+  Engine engine(runner_, nullptr, options());
+  Request empty;
+  const auto refused = engine.submit(empty);
+  ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
+  EXPECT_EQ(std::get<RequestError>(refused).param, "prompt");
+}
+
+TEST_F(EngineThread, AFailingDeviceEndsEveryStreamOnce) {
+  Engine engine(runner_, nullptr, options());
+  model_.stands = true;
+  auto one = submitted(engine, request(1, 50)), two = submitted(engine, request(2, 50, 2));
+  model_.fails = true;
+  model_.stands = false;
+  const std::vector<Answer> answers = read(*one, 1);
+  ASSERT_TRUE(answers[0].error.has_value());
+  EXPECT_EQ(answers[0].error->status, 500);
+  int ends = 0;
+  while (auto event = two->next()) ends += event->answer.has_value();
+  EXPECT_EQ(ends, 2);
+  EXPECT_FALSE(engine.healthy());
+  EXPECT_TRUE(std::holds_alternative<RequestError>(engine.submit(request(3, 5))));
+  EXPECT_FALSE(engine.drain(1));
+}
+
+TEST_F(EngineThread, AStepThatDoesNotEndIsNotHealthy) {
+  std::atomic<double> now = 0;
+  EngineOptions options;
+  options.clock = [&] { return now.load(); };
+  Engine engine(runner_, nullptr, options, {.stall_seconds = 60});
+  model_.stands = true;
+  auto stream = submitted(engine, request(1, 5));
+  EXPECT_TRUE(engine.healthy());
+  now = 100;
+  EXPECT_FALSE(engine.healthy());
+  model_.stands = false;
+  read(*stream, 1);
+  EXPECT_TRUE(engine.drain(100));
+  EXPECT_TRUE(engine.healthy());
+}
+
+}  // namespace
+}  // namespace calandra::hashsim

@@ -1,0 +1,37 @@
+// Models for the losslessness tests, each with its drafter: both demo models, small ones with random weights in the
+// shape of each family, and those of the oracle that have draft layers.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/registry.h"
+#include "text/tokenizer.h"
+#include "weights/weight_store.h"
+
+namespace calandra::lossless {
+
+struct Subject {
+  std::string name;
+  bool demo = false;  // trained, with a tokenizer; the others are small
+  ModelConfig config;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<WeightFiles> files;
+  std::unique_ptr<WeightStore> store;
+  std::unique_ptr<CausalLM> model;
+  std::optional<Tokenizer> tokenizer;
+  std::vector<int32_t> corpus;  // token ids to make prompts of
+
+  const Tokenizer* text() const { return tokenizer ? &*tokenizer : nullptr; }
+};
+
+// Names that are always there, and of the oracle's models; a colon would separate family and case.
+const std::vector<std::string>& own_subjects();
+const std::vector<std::string>& oracle_subjects();
+
+// Loaded once and kept. Null: the case is only in the shared oracle, and that is not there.
+Subject* subject(const std::string& name);
+
+}  // namespace calandra::lossless
