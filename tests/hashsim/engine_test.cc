@@ -193,6 +193,7 @@ TEST_F(EngineThread, AFailingDeviceEndsEveryStreamOnce) {
   int ends = 0;
   while (auto event = two->next()) ends += event->answer.has_value();
   EXPECT_EQ(ends, 2);
+  EXPECT_FALSE(engine.drain(100));  // returns when the loop has noted its end
   EXPECT_FALSE(engine.healthy());
   EXPECT_TRUE(std::holds_alternative<RequestError>(engine.submit(request(3, 5))));
   EXPECT_FALSE(engine.drain(1));
