@@ -4,6 +4,8 @@
     cli_test.py PROGRAM
 
 Runs the built program on the demo models. With GTEST_OUTPUT=xml:FOLDER/ the cases are written there as GoogleTest does.
+
+Length: one case per promise of the command line, which share the folders and helpers set up once.
 """
 import json
 import os

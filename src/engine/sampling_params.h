@@ -78,8 +78,8 @@ struct SamplingParams {
 };
 
 // The sampling fields of a request body in vLLM's names over `defaults` (generation_config.json); other fields are not
-// looked at, or refused without `others`; null means the default. Types are checked here, values by check(). `bad_words_ids` gives
-// bad_words_token_ids (ours, as in the goldens).
+// looked at, or refused without `others`; null means the default. Types are checked here, values by check().
+// `bad_words_ids` gives bad_words_token_ids (ours, as in the goldens).
 std::variant<SamplingParams, RequestError> read_sampling_params(const json::object& body, SamplingParams defaults = {},
                                                                 bool others = true);
 
