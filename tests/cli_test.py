@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
+# Length: one case per promise of the command line, which share the folders that are set up once.
 """The command line as people and scripts meet it: exit statuses, messages, odd streams, words, --config, rows, the terminal.
 
     cli_test.py PROGRAM
 
 Runs the built program on the demo models. With GTEST_OUTPUT=xml:FOLDER/ the cases are written there as GoogleTest does.
-
-Length: one case per promise of the command line, which share the folders and helpers set up once.
 """
 import json
 import os
