@@ -7,6 +7,7 @@
 #include <map>
 
 #include "tests/hashsim/toy_rules.h"
+#include "vision/placeholders.h"
 
 namespace calandra::lossless {
 namespace {
@@ -126,17 +127,71 @@ void add_kinds(Kinds& all) {
   add_stops(all);
 }
 
+std::shared_ptr<const EncoderInput> picture(const Subject& subject, uint32_t content, const PatchGrid& grid) {
+  const VisionEncoder& tower = *subject.model->vision();
+  EncoderInput input{{}, grid, {content}};
+  uint32_t x = content;
+  const int64_t side = tower.patch_size();
+  for (int64_t i = grid.patches() * 3 * tower.temporal_patch_size() * side * side; i > 0; --i)
+    input.patches.push_back(static_cast<float>((x = x * 1664525u + 1013904223u) >> 8) * 0x1p-23f - 1);
+  return std::make_shared<const EncoderInput>(std::move(input));
+}
+
+std::array<int32_t, 3> text_position(int64_t position) {
+  const auto p = static_cast<int32_t>(position);
+  return {p, p, p};
+}
+
+// Prompts that differ in nothing but what a picture shows, or in its shape alone.
+void add_pictures(Kinds& all) {
+  const Subject& subject = all.subject;
+  const auto id = [&](const char* key) { return static_cast<int32_t>(subject.config.config.at(key).as_int64()); };
+  const VisionTokens tokens = {id("image_token_id"), id("video_token_id"), id("vision_start_token_id"),
+                               id("vision_end_token_id")};
+  const ExpansionRule rule{.tokens = tokens, .merge_size = subject.model->vision()->spatial_merge_size()};
+  const auto add = [&](const char* name, const std::vector<std::pair<uint32_t, PatchGrid>>& pictures) -> Request& {
+    Request& request = all.add(name, kShared, 0.8f);
+    std::vector<PatchGrid> grids;
+    std::vector<int32_t>& ids = request.prompt_token_ids;
+    ids.resize(20);
+    for (const auto& [content, grid] : pictures) {
+      const int64_t rows = grid.patches() / (rule.merge_size * rule.merge_size);
+      ids.push_back(tokens.vision_start);
+      request.pictures.push_back({std::ssize(ids), rows, picture(subject, content, grid)});
+      ids.insert(ids.end(), static_cast<size_t>(rows), tokens.image_pad);
+      ids.push_back(tokens.vision_end);
+      grids.push_back(grid);
+    }
+    for (const int32_t text : text_of(subject, 900, 5)) ids.push_back(text);
+    const ExpandedPrompt prompt = std::get<ExpandedPrompt>(locate_placeholders(ids, grids, {}, rule));
+    const size_t T = ids.size();
+    for (size_t i = 0; i < T; ++i)
+      request.positions.push_back({prompt.positions[i], prompt.positions[T + i], prompt.positions[2 * T + i]});
+    request.position_delta = static_cast<int32_t>(prompt.position_delta);
+    request.params.seed = 77;
+    return request;
+  };
+  add("picture", {{1, {1, 4, 8}}});
+  add("another picture", {{2, {1, 4, 8}}});
+  add("picture of another shape", {{1, {1, 8, 4}}});
+  add("two pictures, n = 2", {{1, {1, 4, 8}}, {2, {1, 2, 2}}}).params.n = 2;
+}
+
 // The next turn: what was asked and answered, and more.
 void add_turns(Kinds& all) {
   for (const char* of :
-       {"greedy", "top_p", "penalties", "stop id", "n = 4", "stop id, temperature", "checkpoint hints"}) {
+       {"greedy", "top_p", "penalties", "stop id", "n = 4", "stop id, temperature", "checkpoint hints", "picture"}) {
     const auto found =
         std::find_if(all.kinds.begin(), all.kinds.end(), [&](const AskedRequest& asked) { return asked.name == of; });
+    if (found == all.kinds.end()) continue;  // a model without eyes
     Request turn = found->request;
     const std::vector<int32_t>& answer = found->plain.back().token_ids;
     turn.prompt_token_ids.insert(turn.prompt_token_ids.end(), answer.begin(), answer.end());
     turn.params.stop_token_ids.clear();
     for (const int32_t id : text_of(all.subject, 700, 5)) turn.prompt_token_ids.push_back(id);
+    if (!turn.positions.empty())
+      for (auto i = std::ssize(turn.positions); i < std::ssize(turn.prompt_token_ids); ++i)
+        turn.positions.push_back(text_position(i + turn.position_delta));
     turn.params.n = 1;
     turn.params.max_tokens = 8;
     all.kinds.push_back(ask(all.subject, std::string(of) + ", next turn", turn));
@@ -205,6 +260,7 @@ const std::vector<AskedRequest>& requests_of(Subject& subject) {
   if (!asked.empty()) return asked;
   Kinds all(subject);
   add_kinds(all);
+  if (subject.model->vision() != nullptr) add_pictures(all);
   for (AskedRequest& kind : all.kinds) kind = ask(subject, kind.name, kind.request);
   add_turns(all);
   asked = std::move(all.kinds);

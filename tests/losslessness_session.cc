@@ -4,28 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 
 #include "base/philox.h"
 
 namespace calandra::lossless {
-
-bool whole_matrix() {
-  const char* value = std::getenv("CALANDRA_MATRIX");
-  return value != nullptr && std::string_view(value) == "all";
-}
-
-uint64_t number_of_commit() {
-  uint64_t number = 1;
-  if (FILE* git = popen("git -C '" CALANDRA_SOURCE_DIR "' rev-parse HEAD 2>/dev/null", "r")) {
-    char hash[64] = {};
-    if (std::fgets(hash, sizeof hash, git) != nullptr)
-      number = std::strtoull(std::string(hash, 8).c_str(), nullptr, 16);
-    pclose(git);
-  }
-  return number;
-}
 
 int64_t Dice::in(int64_t low, int64_t high) {
   const auto words = philox4x32({static_cast<uint32_t>(state_ >> 32), 0, 0, 2}, state_);

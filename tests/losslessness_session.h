@@ -9,14 +9,13 @@
 #include <tuple>
 #include <vector>
 
+#include "tests/commit_part.h"
 #include "tests/losslessness_requests.h"
 
 namespace calandra::lossless {
 
-// CALANDRA_MATRIX=all: everything, by hand. Otherwise a part, which the number of the commit chooses (without git
-// always the same one).
-bool whole_matrix();
-uint64_t number_of_commit();
+// Everything, by hand, rather than a small part.
+inline bool whole_matrix() { return testing::table_part(1).whole; }
 
 // Deterministic draws.
 class Dice {

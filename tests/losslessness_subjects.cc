@@ -10,7 +10,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The shape of the oracle's mtp_dense, with a recurrent layer above the attention layer, and two draft layers.
+// The shape of the oracle's mtp_dense, with a recurrent layer above the attention layer, two draft layers, and eyes.
 constexpr const char* kSmallQwen = R"({
   "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "tie_word_embeddings": false,
   "image_token_id": 502, "video_token_id": 503, "vision_start_token_id": 499, "vision_end_token_id": 500,
@@ -24,7 +24,12 @@ constexpr const char* kSmallQwen = R"({
     "partial_rotary_factor": 0.25, "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25,
                         "mrope_section": [3, 3, 2], "mrope_interleaved": true},
-    "tie_word_embeddings": false, "dtype": "bfloat16", "eos_token_id": 496}})";
+    "tie_word_embeddings": false, "dtype": "bfloat16", "eos_token_id": 496},
+  "vision_config": {
+    "model_type": "qwen3_5", "depth": 1, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 16, "in_channels": 3,
+    "initializer_range": 0.02, "intermediate_size": 24, "num_heads": 1, "num_position_embeddings": 16,
+    "out_hidden_size": 64, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    "deepstack_visual_indexes": []}})";
 
 // The shape of the oracle's v25_mtp_two_layers.
 constexpr const char* kSmallBailing = R"({
@@ -82,8 +87,9 @@ std::unique_ptr<Subject> load(const std::string& name) {
     config = read_json_file(folder / "config.json").as_object();
     s.files = std::make_unique<WeightFiles>(folder);
   }
+  const bool vision = config.contains("vision_config");
   s.config = check_config(std::move(config), name);
-  const ModelParts parts{.drafter = true};
+  const ModelParts parts{.drafter = true, .vision = vision};
   s.store = std::make_unique<WeightStore>(*s.backend, s.files.get(), s.config.fp8);
   s.model = make_model(s.config, s.store->reader(), *s.backend, s.demo ? DType::kBF16 : DType::kF32, parts);
   s.store->load(unused_tensors(s.config, parts), 1);

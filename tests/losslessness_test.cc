@@ -2,7 +2,7 @@
 // when it runs alone without drafts, prefix cache and preemption. And drafts, which may change no token, are themselves
 // a function of the tokens before them, so that a mix-up of what only the drafter reads is seen as well.
 //
-// CALANDRA_MATRIX=all runs all of it; otherwise a part that the commit chooses.
+// CALANDRA_MATRIX=all runs all of it, 3/16 a part of that; otherwise a small part that the commit chooses.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -13,12 +13,9 @@
 namespace calandra::lossless {
 namespace {
 
-// Of how many parts of the matrix one runs: whole models are slow, and the oracle's are many.
-uint64_t parts_of(const Subject& subject, const std::string& name) {
-  if (whole_matrix()) return 1;
-  const uint64_t slower = testing::kHostile ? 8 : 1;
-  if (subject.demo) return 24 * slower;
-  return (name.starts_with("small") ? 3 : 24) * slower;
+// The part of the matrix that runs: whole models are slow, and the oracle's are many.
+testing::TablePart part_of(const Subject& subject, const std::string& name) {
+  return testing::table_part((!subject.demo && name.starts_with("small") ? 3 : 24) * (testing::kHostile ? 8 : 1));
 }
 
 std::vector<Drafting> draftings() {
@@ -82,7 +79,7 @@ class Losslessness : public ::testing::TestWithParam<std::string> {
 // runs every request in every session; its parts do with a batch of 33, and otherwise with some that change by session.
 TEST_P(Losslessness, Matrix) {
   const std::vector<AskedRequest>& requests = requests_of(*subject_);
-  const uint64_t parts = parts_of(*subject_, GetParam()), commit = number_of_commit();
+  const testing::TablePart part = part_of(*subject_, GetParam());
   DraftLedger ledger;
   uint64_t number = 0;
   int64_t sessions = 0;
@@ -90,7 +87,7 @@ TEST_P(Losslessness, Matrix) {
     for (int preemptions = 0; preemptions <= 3; ++preemptions) {
       for (const int64_t batch : {1, 7, 33}) {
         ++number;
-        if (hashsim::mix(1, number) % parts != commit % parts) continue;
+        if (!part.takes(hashsim::mix(1, number))) continue;
         ++sessions;
         const size_t few = whole_matrix() ? requests.size() : slow() ? 3 : 8;
         const Asked asked = some_of(requests,
@@ -121,7 +118,7 @@ TEST_P(Losslessness, EveryPromptLength) {
   if (left_out()) GTEST_SKIP() << "skipped: CALANDRA_MATRIX=all runs it for the oracle's models";
   std::vector<AskedRequest> requests;
   const int64_t third = slow() && !whole_matrix() ? 3 : 1;
-  for (int64_t length = 1 + static_cast<int64_t>(number_of_commit()) % third; length <= 130; length += third) {
+  for (int64_t length = 1 + static_cast<int64_t>(testing::number_of_commit()) % third; length <= 130; length += third) {
     Request request;
     request.prompt_token_ids = text_of(*subject_, 3 * length, length);
     request.params.temperature = length % 2 == 0 ? 0 : 0.8f;

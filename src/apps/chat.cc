@@ -118,6 +118,7 @@ class Chat {
     pictures_.place(request);
     const Answer answer = run(std::move(request));
     if (answer.error) throw LoadError(answer.error->message);
+    if (answer.token_ids.empty()) return;  // stopped before its first word: as if it had not been asked
     messages.push_back({{"role", "assistant"}, {"content", answer.text}});
     messages_ = std::move(messages);
     shown_ = pictures_.count();

@@ -143,12 +143,8 @@ bool EngineSim::on_token(SimRequest& request, const TokenEvent& event) {
   if (event.finished) check_end(request, index, event);
   if (step_ >= world_.fault_steps) return true;
   if (draw_.chance(1) && next_request_ < world_.requests.size()) submit(world_.requests[next_request_]);
-  if (draw_.chance(1) && !by_id_.empty()) {  // another one's end
-    SimRequest& other = *std::next(by_id_.begin(), draw_.in(0, std::ssize(by_id_) - 1))->second;
-    core_.cancel(other.id);
-    other.cancelled = true;
-  }
-  if (event.finished || !draw_.chance(1)) return true;
+  if (draw_.chance(1)) cancel_one();
+  if (!draw_.chance(1)) return true;
   request.cancelled = true;
   return false;
 }
@@ -248,17 +244,20 @@ void EngineSim::disturb() {
   const auto any = [&]() -> Choice& { return *running[static_cast<size_t>(draw_.in(0, std::ssize(running) - 1))]; };
   if (!running.empty() && draw_.chance(5)) preempt_one(any());
   while (!running.empty() && draw_.chance(3)) preempt_one(any());
-  if (!by_id_.empty() && draw_.chance(2)) {
-    SimRequest& request = *std::next(by_id_.begin(), draw_.in(0, std::ssize(by_id_) - 1))->second;
-    core_.cancel(request.id);
-    request.cancelled = true;
-  }
+  if (draw_.chance(2)) cancel_one();
   if (core_.cache() != nullptr && draw_.chance(4)) core_.cache()->clear();
   if (core_.cache() != nullptr && draw_.chance(4))
     core_.cache()->reclaim(draw_.in(0, runner_.pages().pages()), draw_.in(0, runner_.slots().slots()), "0:");
   if (draw_.chance(6)) take_away();
   if (draw_.chance(12)) give_back();
   if (draw_.chance(2)) now_ += draw_.real(0, 0.02f);
+}
+
+void EngineSim::cancel_one() {
+  if (by_id_.empty()) return;
+  SimRequest& request = *std::next(by_id_.begin(), draw_.in(0, std::ssize(by_id_) - 1))->second;
+  core_.cancel(request.id);
+  request.cancelled = true;
 }
 
 void EngineSim::preempt_one(Choice& choice) {

@@ -50,8 +50,10 @@ class EngineSim {
   const SimCounts& counts() const { return counts_; }
   uint64_t log() const { return log_; }
 
-  // For planted faults.
+  // For planted faults, and for tables that meddle.
   EngineCore& core() { return core_; }
+  void preempt_one(Choice& choice);
+  void cancel_one();  // the client of one of the requests so far goes away
   ModelRunner& runner() { return runner_; }
   const SimWorld& world() const { return world_; }
   Choice* find(RequestId id, int32_t choice);
@@ -63,7 +65,6 @@ class EngineSim {
   void arrive();
   void submit(SimRequest& request);
   void disturb();
-  void preempt_one(Choice& choice);
   void take_away();
   void give_back();
 

@@ -96,8 +96,7 @@ SimWorld::SimWorld(uint64_t seed, const std::function<void(SimWorld&)>& change) 
   pictures = std::make_unique<SimPictures>(rules.model);
   draw_limits(draw);
   draw_options(draw);
-  draw_roots(draw);
-  rules.longest = std::min(limits.max_model_len, limits.num_blocks * limits.block_size);
+  clear_requests(draw);
   const int64_t count = draw.in(1, 8);
   int64_t step = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -185,6 +184,14 @@ void SimWorld::draw_image(Draw& draw, std::vector<SimToken>& tokens) {
   for (int32_t row = 0; row < height * width; ++row) tokens.push_back({id, content, row, height, width});
 }
 
+void SimWorld::clear_requests(Draw& draw) {
+  requests.clear();
+  seeds_drawn_ = 0;
+  roots_.clear();
+  draw_roots(draw);
+  rules.longest = std::min(limits.max_model_len, limits.num_blocks * limits.block_size);
+}
+
 void SimWorld::draw_roots(Draw& draw) {
   for (int64_t i = draw.in(1, 3); i > 0; --i) {
     std::vector<SimToken>& root = roots_.emplace_back();
@@ -253,12 +260,14 @@ void SimWorld::draw_params(Draw& draw, Request& request) {
 }
 
 SimRequest& SimWorld::add_request(Draw& draw) {
-  const std::vector<SimToken> tokens = [&] {
-    std::vector<SimToken> drawn = draw_prompt(draw);
-    const int64_t most = std::max<int64_t>(1, rules.longest - (draw.chance(20) ? 1 : draw.in(1, 10)));
-    if (!draw.chance(2) && std::ssize(drawn) > most) drawn.resize(static_cast<size_t>(most));
-    return drawn;
-  }();
+  std::vector<SimToken> tokens = draw_prompt(draw);
+  const int64_t most = std::max<int64_t>(1, rules.longest - (draw.chance(20) ? 1 : draw.in(1, 10)));
+  if (!draw.chance(2) && std::ssize(tokens) > most) tokens.resize(static_cast<size_t>(most));
+  return add_request(draw, tokens);
+}
+
+SimRequest& SimWorld::add_request(Draw& draw, const std::vector<SimToken>& tokens,
+                                  const std::function<void(Request&)>& change) {
   SimRequest& to = requests.emplace_back();
   Request& r = to.request;
   set_prompt(to, tokens, draw.chance(15), *pictures);
@@ -274,6 +283,7 @@ SimRequest& SimWorld::add_request(Draw& draw) {
   if (draw.chance(20)) r.first_choice = static_cast<int32_t>(draw.in(1, 100));
   r.priority = static_cast<int32_t>(draw.in(-1, 1));
   if (draw.chance(5)) r.deadline = draw.real(0.0001f, 0.05f);
+  if (change) change(r);
   to.refused = std::ssize(tokens) > rules.longest - (r.pooling == Pooling::kNone);
   if (to.refused) return to;
   uint64_t seed = 0;

@@ -84,6 +84,15 @@ struct SimWorld {
 
   std::string words() const;
 
+  // For who draws other requests, perhaps after changing limits and options: none are left, and prompts will begin in
+  // other ways.
+  void clear_requests(Draw& draw);
+  SimRequest& add_request(Draw& draw);
+  // `change` has the last word on the request.
+  SimRequest& add_request(Draw& draw, const std::vector<SimToken>& tokens,
+                          const std::function<void(Request&)>& change = {});
+  std::vector<SimToken> draw_text(Draw& draw, int64_t count);
+
   SoloRules rules;
   RunnerLimits limits;
   EngineOptions options;
@@ -97,9 +106,7 @@ struct SimWorld {
   void draw_limits(Draw& draw);
   void draw_options(Draw& draw);
   void draw_roots(Draw& draw);
-  SimRequest& add_request(Draw& draw);
   std::vector<SimToken> draw_prompt(Draw& draw);
-  std::vector<SimToken> draw_text(Draw& draw, int64_t count);
   void draw_image(Draw& draw, std::vector<SimToken>& tokens);
   void draw_params(Draw& draw, Request& request);
 

@@ -93,7 +93,10 @@ void SoloAnswer::pool(Pooling pooling) {
   }
   if (pooling == Pooling::kMean)
     for (float& value : sum) value /= static_cast<float>(n);
-  answer.embedding = sum;
+  if (std::all_of(sum.begin(), sum.end(), [](float value) { return std::isfinite(value); }))
+    answer.embedding = sum;
+  else
+    answer.error = RequestError{500, "internal_error", "", "the model computed NaN"};
   answer.finish_reason = FinishReason::kStop;
 }
 
@@ -105,8 +108,10 @@ void SoloAnswer::generate(const SoloRules& rules, SoloSampler& sampler, Sequence
     CHECK(add_sampling_row(batch, s, {}, 0, rules.context()));
     const ops::SampledRow& row = sampler.sample(shadow.logits(s.size() - 1), batch);
     if (row.status != ops::RowStatus::kOk) {
-      answer.error = RequestError{500, "internal_error", "",
-                                  row.status == ops::RowStatus::kNotFinite ? "the model computed NaN" : "no token"};
+      if (row.status == ops::RowStatus::kNotFinite)
+        answer.error = RequestError{500, "internal_error", "", "the model computed NaN"};
+      else
+        answer.error = RequestError{400, "invalid_request_error", "", "no token"};
       return;
     }
     const int32_t token = row.token;
