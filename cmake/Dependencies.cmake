@@ -1,8 +1,8 @@
 # External libraries, all from Debian packages (tools/install_deps.sh). Static archives, so that the program depends on libc and libm only.
 set(Boost_USE_STATIC_LIBS ON)
 find_package(Boost 1.81 REQUIRED COMPONENTS json)
-find_package(fmt 9 CONFIG REQUIRED)
-find_package(spdlog 1.10 CONFIG REQUIRED)
+find_package(fmt 9 CONFIG REQUIRED)        # headers; the rest of it is src/base/fmt_library.cc
+find_package(spdlog 1.10 CONFIG REQUIRED)  # headers
 find_package(CLI11 2.1 CONFIG REQUIRED)
 find_package(Threads REQUIRED)
 if(CALANDRA_TESTS)
@@ -23,6 +23,8 @@ endfunction()
 calandra_static(pcre2 libpcre2-8 libpcre2-8.a)
 calandra_static(utf8proc libutf8proc libutf8proc.a)
 calandra_static(hwloc hwloc libhwloc.a)
+add_library(hwloc_udev STATIC ${PROJECT_SOURCE_DIR}/src/base/hwloc_udev.cc)  # behind it, since it is what hwloc calls
+target_link_libraries(calandra::hwloc INTERFACE hwloc_udev)
 calandra_static(edit libedit libedit.a libtinfo.a libbsd.a libmd.a)
 calandra_static(jpeg libjpeg libjpeg.a)
 calandra_static(png libpng libpng16.a libz.a)

@@ -474,6 +474,7 @@ class Cli(unittest.TestCase):
                  (400, 'pictures', chat('a', messages=[{'role': 'user', 'content': [{'type': 'image_url'}]}], **fine)),
                  (400, 'template', chat('a', messages=[{'role': 'nobody', 'content': 'x'}], **fine)),
                  (400, 'top_logprobs', chat('a', top_logprobs=2, **fine)), (400, 'tool_choice', chat('a', tool_choice='required', **fine)),
+                 (400, 'no token is left', completion('a', prompt=[5], allowed_token_ids=[40], bad_words_ids=[[40]], **fine)),
                  (400, 'dimensions', request('a', '/v1/embeddings', input='a', dimensions=3)),
                  (400, 'encoding_format', request('a', '/v1/embeddings', input='a', encoding_format='x')))
         rows = [case[2] for case in cases]

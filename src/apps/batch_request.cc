@@ -388,10 +388,9 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
     wrong_type("priority", "must be an integer of 32 bits");
   if (priority != 0 && options_.engine.scheduling_policy != "priority")
     refuse("priority", "priority needs --scheduling-policy priority");
-  std::string salt = read_string(body, "cache_salt");
+  const std::string salt = read_string(body, "cache_salt");
   if (find(body, "cache_salt") != nullptr && salt.empty()) refuse("cache_salt", "cache_salt must not be empty");
-
-  if (read_flag(body, "skip_reading_prefix_cache", false)) salt += fmt::format("\x1f{}", ++alone_);
+  const bool skip_reading = read_flag(body, "skip_reading_prefix_cache", false);
 
   const std::optional<int64_t> keep = read_integer(body, "truncate_prompt_tokens");
   if (keep && *keep != -1 && *keep < 1)
@@ -419,6 +418,7 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
                                       longest_, std::ssize(ids) + answer, ids.size(), answer)};
     request.params = params;
     request.cache_salt = salt;
+    request.skip_reading_prefix_cache = skip_reading;
     request.first_choice = static_cast<int32_t>(static_cast<int64_t>(j) * n);
     request.priority = static_cast<int32_t>(priority);
     if (to.endpoint == Endpoint::kEmbeddings) request.pooling = Pooling::kLast;

@@ -55,7 +55,6 @@ class BatchReader {
   SamplingParams defaults_;                   // of generation_config.json
   std::optional<Conversation> conversation_;  // made for the first chat
   std::vector<std::string> warned_;           // fields
-  int64_t alone_ = 0;                         // requests that share no states
 };
 
 }  // namespace calandra::apps

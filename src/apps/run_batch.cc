@@ -116,9 +116,7 @@ std::vector<Answer> answers_of(Stream& stream, const Request& request, const Wai
     if (!event) {
       waiting();
     } else if (event->answer) {
-      // An engine that failed does not say which choice it speaks of.
-      const auto index = static_cast<size_t>(event->choice - request.first_choice);
-      answers[index < answers.size() ? index : 0] = std::move(*event->answer);
+      answers[static_cast<size_t>(event->choice - request.first_choice)] = std::move(*event->answer);
     }
   }
   return answers;

@@ -42,6 +42,13 @@ struct Choice {
   bool finite = true;                                      // the hidden row of the last token that was run
   std::optional<Detokenizer> detokenizer;
   Answer answer;
+  double first_token_at = 0, last_token_at = 0;  // seconds of the engine's clock
+  // It waits until that choice of that request has run so many tokens, which both begin with; 0: it does not.
+  struct Awaited {
+    RequestId request = 0;
+    int32_t choice = 0;
+    int64_t tokens = 0;
+  } awaited;
 
   // Known tokens that were not run yet.
   int64_t left() const { return sequence.size() - sequence.computed; }
@@ -57,6 +64,7 @@ struct RequestState {
   bool caches = false;                           // may be looked up and kept
   std::vector<std::unique_ptr<Choice>> choices;  // of the request; the first one runs the prompt
   double arrival = 0;                            // seconds of the engine's clock
+  std::optional<double> started;                 // when its prompt first took part in a step
   bool cancelled = false;
 };
 

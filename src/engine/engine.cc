@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <chrono>
+#include <numeric>
 
 #include "base/log.h"
 
@@ -20,6 +21,7 @@ struct EngineInbox {
   std::vector<uint64_t> cancels;  // tickets
   uint64_t next_ticket = 1;
   int64_t unfinished = 0;    // requests
+  int64_t running = 0;       // of those, as of the last step
   EngineStats stats;         // as of the last step
   double last_progress = 0;  // seconds of the engine's clock
   bool stalled = false;      // reported
@@ -52,24 +54,25 @@ void log_stats(const EngineStats& now, const EngineStats& before, double seconds
   if (drafts > 0) {
     line += fmt::format(", Mean acceptance length: {:.2f}, Per-position acceptance rate:",
                         1 + ratio(now.accepted_tokens - before.accepted_tokens, drafts));
-    for (size_t j = 0; j < now.drafted_per_position.size() && now.drafted_per_position[j] > 0; ++j)
-      line += fmt::format(" {:.3f}", ratio(now.accepted_per_position[j], now.drafted_per_position[j]));
+    for (size_t j = 0; j < now.drafted_per_position.size(); ++j)
+      if (const int64_t drafted = now.drafted_per_position[j] - before.drafted_per_position[j]; drafted > 0)
+        line += fmt::format(" {:.3f}", ratio(now.accepted_per_position[j] - before.accepted_per_position[j], drafted));
   }
   log_info("{}", line);
 }
 
 }  // namespace
 
-Stream::Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, int64_t choices)
-    : inbox_(std::move(inbox)), ticket_(ticket), open_(choices) {}
+Stream::Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, std::vector<int32_t> choices)
+    : inbox_(std::move(inbox)), ticket_(ticket), open_(std::move(choices)) {}
 
 Stream::~Stream() {
-  if (open_ > 0) cancel();
+  if (!open_.empty()) cancel();
 }
 
 void Stream::push(Event event) {
   const std::lock_guard lock(mutex_);
-  if (event.answer) --open_;
+  if (event.answer) std::erase(open_, event.choice);
   events_.push_back(std::move(event));
   arrived_.notify_one();
 }
@@ -83,24 +86,24 @@ std::optional<Stream::Event> Stream::pop() {
 
 std::optional<Stream::Event> Stream::next() {
   std::unique_lock lock(mutex_);
-  arrived_.wait(lock, [&] { return !events_.empty() || open_ == 0; });
+  arrived_.wait(lock, [&] { return !events_.empty() || open_.empty(); });
   return pop();
 }
 
 std::optional<Stream::Event> Stream::next_for(double seconds) {
   std::unique_lock lock(mutex_);
-  arrived_.wait_for(lock, seconds_of(seconds), [&] { return !events_.empty() || open_ == 0; });
+  arrived_.wait_for(lock, seconds_of(seconds), [&] { return !events_.empty() || open_.empty(); });
   return pop();
 }
 
 bool Stream::ended() const {
   const std::lock_guard lock(mutex_);
-  return events_.empty() && open_ == 0;
+  return events_.empty() && open_.empty();
 }
 
 void Stream::cancel() {
   const std::lock_guard lock(inbox_->mutex);
-  if (inbox_->stopping) return;  // nobody looks any more
+  if (inbox_->stopping || !inbox_->failure.empty()) return;  // nobody looks any more
   inbox_->cancels.push_back(ticket_);
   inbox_->work.notify_one();
 }
@@ -129,13 +132,17 @@ std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request reque
   const std::lock_guard lock(inbox_->mutex);
   if (!inbox_->failure.empty()) return unavailable("the engine has stopped: " + inbox_->failure);
   if (inbox_->draining) return unavailable("the engine is shutting down");
-  const int64_t waiting = inbox_->unfinished - inbox_->stats.requests_running;
+  const int64_t waiting = inbox_->unfinished - inbox_->running;
   if (loop_options_.max_waiting > 0 && waiting >= loop_options_.max_waiting)
     return unavailable(fmt::format("{} requests wait already; try again later", waiting));
   const uint64_t ticket = inbox_->next_ticket++;
-  auto stream = std::make_shared<Stream>(inbox_, ticket, request.params.n);
+  std::vector<int32_t> choices(static_cast<size_t>(request.params.n));
+  std::iota(choices.begin(), choices.end(), request.first_choice);
+  auto stream = std::make_shared<Stream>(inbox_, ticket, std::move(choices));
+  const double now = core_.options().clock();
+  if (!request.arrival) request.arrival = now;
   inbox_->incoming.push_back({ticket, std::move(request), stream});
-  ++inbox_->unfinished;
+  if (inbox_->unfinished++ == 0) inbox_->last_progress = now;  // nothing was to be done until now
   inbox_->work.notify_one();
   return stream;
 }
@@ -186,29 +193,26 @@ bool Engine::take_work() {
     const auto has_work = [&] {
       return !inbox_->incoming.empty() || !inbox_->cancels.empty() || inbox_->stopping || !core_.idle();
     };
-    if (!has_work()) {
-      inbox_->work.wait(lock, has_work);
-      inbox_->last_progress = core_.options().clock();
-    }
+    inbox_->work.wait(lock, has_work);
     incoming.swap(inbox_->incoming);
     cancels.swap(inbox_->cancels);
     ending = inbox_->ending;
     stopping = inbox_->stopping;
   }
-  for (EngineInbox::Incoming& one : incoming) add(one.ticket, std::move(one.request), one.stream);
+  // All streams are known before anything can throw.
+  for (const EngineInbox::Incoming& one : incoming)
+    live_.emplace(one.ticket, Live{0, one.stream, one.request.params.n});
+  for (EngineInbox::Incoming& one : incoming) {
+    const auto on_token = [this, ticket = one.ticket](const TokenEvent& event) { return deliver(ticket, event); };
+    const auto added = core_.add(std::move(one.request), on_token);
+    CHECK(std::holds_alternative<RequestId>(added));  // submit has checked it
+    live_.at(one.ticket).id = std::get<RequestId>(added);
+  }
   for (const uint64_t ticket : cancels)
     if (const auto found = live_.find(ticket); found != live_.end()) core_.cancel(found->second.id);
   if (ending)
     for (const auto& [ticket, live] : live_) core_.cancel(live.id);
   return !stopping || !core_.idle();
-}
-
-void Engine::add(uint64_t ticket, Request request, const std::weak_ptr<Stream>& stream) {
-  const int64_t choices = request.params.n;
-  auto added =
-      core_.add(std::move(request), [this, ticket](const TokenEvent& event) { return deliver(ticket, event); });
-  CHECK(std::holds_alternative<RequestId>(added));  // submit has checked it
-  live_.emplace(ticket, Live{std::get<RequestId>(added), stream, choices});
 }
 
 bool Engine::deliver(uint64_t ticket, const TokenEvent& event) {
@@ -233,11 +237,12 @@ void Engine::fail_all(const std::string& message) {
     const std::shared_ptr<Stream> stream = weak.lock();
     if (!stream) return;
     const std::lock_guard lock(stream->mutex_);
-    for (; stream->open_ > 0; --stream->open_) {
+    for (const int32_t choice : stream->open_) {
       Answer answer;
       answer.error = RequestError{500, "internal_error", "", "the engine has stopped: " + message};
-      stream->events_.push_back({0, -1, "", {}, std::move(answer)});
+      stream->events_.push_back({choice, -1, "", {}, std::move(answer)});
     }
+    stream->open_.clear();
     stream->arrived_.notify_all();
   };
   for (const auto& [ticket, live] : live_) fail(live.stream);
@@ -252,6 +257,12 @@ void Engine::fail_all(const std::string& message) {
 
 void Engine::report_progress() {
   const EngineStats& stats = core_.stats();
+  int64_t running = 0;  // requests; their choices stand together
+  const RequestState* last = nullptr;
+  for (const Choice* choice : core_.scheduler().running()) {
+    running += &choice->request != last;
+    last = &choice->request;
+  }
   const double now = core_.options().clock();
   {
     const std::lock_guard lock(inbox_->mutex);
@@ -260,6 +271,7 @@ void Engine::report_progress() {
       inbox_->stalled = false;
     }
     inbox_->stats = stats;
+    inbox_->running = running;
     inbox_->unfinished -= ended_;
     if (ended_ > 0) inbox_->changed.notify_all();
     ended_ = 0;

@@ -1,5 +1,5 @@
 // Engine: an EngineCore on a thread of its own. Any thread may submit, cancel and ask for statistics; the tokens of a
-// request come through its Stream.
+// request come through its Stream. Several threads ask the clock of its options.
 //
 //   Engine engine(runner, &tokenizer, {});
 //   auto submitted = engine.submit({.prompt_token_ids = ids, .params = params});
@@ -35,7 +35,7 @@ class Stream {
     std::optional<Answer> answer;  // the whole one, with the last event of its choice
   };
 
-  Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, int64_t choices);
+  Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, std::vector<int32_t> choices);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -58,11 +58,11 @@ class Stream {
   mutable std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<Event> events_;
-  int64_t open_;  // choices whose last event was not pushed
+  std::vector<int32_t> open_;  // choices whose last event was not pushed
 };
 
 struct EngineLoopOptions {
-  int64_t max_waiting = 0;     // requests that may wait to run, else they are refused with 503; 0: no bound
+  int64_t max_waiting = 0;     // requests of which no choice runs, else they are refused with 503; 0: no bound
   double stats_seconds = 10;   // between lines in the log while tokens come; 0: none
   double stall_seconds = 120;  // without a finished step while there is work: logged, and not healthy
 };
@@ -90,7 +90,6 @@ class Engine {
   };
   void loop();
   bool take_work();
-  void add(uint64_t ticket, Request request, const std::weak_ptr<Stream>& stream);
   bool deliver(uint64_t ticket, const TokenEvent& event);
   void fail_all(const std::string& message);
   void report_progress();

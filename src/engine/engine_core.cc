@@ -2,42 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <limits>
 #include <random>
 
 #include "base/log.h"
 #include "base/philox.h"
-#include "engine/take_token.h"
 
 namespace calandra {
 namespace {
 
 double system_clock() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-bool all_finite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
-}
-
-// Of a token of the prompt whose row has NaN or infinity: nothing is likelier, nothing is known.
-const ops::TokenLogprobs kNotScored{-std::numeric_limits<float>::infinity(), 0, {}, {}};
-
-// A row whose logprobs are those of `token`, as the model gave them: prompts know no processing.
-void add_scoring_row(ops::SamplingBatch& batch, const SamplingParams& params, int32_t token, int32_t logit_row) {
-  ops::SamplingRow row;
-  row.logit_row = logit_row;
-  row.temperature = 0;
-  row.scored_id = token;
-  row.num_logprobs = *params.prompt_logprobs;
-  const bool logits = params.logprobs_mode == ops::LogprobsMode::kRawLogits ||
-                      params.logprobs_mode == ops::LogprobsMode::kProcessedLogits;
-  row.logprobs_mode = logits ? ops::LogprobsMode::kRawLogits : ops::LogprobsMode::kRawLogprobs;
-  row.logprob_ids.begin = static_cast<int32_t>(batch.ids.size());
-  batch.ids.insert(batch.ids.end(), params.prompt_logprob_token_ids.begin(), params.prompt_logprob_token_ids.end());
-  row.logprob_ids.end = static_cast<int32_t>(batch.ids.size());
-  batch.rows.push_back(row);
 }
 
 }  // namespace
@@ -64,6 +38,8 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
     if (outside) log_warning("eos_token_id {} is outside the vocabulary of {} and has no effect", id, vocab_size);
     return outside;
   });
+  if (options_.thinking.end_contains_start())
+    throw LoadError("the tokens that end the model's reasoning contain those that start it; no budget could end it");
   sampling_ = {options_.eos_token_ids, options_.thinking, vocab_size};
   if (options_.checkpoint_bytes > 0 || options_.host_checkpoint_bytes > 0)
     cache_ = std::make_unique<PrefixCache>(
@@ -128,10 +104,16 @@ std::optional<RequestError> EngineCore::check(const Request& request) const {
   if (params.thinking_token_budget && options_.thinking.empty())
     return bad("thinking_token_budget", "this model has no reasoning that a thinking_token_budget could end");
   if (!request.pictures.empty() && !encoder_) return bad("prompt", "this model takes no pictures");
-  for (const PictureRows& picture : request.pictures)
-    if (picture.begin < 0 || picture.count < 1 || picture.end() > size || picture.first_row < 0 ||
+  int64_t end = 0;  // of the picture before
+  for (const PictureRows& picture : request.pictures) {
+    if (picture.begin < end || picture.count < 1 || picture.end() > size || picture.first_row < 0 ||
         picture.first_row + picture.count > encoder_->rows_of(*picture.input))
       return bad("prompt", "a picture does not fit its place in the prompt");
+    end = picture.end();
+  }
+  if (!request.positions.empty() && std::ssize(request.positions) != size)
+    return bad("prompt", "there are " + std::to_string(request.positions.size()) + " positions for " +
+                             std::to_string(size) + " tokens");
   if (request.pooling != Pooling::kNone && (params.n != 1 || params.prompt_logprobs))
     return bad(params.n != 1 ? "n" : "prompt_logprobs", "a prompt that is pooled has no answer");
   return params.check({.vocab_size = vocab_size, .max_n = 1024, .max_logprobs = -1});
@@ -145,6 +127,7 @@ std::variant<RequestId, RequestError> EngineCore::add(Request request, OnToken o
   state->on_token = std::move(on_token);
   state->space = prefix_space(state->request.cache_salt, "");
   state->caches = cache_ != nullptr && state->request.images.empty();
+  state->arrival = state->request.arrival ? *state->request.arrival : options_.clock();
   make_choices(*state);
   if (state->request.deadline > 0) deadlines_.insert({state->request.deadline, state->id});
   scheduler_->add(*state->choices.front());
@@ -166,7 +149,7 @@ void EngineCore::make_choices(RequestState& state) {
     s.choice = request.first_choice + i;
     s.processors = request.processors;
     if (i > 0) s.params.prompt_logprobs.reset();  // the first one runs the prompt
-    if (request.grammar) s.grammar = i == 0 ? request.grammar : std::shared_ptr<Grammar>(request.grammar->clone());
+    if (request.grammar) s.grammar = request.grammar->clone();
     s.images = request.images;
     s.positions = request.positions;
     s.position_delta = request.position_delta;
@@ -199,13 +182,9 @@ void EngineCore::preempt(RequestId id, int32_t choice) {
 void EngineCore::end_cancelled() {
   const double now = deadlines_.empty() ? 0 : options_.clock();
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const auto found = requests_.find(deadlines_.begin()->second);
+    RequestState& state = *requests_.at(deadlines_.begin()->second);
     deadlines_.erase(deadlines_.begin());
-    if (found == requests_.end()) continue;
-    for (const auto& choice : found->second->choices)
-      if (!choice->finished())
-        choice->answer.error = RequestError{504, "deadline_exceeded", "", "the request's time was up"};
-    cancel(found->first);
+    fail(state, {504, "deadline_exceeded", "", "the request's time was up"});
   }
   while (!cancelled_.empty()) {  // tell() may cancel further ones
     const RequestId id = cancelled_.back();
@@ -221,16 +200,26 @@ void EngineCore::end_cancelled() {
       }
       end(*choice);
     }
+    deadlines_.erase({state.request.deadline, id});
     requests_.erase(id);
   }
+}
+
+// Ends a request before the next step, those of its choices that still run with the error.
+void EngineCore::fail(RequestState& state, const RequestError& error) {
+  for (const auto& choice : state.choices)
+    if (!choice->sequence.finished) choice->answer.error = error;
+  cancel(state.id);
 }
 
 // What is left of a choice after its last event.
 void EngineCore::end(Choice& choice) {
   const Answer& answer = choice.answer;
-  const bool kept = !answer.error && answer.finish_reason != FinishReason::kCancelled &&
-                    choice.request.request.pooling == Pooling::kNone;
+  // Who gives up while a prompt is read often asks again. An answer that was broken off is not asked for.
+  const bool kept = !answer.error && choice.request.request.pooling == Pooling::kNone &&
+                    (answer.finish_reason != FinishReason::kCancelled || choice.sequence.outputs() == 0);
   scheduler_->remove(choice, kept);
+  if (!answer.error && answer.finish_reason != FinishReason::kCancelled) note_times(choice);
   if (answer.error)
     ++stats_.finished_error;
   else
@@ -239,11 +228,30 @@ void EngineCore::end(Choice& choice) {
                                                        : stats_.finished_abort);
 }
 
+void EngineCore::note_times(const Choice& choice) {
+  const Sequence& s = choice.sequence;
+  const RequestState& request = choice.request;
+  EngineTimes& times = stats_.times;
+  const double started = request.started.value_or(request.arrival);
+  times.request_prompt_tokens.add(static_cast<double>(s.prompt_size));
+  times.request_queue_time.add(started - request.arrival);
+  if (s.outputs() == 0) {  // pooled
+    times.e2e_request_latency.add(now_ - request.arrival);
+    return;
+  }
+  const double decode = choice.last_token_at - choice.first_token_at;
+  times.e2e_request_latency.add(choice.last_token_at - request.arrival);
+  times.request_prefill_time.add(choice.first_token_at - started);
+  times.request_decode_time.add(decode);
+  times.request_inference_time.add(choice.last_token_at - started);
+  times.request_generation_tokens.add(static_cast<double>(s.outputs()));
+  if (s.outputs() > 1) times.time_per_output_token.add(decode / static_cast<double>(s.outputs() - 1));
+}
+
 void EngineCore::tell(Choice& choice, int32_t token, std::string_view text) {
   RequestState& state = choice.request;
   if (!state.on_token) return;
-  const bool finished = choice.sequence.finished;
-  if (!state.on_token({state.id, choice.sequence.choice, token, text, finished, choice.answer}) && !finished)
+  if (!state.on_token({state.id, choice.sequence.choice, token, text, choice.sequence.finished, choice.answer}))
     cancel(state.id);
 }
 
@@ -264,12 +272,14 @@ int64_t EngineCore::encode_pictures(Choice& choice, int64_t rows) {
     try {
       choice.embeds[i] = encoder_->encode(*picture.input);
     } catch (const LoadError& error) {
-      choice.answer.error = RequestError{500, "internal_error", "", error.what()};
-      cancel(choice.request.id);
+      fail(choice.request, {500, "internal_error", "", error.what()});
       return 0;
     }
-    s.images.push_back(
-        {picture.begin, choice.embeds[i]->rows.slice(0, picture.first_row, picture.first_row + picture.count)});
+    // After a preemption an earlier picture may be needed for the first time.
+    const auto behind = std::find_if(s.images.begin(), s.images.end(),
+                                     [&](const ImageSpan& other) { return other.begin > picture.begin; });
+    s.images.insert(
+        behind, {picture.begin, choice.embeds[i]->rows.slice(0, picture.first_row, picture.first_row + picture.count)});
   }
   return rows;
 }
@@ -278,169 +288,20 @@ bool EngineCore::step() {
   end_cancelled();
   encoder_budget_ = options_.encoder_budget;
   const Plan plan = scheduler_->schedule();
-  if (plan.empty()) return false;
+  if (plan.empty()) {
+    const bool ended = !cancelled_.empty();  // a picture that could not be encoded
+    end_cancelled();
+    return ended;
+  }
   ++stats_.steps;
+  finished_.clear();
+  const int64_t tokens_before = stats_.prompt_rows + stats_.generation_tokens;
   if (speculator_) speculator_->draft(plan);
   forward(plan);
   finish_step(plan);
+  stats_.times.iteration_tokens.add(static_cast<double>(stats_.prompt_rows + stats_.generation_tokens - tokens_before));
   end_cancelled();
   return true;
-}
-
-void EngineCore::forward(Plan plan) {
-  const double start = options_.clock();
-  StepShape shape;
-  parts_.clear();
-  first_rows_.clear();
-  int64_t row = 0;
-  for (const Scheduler::Planned& planned : plan) {
-    Choice& choice = *planned.choice;
-    parts_.push_back({&choice.sequence, planned.rows, choice.drafts, planned.cuts});
-    first_rows_.push_back(row);
-    const int64_t rows = planned.rows + std::ssize(choice.drafts);
-    row += rows;
-    shape.add(rows, choice.sequence.computed + rows, choice.left() == planned.rows ? 1 + std::ssize(choice.drafts) : 0);
-    if (!choice.decodes()) stats_.prompt_rows += planned.rows;
-  }
-  const Tensor hidden = runner_.forward(parts_);
-  scheduler_->after_forward();
-  for (size_t i = 0; i < plan.size(); ++i) {
-    Scheduler::Planned& planned = plan[i];
-    const int64_t begin = planned.choice->sequence.computed - planned.rows;
-    planned.finite.clear();
-    for (const ModelRunner::Cut& cut : planned.cuts)
-      planned.finite.push_back(all_finite(runner_.read_row(hidden[first_rows_[i] + cut.end - 1 - begin])));
-    // Rows that are sampled are looked at by the sampler.
-    planned.choice->finite = planned.choice->left() == 0 || !planned.choice->request.caches ||
-                             all_finite(runner_.read_row(hidden[first_rows_[i] + planned.rows - 1]));
-    if (planned.choice->request.request.pooling != Pooling::kNone) pool(planned, hidden, first_rows_[i]);
-    if (planned.choice->sequence.params.prompt_logprobs) score_prompt(planned, hidden, first_rows_[i]);
-  }
-  sample(plan, hidden);
-  if (speculator_) speculator_->observe_step(shape, options_.clock() - start);
-}
-
-// Adds the step's hidden rows of a prompt to its vector.
-void EngineCore::pool(const Scheduler::Planned& planned, const Tensor& hidden, int64_t row) {
-  Choice& choice = *planned.choice;
-  const Sequence& s = choice.sequence;
-  const bool mean = choice.request.request.pooling == Pooling::kMean, ends = s.computed == s.prompt_size;
-  if (s.computed == planned.rows) choice.pooled.clear();  // it may have been preempted
-  choice.pooled.resize(static_cast<size_t>(hidden.size(1)));
-  for (int64_t i = mean ? 0 : planned.rows - 1; i < planned.rows; ++i) {
-    const std::span<const float> values = runner_.read_row(hidden[row + i]);
-    for (size_t d = 0; d < values.size(); ++d) choice.pooled[d] = mean ? choice.pooled[d] + values[d] : values[d];
-  }
-  if (!ends) return;
-  if (mean)
-    for (float& value : choice.pooled) value /= static_cast<float>(s.prompt_size);
-  choice.answer.embedding = std::move(choice.pooled);
-}
-
-// Logprobs of the prompt's tokens that the step's rows predict.
-void EngineCore::score_prompt(const Scheduler::Planned& planned, const Tensor& hidden, int64_t row) {
-  Choice& choice = *planned.choice;
-  Sequence& s = choice.sequence;
-  const int64_t begin = s.computed - planned.rows;
-  // A preempted choice runs its prompt again.
-  const int64_t first = begin + 1 + std::max<int64_t>(0, std::ssize(choice.answer.prompt_logprobs) - begin);
-  const int64_t end = std::min(s.computed + 1, s.prompt_size);
-  for (int64_t token = first; token < end; token += ModelRunner::kLogitRows) {
-    const int64_t count = std::min(ModelRunner::kLogitRows, end - token);
-    logit_rows_.clear();
-    sampling_batch_.clear();
-    for (int64_t i = 0; i < count; ++i) {
-      logit_rows_.push_back(static_cast<int32_t>(row + token + i - 1 - begin));
-      add_scoring_row(sampling_batch_, s.params, s.tokens[token + i], static_cast<int32_t>(i));
-    }
-    runner_.sample(runner_.logits(hidden, logit_rows_), sampling_batch_, sampling_result_);
-    for (int64_t i = 0; i < count; ++i) {
-      const ops::SampledRow& scored = sampling_result_.rows[i];
-      const bool finite = scored.status == ops::RowStatus::kOk;
-      choice.answer.prompt_logprobs.push_back(finite ? scored.logprobs : kNotScored);
-    }
-  }
-}
-
-void EngineCore::sample(Plan plan, const Tensor& hidden) {
-  const auto begin_block = [&] {
-    logit_rows_.clear();
-    sampling_batch_.clear();
-    sampled_.clear();
-  };
-  begin_block();
-  for (size_t i = 0; i < plan.size(); ++i) {
-    const Scheduler::Planned& planned = plan[i];
-    Choice& choice = *planned.choice;
-    if (choice.left() > 0 || choice.request.request.pooling != Pooling::kNone) continue;
-    const size_t rows = 1 + choice.drafts.size();
-    if (logit_rows_.size() + rows > static_cast<size_t>(ModelRunner::kLogitRows)) {
-      sample_block(hidden);
-      begin_block();
-    }
-    // All choices of a request sample their first token from the row of the prompt's last one.
-    const bool forks = choice.sequence.outputs() == 0;
-    for (const auto& sibling : choice.request.choices) {
-      if (!forks && sibling.get() != &choice) continue;
-      const auto logit_row = static_cast<int32_t>(logit_rows_.size());
-      size_t sampled = 0;
-      for (; sampled < (forks ? 1 : rows); ++sampled) {
-        const auto before = std::span<const int32_t>(choice.drafts).first(sampled);
-        if (!add_sampling_row(sampling_batch_, sibling->sequence, before, logit_row + static_cast<int32_t>(sampled),
-                              sampling_))
-          break;
-      }
-      sampled_.push_back({sibling.get(), sampled});
-    }
-    for (size_t j = 0; j < rows; ++j)
-      logit_rows_.push_back(static_cast<int32_t>(first_rows_[i] + planned.rows - 1 + static_cast<int64_t>(j)));
-  }
-  sample_block(hidden);
-}
-
-void EngineCore::sample_block(const Tensor& hidden) {
-  if (logit_rows_.empty()) return;
-  runner_.sample(runner_.logits(hidden, logit_rows_), sampling_batch_, sampling_result_);
-  size_t row = 0;
-  for (const Sampled& sampled : sampled_) {
-    take_tokens(*sampled.choice, std::span(sampling_result_.rows).subspan(row, sampled.rows));
-    row += sampled.rows;
-  }
-}
-
-// The tokens of a choice's rows, as long as its drafts were what was sampled.
-void EngineCore::take_tokens(Choice& choice, std::span<const ops::SampledRow> rows) {
-  Sequence& s = choice.sequence;
-  const int64_t before = s.outputs();
-  for (size_t j = 0; j < rows.size(); ++j) {
-    std::string text;
-    const bool finished = take_token(choice, rows[j], options_.eos_token_ids, text);
-    tell(choice, choice.answer.error ? -1 : s.tokens.back(), text);
-    if (finished || choice.request.cancelled || j == choice.drafts.size() || s.tokens.back() != choice.drafts[j]) break;
-  }
-  const int64_t emitted = s.outputs() - before;
-  stats_.generation_tokens += emitted;
-  if (before == 0 && s.choice == choice.request.request.first_choice) stats_.prompt_tokens += s.prompt_size;
-  if (choice.drafts.empty()) return;
-  const int accepted = static_cast<int>(std::max<int64_t>(0, emitted - 1));
-  runner_.accept(s, accepted);
-  speculator_->observe(choice, accepted);
-  const size_t drafted = choice.drafts.size();
-  Answer& answer = choice.answer;
-  if (answer.drafted.size() < drafted) {
-    answer.drafted.resize(drafted);
-    answer.accepted.resize(drafted);
-  }
-  ++stats_.drafts;
-  stats_.draft_tokens += static_cast<int64_t>(drafted);
-  stats_.accepted_tokens += accepted;
-  for (size_t j = 0; j < drafted; ++j) {
-    const int64_t is_accepted = j < static_cast<size_t>(accepted);
-    ++answer.drafted[j];
-    ++stats_.drafted_per_position[j];
-    answer.accepted[j] += is_accepted;
-    stats_.accepted_per_position[j] += is_accepted;
-  }
 }
 
 // Checkpoints, forks and ends, after all tokens were taken.
@@ -451,9 +312,7 @@ void EngineCore::finish_step(Plan plan) {
   for (const Scheduler::Planned& planned : plan) {
     Choice& choice = *planned.choice;
     if (choice.request.request.pooling != Pooling::kNone) {
-      if (choice.left() == 0) {
-        choice.sequence.finished = true;
-        choice.answer.finish_reason = FinishReason::kStop;
+      if (choice.sequence.finished) {
         stats_.prompt_tokens += choice.sequence.prompt_size;
         tell(choice, -1, "");
       }
@@ -474,19 +333,15 @@ void EngineCore::finish_step(Plan plan) {
   for (const Scheduler::Planned& planned : plan) {
     RequestState& state = planned.choice->request;
     if (state.choices.size() == 1 || planned.choice->sequence.outputs() != 1) continue;
-    ended_.clear();
+    born_.clear();
     for (const auto& choice : state.choices)
-      if (choice->status == Choice::Status::kUnborn && !choice->sequence.finished) ended_.push_back(choice.get());
-    if (!ended_.empty() && !state.cancelled) scheduler_->fork(*planned.choice, ended_);
+      if (choice->status == Choice::Status::kUnborn && !choice->sequence.finished) born_.push_back(choice.get());
+    if (!born_.empty() && !state.cancelled) scheduler_->fork(*planned.choice, born_);
   }
-  ended_.clear();
-  for (const Scheduler::Planned& planned : plan)
-    for (const auto& choice : planned.choice->request.choices)
-      if (choice->sequence.finished && !choice->finished()) {
-        end(*choice);
-        ended_.push_back(choice.get());
-      }
-  for (const Choice* choice : ended_) ended_ids_.push_back(choice->request.id);
+  for (Choice* choice : finished_) end(*choice);
+  ended_ids_.clear();
+  for (const Choice* choice : finished_) ended_ids_.push_back(choice->request.id);
+  finished_.clear();
   for (const RequestId id : ended_ids_) {
     const auto found = requests_.find(id);
     if (found == requests_.end() || found->second->cancelled) continue;  // erased, or soon
@@ -495,7 +350,6 @@ void EngineCore::finish_step(Plan plan) {
     deadlines_.erase({found->second->request.deadline, id});
     requests_.erase(found);
   }
-  ended_ids_.clear();
 }
 
 const EngineStats& EngineCore::stats() {
@@ -552,8 +406,10 @@ std::vector<std::vector<Answer>> EngineCore::run(const std::vector<Request>& req
     EngineCore& core;
     const std::vector<RequestId>& ids;
   } ending{*this, ids};
+  size_t ended = 0;  // so many at the front
   const auto left = [&] {
-    return std::any_of(ids.begin(), ids.end(), [&](RequestId id) { return requests_.contains(id); });
+    while (ended < ids.size() && !requests_.contains(ids[ended])) ++ended;
+    return ended < ids.size();
   };
   const int64_t rows_before = stats_.prompt_rows;
   while (left()) {

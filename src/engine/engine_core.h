@@ -48,7 +48,8 @@ class EngineCore {
   std::variant<RequestId, RequestError> add(Request request, OnToken on_token);
   // Ends a request, all choices of it, before the next step; unknown ones are ignored.
   void cancel(RequestId id);
-  // Runs one step. False: there was nothing to run.
+  // Runs one step. False: there was nothing to run. What on_token throws ends up here; the requests of that step can
+  // then only be given up.
   bool step();
   bool idle() const { return requests_.empty(); }
 
@@ -71,6 +72,7 @@ class EngineCore {
   void make_choices(RequestState& state);
   uint64_t next_seed();
   void end_cancelled();
+  void fail(RequestState& state, const RequestError& error);
   int64_t encode_pictures(Choice& choice, int64_t rows);
   void forward(Plan plan);
   void pool(const Scheduler::Planned& planned, const Tensor& hidden, int64_t row);
@@ -80,6 +82,7 @@ class EngineCore {
   void take_tokens(Choice& choice, std::span<const ops::SampledRow> rows);
   void finish_step(Plan plan);
   void end(Choice& choice);
+  void note_times(const Choice& choice);
   void forget(RequestId id);
   void tell(Choice& choice, int32_t token, std::string_view text);
 
@@ -98,6 +101,7 @@ class EngineCore {
   std::set<std::pair<double, RequestId>> deadlines_;
   std::vector<RequestId> cancelled_;
   EngineStats stats_;
+  double now_ = 0;  // when the step's tokens were there
 
   // Of one step; kept for their memory.
   std::vector<ModelRunner::Part> parts_;
@@ -110,7 +114,7 @@ class EngineCore {
   std::vector<int32_t> logit_rows_;
   ops::SamplingBatch sampling_batch_;
   ops::SamplingResult sampling_result_;
-  std::vector<Choice*> complete_, ended_;
+  std::vector<Choice*> complete_, born_, finished_;
   std::vector<RequestId> ended_ids_;
 };
 

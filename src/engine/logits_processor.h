@@ -2,6 +2,7 @@
 // the row, drafts among them. So it works in verify rows, where the drafts are not certain yet.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -66,6 +67,10 @@ class LogitsProcessor {
 struct ThinkingTokens {
   std::vector<int32_t> start, end;
   bool empty() const { return start.empty() || end.empty(); }
+  // Then the end would open the reasoning again, and no budget could close it.
+  bool end_contains_start() const {
+    return !empty() && std::search(end.begin(), end.end(), start.begin(), start.end()) != end.end();
+  }
 };
 
 // Where the tokens read so far stand in the reasoning. It is open behind the last start sequence unless an end sequence

@@ -292,6 +292,7 @@ void PrefixCache::enforce_limits(std::string_view space) {
 
 bool PrefixCache::reclaim(int64_t pages, int64_t slots, std::string_view space) {
   const PagePool& pool = store_.pages();
+  if (pool.free_pages() >= pages && store_.slots().free_slots() >= slots) return true;
   std::vector<bool> stays(static_cast<size_t>(pool.pages()), false);  // pages that pinned checkpoints hold
   int64_t can_free_pages = pool.free_pages() + pool.cached_only_pages();
   int64_t can_free_slots = store_.slots().free_slots();

@@ -42,9 +42,12 @@ struct Request {
   int32_t first_choice = 0;     // index of the first choice: prompt j of a request for several uses j * n (noise)
   int32_t priority = 0;         // lower ones first, with the priority policy
   double deadline = 0;          // seconds of the engine's clock, when it is ended; 0: none
+  std::optional<double> arrival = {};  // seconds of the engine's clock, for statistics; absent: when it is added
+  // Nothing that others computed is used for it; what it computes is kept.
+  bool skip_reading_prefix_cache = false;
   Pooling pooling = Pooling::kNone;
   std::vector<std::shared_ptr<const LogitsProcessor>> processors = {};
-  std::shared_ptr<Grammar> grammar = {};
+  std::shared_ptr<const Grammar> grammar = {};  // each choice follows a clone of it
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };

@@ -12,9 +12,12 @@ bool reads_prompt(const Choice& choice) {
   return choice.sequence.outputs() == 0 && choice.sequence.computed < choice.sequence.prompt_size;
 }
 
-// Something is wanted of every row of the prompt.
-bool needs_all_rows(const Choice& choice) {
-  return choice.sequence.params.prompt_logprobs || choice.request.request.pooling == Pooling::kMean;
+// Nothing else, or nothing of another's making, will do: something is wanted of every row of the prompt, or the request
+// asks for it.
+bool computes_all_rows(const Choice& choice) {
+  const Request& request = choice.request.request;
+  return choice.sequence.params.prompt_logprobs || request.pooling == Pooling::kMean ||
+         request.skip_reading_prefix_cache;
 }
 
 int64_t common_prefix(std::span<const TokenKey> a, std::span<const TokenKey> b) {
@@ -33,6 +36,15 @@ Scheduler::Scheduler(ModelRunner& runner, PrefixCache* cache, SchedulerOptions o
       prepare_(std::move(prepare)),
       longest_(std::min(runner.limits().max_model_len, runner.limits().num_blocks * runner.limits().block_size)),
       waiting_(Earlier{options.policy == SchedulingPolicy::kPriority}) {}
+
+Scheduler::~Scheduler() { drop_plan(); }
+
+// Slots for checkpoints that were not published: the step did not come to its end.
+void Scheduler::drop_plan() {
+  for (const Planned& planned : plan_)
+    for (const ModelRunner::Cut& cut : planned.cuts) runner_.slots().release(cut.slot);
+  plan_.clear();
+}
 
 int64_t Scheduler::pages_for(int64_t tokens) const {
   return (tokens + runner_.limits().block_size - 1) / runner_.limits().block_size;
@@ -145,7 +157,7 @@ std::span<Scheduler::Planned> Scheduler::schedule() {
 }
 
 void Scheduler::plan_step() {
-  plan_.clear();
+  drop_plan();
   preempted_ = false;
   int64_t budget = runner_.limits().max_num_batched_tokens;
   for (size_t i = 0; i < running_.size(); ++i) {  // grow() may take away those behind
@@ -161,6 +173,7 @@ void Scheduler::plan_step() {
   for (Choice* choice : running_)
     if (!choice->decodes()) plan_prompt(*choice, budget, --reading > 0 || !waiting_.empty());
   if (!preempted_) admit(budget);
+  plan_rest(budget);
   plan_cuts();
 }
 
@@ -192,15 +205,35 @@ void Scheduler::plan_prompt(Choice& choice, int64_t& budget, bool others) {
   budget -= rows;
 }
 
+// What was left for others, and none of them could take, goes to the prompts that are read.
+void Scheduler::plan_rest(int64_t budget) {
+  for (Planned& planned : plan_) {
+    if (budget <= 0) return;
+    Choice& choice = *planned.choice;
+    const int64_t most = std::min(planned.rows + budget, choice.left());
+    if (most == planned.rows) continue;
+    const int64_t rows = std::max(planned.rows, prepare_(choice, most));
+    budget -= rows - planned.rows;
+    planned.rows = rows;
+  }
+}
+
 void Scheduler::admit(int64_t& budget) {
+  readers_.clear();
+  for (Choice* choice : running_)
+    if (reads_prompt(*choice) && choice->request.caches) readers_.push_back(choice);
   for (auto next = waiting_.begin(); next != waiting_.end() && budget > 0;) {
     if (std::ssize(running_) >= runner_.limits().max_num_seqs) return;
     Choice& choice = **next++;
     PrefixMatch match;
-    if (cache_ != nullptr && choice.request.caches && !needs_all_rows(choice)) {
-      const int64_t size = choice.sequence.size();
-      match = cache_->find(choice.request.space, keys_of(choice, size), size - 1);
-      if (waits_for_prefix(choice, match)) {
+    if (cache_ != nullptr && choice.request.caches && !computes_all_rows(choice)) {
+      bool waits = still_waits_for_prefix(choice);
+      if (!waits) {
+        const int64_t size = choice.sequence.size();
+        match = cache_->find(choice.request.space, keys_of(choice, size), size - 1);
+        waits = waits_for_prefix(choice, match);
+      }
+      if (waits) {
         ++stats_.waits_for_prefix;
         continue;
       }
@@ -211,6 +244,7 @@ void Scheduler::admit(int64_t& budget) {
     choice.status = Choice::Status::kRunning;
     running_.insert(std::upper_bound(running_.begin(), running_.end(), &choice, waiting_.key_comp()), &choice);
     choose_cuts(choice, match);
+    if (reads_prompt(choice) && choice.request.caches) readers_.push_back(&choice);
     plan_prompt(choice, budget, next != waiting_.end());
   }
 }
@@ -245,7 +279,8 @@ bool Scheduler::start_from(Choice& choice, CheckpointId id) {
   }
   choice.source = id;
   cache_->note_use(s.size(), id, on_host);
-  if (s.outputs() == 0) choice.answer.cached_tokens = s.computed;
+  if (s.outputs() == 0 && choice.answer.preemptions == 0)
+    choice.answer.cached_tokens = s.computed;  // later it may be its own work
   return true;
 }
 
@@ -256,12 +291,22 @@ bool Scheduler::has_room_for_all(const Choice& choice) const {
   return pages <= runner_.pages().free_pages() + runner_.pages().cached_only_pages();
 }
 
+// So that many that wait for one prefix need not be compared with it in every step.
+bool Scheduler::still_waits_for_prefix(const Choice& choice) const {
+  const Choice::Awaited& awaited = choice.awaited;
+  return awaited.tokens > 0 && std::any_of(readers_.begin(), readers_.end(), [&](const Choice* other) {
+           return other->request.id == awaited.request && other->sequence.choice == awaited.choice &&
+                  other->sequence.computed < awaited.tokens;
+         });
+}
+
 // Does a running choice compute a longer prefix than the cache has? Then that one leaves a checkpoint at its end.
 bool Scheduler::waits_for_prefix(Choice& choice, const PrefixMatch& match) {
   const int64_t found = match.checkpoint ? cache_->checkpoint(*match.checkpoint).P : 0;
   const int64_t most = choice.sequence.size() - 1;
-  for (Choice* other : running_) {
-    if (!reads_prompt(*other) || !other->request.caches || other->request.space != choice.request.space) continue;
+  choice.awaited = {};
+  for (Choice* other : readers_) {
+    if (other->request.space != choice.request.space) continue;
     const int64_t most_of_both = std::min(most, other->sequence.prompt_size - 1);
     const int64_t common =
         std::min(most_of_both, common_prefix(choice.keys, keys_of(*other, other->sequence.prompt_size)));
@@ -269,6 +314,7 @@ bool Scheduler::waits_for_prefix(Choice& choice, const PrefixMatch& match) {
     std::vector<int64_t>& cuts = other->cuts;
     const auto behind = std::upper_bound(cuts.begin(), cuts.end(), common);
     if (behind == cuts.begin() || *(behind - 1) + kLeastSaved < common) cuts.insert(behind, common);
+    choice.awaited = {other->request.id, other->sequence.choice, common};
     return true;
   }
   return false;

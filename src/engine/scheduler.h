@@ -4,7 +4,7 @@
 // hands out rows so that it catches up (vLLM's rule). Running choices come first, those that decode before those that
 // still read their prompt; then waiting ones, unless a running one had to be preempted. All in order of priority and
 // arrival. While others want rows too, a prompt gets at most half of what is left of the budget, so that a long one
-// does not hold up those behind it.
+// does not hold up those behind it; what they leave it gets as well.
 //
 // A choice takes the pages of all its known tokens when it starts, and more as it grows. When there are none, the least
 // valuable checkpoints go, then the choice that comes last is preempted: its state becomes a checkpoint, it waits, and
@@ -44,6 +44,7 @@ class Scheduler {
   using Prepare = std::function<int64_t(Choice& choice, int64_t rows)>;
   Scheduler(ModelRunner& runner, PrefixCache* cache, SchedulerOptions options, CompleteEntries complete_entries,
             Prepare prepare);
+  ~Scheduler();
 
   // Queues a choice with known tokens.
   void add(Choice& choice);
@@ -92,11 +93,14 @@ class Scheduler {
   void unpin(Choice& choice);
   std::optional<int32_t> take_slot(const Choice& choice);
   bool grow(Choice& choice, int64_t tokens);
+  void drop_plan();
   void plan_step();
+  void plan_rest(int64_t budget);
   void admit(int64_t& budget);
   bool start(Choice& choice, const PrefixMatch& match);
   bool start_from(Choice& choice, CheckpointId id);
   bool has_room_for_all(const Choice& choice) const;
+  bool still_waits_for_prefix(const Choice& choice) const;
   bool waits_for_prefix(Choice& choice, const PrefixMatch& match);
   void choose_cuts(Choice& choice, const PrefixMatch& match);
   void plan_prompt(Choice& choice, int64_t& budget, bool others);
@@ -113,6 +117,7 @@ class Scheduler {
   int64_t longest_;
   std::set<Choice*, Earlier> waiting_;
   std::vector<Choice*> running_;  // in the same order
+  std::vector<Choice*> readers_;  // of a prompt that others may wait for, in this step
   std::vector<Planned> plan_;
   bool preempted_ = false;  // in this step
   Stats stats_;

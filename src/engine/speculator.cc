@@ -1,6 +1,7 @@
 #include "engine/speculator.h"
 
 #include <algorithm>
+#include <random>
 
 namespace calandra {
 namespace {
@@ -18,6 +19,7 @@ Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, con
       config_(config),
       context_(context),
       clock_(clock),
+      hash_seed_(std::random_device{}()),
       length_(runner.model().step_cost(), pass_cost(runner.model(), config),
               {config.num_speculative_tokens, config.adaptive, speed}) {
   CHECK_LE(config.num_speculative_tokens, runner.limits().pending_capacity);
@@ -32,7 +34,7 @@ void Speculator::observe(Choice& choice, int accepted) {
 void Speculator::look_up(Choice& choice, int most) {
   const Sequence& s = choice.sequence;
   if (!choice.ngrams) {
-    choice.ngrams.emplace(config_.prompt_lookup_min, config_.prompt_lookup_max, choice.request.id);
+    choice.ngrams.emplace(config_.prompt_lookup_min, config_.prompt_lookup_max, hash_seed_);
     choice.ngrams->reserve(choice.longest);
   }
   choice.ngrams->append(std::span(s.tokens).subspan(static_cast<size_t>(choice.ngrams->size())));

@@ -54,6 +54,7 @@ class Speculator {
   SpeculativeConfig config_;
   const SamplingContext& context_;
   const Clock& clock_;
+  const uint64_t hash_seed_;  // of the n-gram tables; no client knows it
   DraftLength length_;
 
   // Of one step; kept for their memory.

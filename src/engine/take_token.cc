@@ -11,11 +11,13 @@ bool take_token(Choice& choice, const ops::SampledRow& sampled, std::span<const 
   Sequence& s = choice.sequence;
   Answer& answer = choice.answer;
   if (sampled.status != ops::RowStatus::kOk) {
-    answer.error =
-        RequestError{500, "internal_error", "",
-                     sampled.status == ops::RowStatus::kNotFinite
-                         ? "the model computed NaN or infinity; the answer ends here"
-                         : "no token is left to choose from: allowed_token_ids, bad_words and logit_bias exclude all"};
+    if (sampled.status == ops::RowStatus::kNotFinite)
+      answer.error =
+          RequestError{500, "internal_error", "", "the model computed NaN or infinity; the answer ends here"};
+    else
+      answer.error = RequestError{400, "invalid_request_error", "",
+                                  "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, "
+                                  "min_tokens and thinking_token_budget exclude all"};
     s.finished = true;
     return true;
   }

@@ -1,76 +1,8 @@
 // What the engine does with requests, beyond their tokens: who runs when, what is kept, what is reported.
-#include "engine/engine_core.h"
-
-#include <gtest/gtest.h>
-
-#include "backends/reference/reference.h"
-#include "tests/hashsim/hash_model.h"
+#include "tests/hashsim/engine_core_fixture.h"
 
 namespace calandra::hashsim {
 namespace {
-
-HashModelConfig model_config() {
-  HashModelConfig config;
-  config.vision = true;
-  config.step_cost.weight_bytes = config.draft_cost.weight_bytes = 1e6;
-  return config;
-}
-
-class EngineCoreTest : public ::testing::Test {
- protected:
-  EngineCore& start(RunnerLimits limits, EngineOptions options) {
-    core_.reset();
-    runner_ = std::make_unique<ModelRunner>(model_, backend_, limits);
-    options.seed = 1;
-    if (!options.clock) options.clock = [this] { return now_; };
-    core_ = std::make_unique<EngineCore>(*runner_, nullptr, options);
-    return *core_;
-  }
-  static RunnerLimits limits() {
-    return {
-        .max_num_seqs = 8, .max_num_batched_tokens = 64, .max_model_len = 512, .num_state_slots = 64, .max_cuts = 8};
-  }
-  static EngineOptions with_cache() {
-    EngineOptions options;
-    options.checkpoint_bytes = 1 << 24;
-    return options;
-  }
-  static std::vector<int32_t> tokens(int64_t count, int32_t seed) {
-    std::vector<int32_t> ids;
-    for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>((seed * 31 + i * 7 + i * i * seed) % 64));
-    return ids;
-  }
-  static Request request(std::vector<int32_t> prompt, int32_t max_tokens) {
-    Request request;
-    request.prompt_token_ids = std::move(prompt);
-    request.params.max_tokens = max_tokens;
-    request.params.temperature = 0;
-    return request;
-  }
-  // Queues a request whose answer is kept, with the step it ended in.
-  RequestId add(Request request) {
-    auto added = core_->add(std::move(request), [this](const TokenEvent& event) {
-      if (event.token >= 0 && !first_step_.contains(event.request)) first_step_[event.request] = core_->stats().steps;
-      if (event.finished) answers_[event.request].push_back(event.answer);
-      return true;
-    });
-    if (const auto* error = std::get_if<RequestError>(&added)) ADD_FAILURE() << error->message;
-    return std::get<RequestId>(added);
-  }
-  void run() {
-    while (core_->step()) now_ += 0.01;
-    EXPECT_TRUE(core_->idle());
-  }
-  const Answer& answer(RequestId id) { return answers_.at(id).at(0); }
-
-  HashModel model_{model_config()};
-  ReferenceBackend backend_;
-  double now_ = 1;
-  std::unique_ptr<ModelRunner> runner_;
-  std::unique_ptr<EngineCore> core_;
-  std::map<RequestId, std::vector<Answer>> answers_;
-  std::map<RequestId, int64_t> first_step_;
-};
 
 TEST_F(EngineCoreTest, ALongPromptDoesNotHoldUpShortOnes) {
   start(limits(), {});
@@ -87,6 +19,52 @@ TEST_F(EngineCoreTest, ALongPromptDoesNotHoldUpShortOnes) {
   EXPECT_EQ(core_->stats().steps, 40);  // it got a token in every one of them
 }
 
+// What nobody else can take is not lost to the prompt that is read.
+TEST_F(EngineCoreTest, APromptGetsTheWholeBudgetWhenNobodyElseCanRun) {
+  RunnerLimits one = limits();
+  one.max_num_seqs = 1;
+  start(one, {});
+  const RequestId first = add(request(tokens(500, 1), 1));
+  for (int32_t i = 0; i < 3; ++i) add(request(tokens(8, 2 + i), 1));
+  run();
+  EXPECT_EQ(first_step_[first], (500 + 63) / 64);
+}
+
+// Short prompts that come again and again while long ones are read and others decode: how long anybody waits.
+TEST_F(EngineCoreTest, Fairness) {
+  RunnerLimits many = limits();
+  many.max_num_seqs = 16;
+  start(many, {});
+  std::map<RequestId, int64_t> last_step, came, gaps;
+  int64_t longest_gap = 0, longest_wait = 0;
+  const auto watched = [&](Request r) {
+    const auto added = core_->add(std::move(r), [&](const TokenEvent& event) {
+      const int64_t step = core_->stats().steps;
+      if (const auto before = last_step.find(event.request); before != last_step.end())
+        longest_gap = std::max(longest_gap, step - before->second);
+      last_step[event.request] = step;
+      return true;
+    });
+    const RequestId id = std::get<RequestId>(added);
+    came[id] = core_->stats().steps;
+    return id;
+  };
+  for (int32_t i = 0; i < 4; ++i) watched(request(tokens(8, i), 200));
+  core_->step();
+  for (int32_t i = 0; i < 4; ++i) watched(request(tokens(500, 10 + i), 2));
+  std::vector<RequestId> short_ones;
+  for (int32_t i = 0; !core_->idle(); ++i) {
+    if (i % 5 == 0 && i < 30) short_ones.push_back(watched(request(tokens(8, 20 + i), 2)));
+    core_->step();
+  }
+  for (const RequestId id : short_ones) longest_wait = std::max(longest_wait, last_step[id] - 1 - came[id]);
+  RecordProperty("most steps between two tokens of one that decodes", static_cast<int>(longest_gap));
+  RecordProperty("most steps to the first token of 8 behind 4 prompts of 500", static_cast<int>(longest_wait));
+  EXPECT_EQ(longest_gap, 1);
+  // 60 rows are left beside those that decode; four readers take 30, 15, 8 and 4 of them, three are left for the next.
+  EXPECT_LE(longest_wait, (8 + 2) / 3);
+}
+
 TEST_F(EngineCoreTest, PriorityGoesBeforeArrival) {
   for (const SchedulingPolicy policy : {SchedulingPolicy::kFcfs, SchedulingPolicy::kPriority}) {
     RunnerLimits one = limits();
@@ -94,7 +72,6 @@ TEST_F(EngineCoreTest, PriorityGoesBeforeArrival) {
     EngineOptions options;
     options.scheduler.policy = policy;
     start(one, options);
-    first_step_.clear();
     std::vector<RequestId> ids;
     for (const int32_t priority : {5, 1, 3}) {
       Request r = request(tokens(8, priority), 3);
@@ -125,6 +102,18 @@ TEST_F(EngineCoreTest, ABurstComputesItsPrefixOnce) {
   for (size_t i = 1; i < ids.size(); ++i) EXPECT_EQ(answer(ids[i]).cached_tokens, 200) << i;
   EXPECT_EQ(core_->stats().prompt_rows, 210 + 19 * 10);
   EXPECT_GT(core_->stats().waits_for_prefix, 0);
+}
+
+TEST_F(EngineCoreTest, WhoWaitsForAPrefixStartsAsSoonAsItIsThere) {
+  start(limits(), with_cache());
+  std::vector<int32_t> prompt = tokens(500, 1);
+  add(request(prompt, 1));
+  prompt.resize(70);
+  prompt[64] = (prompt[64] + 1) % 64;  // a step's rows are the same
+  const RequestId second = add(request(prompt, 1));
+  run();
+  EXPECT_EQ(answer(second).cached_tokens, 64);
+  EXPECT_EQ(first_step_[second], 2);
 }
 
 TEST_F(EngineCoreTest, TurnsGoOnFromTheAnswersEnd) {
@@ -181,6 +170,60 @@ TEST_F(EngineCoreTest, SaltsDoNotMeet) {
   EXPECT_EQ(hit(""), 0);
   EXPECT_EQ(hit("a"), 59);
   EXPECT_EQ(hit(""), 59);
+}
+
+TEST_F(EngineCoreTest, WhoSkipsReadingStillLeavesCheckpoints) {
+  start(limits(), with_cache());
+  const auto hit = [&](int64_t size, bool skips) {
+    Request r = request(tokens(size, 1), 1);
+    r.skip_reading_prefix_cache = skips;
+    const RequestId id = add(r);
+    run();
+    return answer(id).cached_tokens;
+  };
+  EXPECT_EQ(hit(60, false), 0);
+  EXPECT_EQ(hit(60, true), 0);
+  EXPECT_EQ(hit(90, true), 0);
+  EXPECT_EQ(hit(100, false), 90);
+}
+
+// Its own tokens are no earlier request's.
+TEST_F(EngineCoreTest, APreemptedPromptReportsWhatWasCachedWhenItCame) {
+  start(limits(), with_cache());
+  add(request(tokens(40, 1), 1));
+  run();
+  for (const int64_t cached : {0, 40}) {
+    std::vector<int32_t> prompt = tokens(300, cached == 0 ? 2 : 1);
+    const RequestId id = add(request(prompt, 2));
+    core_->step();
+    core_->step();
+    core_->preempt(id, 0);
+    run();
+    EXPECT_EQ(answer(id).preemptions, 1);
+    EXPECT_EQ(answer(id).cached_tokens, cached);
+    EXPECT_LT(core_->stats().prompt_rows, 40 + 2 * 300);  // it went on from its own checkpoint all the same
+  }
+}
+
+TEST_F(EngineCoreTest, AGivenUpPromptIsGoneOnWithWhenItComesAgain) {
+  start(limits(), with_cache());
+  const RequestId given_up = add(request(tokens(300, 1), 5));
+  core_->step();
+  core_->step();
+  core_->cancel(given_up);
+  run();
+  EXPECT_EQ(answer(given_up).finish_reason, FinishReason::kCancelled);
+  const RequestId again = add(request(tokens(300, 1), 5));
+  for (int i = 0; i < 5; ++i) core_->step();
+  core_->cancel(again);  // in its answer: nothing of that is kept
+  run();
+  EXPECT_EQ(answer(again).cached_tokens, 128);
+  std::vector<int32_t> longer = tokens(300, 1);
+  longer.insert(longer.end(), answer(again).token_ids.begin(), answer(again).token_ids.end());
+  longer.push_back(1);
+  const RequestId turn = add(request(longer, 1));
+  run();
+  EXPECT_EQ(answer(turn).cached_tokens, 299);
 }
 
 TEST_F(EngineCoreTest, DeadlinesEndRequestsEverywhere) {
@@ -247,15 +290,6 @@ TEST_F(EngineCoreTest, PicturesAreEncodedOnceAndWithinTheBudget) {
   EngineOptions options = with_cache();
   options.encoder_budget = 8;
   start(limits(), options);
-  const int64_t merge = model_.vision()->spatial_merge_size(), side = model_.vision()->patch_size();
-  const int64_t values = 3 * model_.vision()->temporal_patch_size() * side * side;
-  const auto picture = [&](float pixel, int64_t rows) {
-    auto input = std::make_shared<EncoderInput>();
-    input->grid = {1, merge, merge * rows};
-    input->patches.assign(static_cast<size_t>(input->grid.patches() * values), pixel);
-    input->content_hash = {static_cast<uint64_t>(pixel * 8)};
-    return input;
-  };
   const auto a = picture(1, 6), b = picture(2, 6);
   const auto with = [&](std::vector<std::shared_ptr<EncoderInput>> inputs) {
     Request r = request(tokens(60, 1), 3);
@@ -309,6 +343,16 @@ TEST_F(EngineCoreTest, RequestsThatCanNeverRunAreRefused) {
   EngineCore& core = start(few, {});
   EXPECT_TRUE(core.check(request(tokens(64, 1), 1)).has_value());
   EXPECT_FALSE(core.check(request(tokens(63, 1), 1)).has_value());
+  Request r = request(tokens(60, 1), 1);
+  r.pictures = {{5, 6, picture(1, 6), 0}, {20, 6, picture(2, 6), 0}};
+  EXPECT_FALSE(core.check(r).has_value());
+  std::swap(r.pictures[0], r.pictures[1]);
+  EXPECT_TRUE(core.check(r).has_value());
+  r.pictures = {{5, 6, picture(1, 6), 0}, {10, 6, picture(2, 6), 0}};
+  EXPECT_TRUE(core.check(r).has_value());
+  r.pictures = {};
+  r.positions.resize(59);
+  EXPECT_TRUE(core.check(r).has_value());
   const RequestId id = add(request(tokens(60, 1), 100));
   run();
   EXPECT_EQ(answer(id).token_ids.size(), 4u);

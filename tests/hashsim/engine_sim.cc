@@ -57,8 +57,10 @@ EngineSim::EngineSim(uint64_t seed, SimOptions options)
     if (options_.drafts) check_drafts(batch);
     if (options_.before_forward) options_.before_forward(*this, batch);
   });
-  model_.before_draft(
-      [this](Batch& batch) { now_ += (1e-5 + 1e-6 * static_cast<double>(batch.rows())) * (0.5 + draw_.real(0, 1)); });
+  model_.before_draft([this](Batch& batch) {
+    now_ += (1e-5 + 1e-6 * static_cast<double>(batch.rows())) * (0.5 + draw_.real(0, 1));
+    if (options_.before_draft) options_.before_draft(*this, batch);
+  });
 }
 
 void EngineSim::violation(const std::string& what) {
@@ -109,7 +111,6 @@ void EngineSim::arrive() {
 void EngineSim::submit(SimRequest& request) {
   ++next_request_;
   Request given = request.request;
-  if (given.grammar) given.grammar = given.grammar->clone();
   if (given.deadline > 0) given.deadline += now_;
   if (options_.submit) options_.submit(given);
   const auto added = core_.add(given, [this, &request](const TokenEvent& event) { return on_token(request, event); });

@@ -36,6 +36,7 @@ struct SimOptions {
   std::function<void(SimWorld&)> world;                         // before anything is made of it
   std::function<void(Request&)> submit;                         // what the engine is given
   std::function<void(EngineSim&, Batch&)> before_forward;       // after the drafts of the step were made
+  std::function<void(EngineSim&, Batch&)> before_draft;         // of every draft pass
   std::function<void(EngineSim&)> after_step;                   // before the checks
   std::function<void(EngineSim&, const TokenEvent&)> on_token;  // before the checks
   Backend* backend = nullptr;                                   // the engine's; the reference backend by default

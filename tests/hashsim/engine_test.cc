@@ -27,7 +27,9 @@ class Doubtful final : public CausalLM {
   DType dtype() const override { return model_.dtype(); }
   std::vector<CacheSpec> cache_specs() const override { return model_.cache_specs(); }
   Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override {
-    while (stands.load()) std::this_thread::yield();
+    for (standing = stands.load(); stands.load();) std::this_thread::yield();
+    standing = false;
+    if (slow) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     if (fails.load() && !ctx.dry_run) throw std::runtime_error("the device is gone");
     return model_.forward(ctx, batch, caches);
   }
@@ -35,7 +37,8 @@ class Doubtful final : public CausalLM {
   StepCost step_cost() const override { return model_.step_cost(); }
   const Drafter* drafter() const override { return model_.drafter(); }
 
-  std::atomic<bool> stands = false, fails = false;
+  std::atomic<bool> stands = false, fails = false, slow = false;
+  mutable std::atomic<bool> standing = false;
 
  private:
   HashModel model_;
@@ -56,7 +59,8 @@ class EngineThread : public ::testing::Test {
     EngineOptions options;
     options.seed = 5;
     options.checkpoint_bytes = 1 << 20;
-    options.speculative = SpeculativeConfig{.num_speculative_tokens = 3};
+    options.speculative.emplace().num_speculative_tokens = 3;
+    options.speculative->adaptive = false;  // the clock has no part in it
     return options;
   }
   static Request request(int32_t first, int32_t max_tokens, int32_t n = 1) {
@@ -152,10 +156,10 @@ TEST_F(EngineThread, DrainRefusesWhatComesAndEndsWhatStays) {
   EXPECT_EQ(std::get<RequestError>(refused).status, 503);
 
   Engine other(runner_, nullptr, options());
-  model_.stands = true;
+  model_.stands = model_.slow = true;  // its hundred steps outlast the end of a wait of no seconds
   auto long_one = submitted(other, request(3, 100));
-  std::thread draining([&] { EXPECT_FALSE(other.drain(0.01)); });
-  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  std::thread draining([&] { EXPECT_FALSE(other.drain(0)); });
+  while (std::holds_alternative<std::shared_ptr<Stream>>(other.submit(request(4, 1)))) std::this_thread::yield();
   model_.stands = false;
   draining.join();
   EXPECT_EQ(read(*long_one, 1)[0].finish_reason, FinishReason::kCancelled);
@@ -169,6 +173,22 @@ TEST_F(EngineThread, TheQueueIsBounded) {
   const auto refused = engine.submit(request(4, 5));
   ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
   EXPECT_EQ(std::get<RequestError>(refused).status, 503);
+  model_.stands = false;
+  for (const auto& stream : streams) EXPECT_EQ(read(*stream, 1)[0].token_ids.size(), 5u);
+}
+
+// Choices that run are no requests that wait.
+TEST_F(EngineThread, TheQueueCountsRequests) {
+  Engine engine(runner_, nullptr, options(), {.max_waiting = 3});
+  auto first = submitted(engine, request(1, 100, 4));
+  std::set<int32_t> seen;  // choices with a token of a step after the first
+  std::map<int32_t, int> tokens;
+  while (seen.size() < 4)
+    if (const auto event = first->next(); ++tokens[event->choice] > 4) seen.insert(event->choice);
+  model_.stands = true;
+  std::vector<std::shared_ptr<Stream>> streams;
+  for (int32_t i = 0; i < 3; ++i) streams.push_back(submitted(engine, request(i, 5)));
+  EXPECT_TRUE(std::holds_alternative<RequestError>(engine.submit(request(4, 5))));
   model_.stands = false;
   for (const auto& stream : streams) EXPECT_EQ(read(*stream, 1)[0].token_ids.size(), 5u);
 }
@@ -190,13 +210,55 @@ TEST_F(EngineThread, AFailingDeviceEndsEveryStreamOnce) {
   const std::vector<Answer> answers = read(*one, 1);
   ASSERT_TRUE(answers[0].error.has_value());
   EXPECT_EQ(answers[0].error->status, 500);
-  int ends = 0;
-  while (auto event = two->next()) ends += event->answer.has_value();
-  EXPECT_EQ(ends, 2);
+  std::vector<int32_t> ends;
+  while (auto event = two->next())
+    if (event->answer) ends.push_back(event->choice);
+  EXPECT_EQ(ends, (std::vector{0, 1}));
+  two->cancel();                    // nobody looks any more
   EXPECT_FALSE(engine.drain(100));  // returns when the loop has noted its end
   EXPECT_FALSE(engine.healthy());
   EXPECT_TRUE(std::holds_alternative<RequestError>(engine.submit(request(3, 5))));
   EXPECT_FALSE(engine.drain(1));
+}
+
+// A request that breaks the engine while it is added: those that came with it end too.
+TEST_F(EngineThread, AFailureBetweenStepsEndsEveryStream) {
+  class Breaks final : public Grammar {
+   public:
+    bool mask(std::span<const int32_t>, std::span<uint32_t>) override { return true; }
+    void accept(int32_t) override {}
+    bool finished() const override { return false; }
+    std::unique_ptr<Grammar> clone() const override { throw std::runtime_error("no memory"); }
+  };
+  Engine engine(runner_, nullptr, options());
+  model_.stands = true;
+  auto running = submitted(engine, request(1, 5));
+  while (!model_.standing) std::this_thread::yield();  // the others are taken together after this step
+  Request breaks = request(2, 5, 2);
+  breaks.grammar = std::make_shared<Breaks>();
+  std::vector<std::shared_ptr<Stream>> streams = {running, submitted(engine, request(3, 50)), submitted(engine, breaks),
+                                                  submitted(engine, request(4, 50))};
+  model_.stands = false;
+  for (const auto& stream : streams) {
+    bool failed = false;
+    while (auto event = stream->next_for(20)) failed = failed || (event->answer && event->answer->error);
+    EXPECT_TRUE(failed);
+    EXPECT_TRUE(stream->ended());
+  }
+}
+
+TEST_F(EngineThread, WorkAfterALongIdleTimeIsNotAStall) {
+  std::atomic<double> now = 0;
+  EngineOptions options;
+  options.clock = [&] { return now.load(); };
+  Engine engine(runner_, nullptr, options, {.stall_seconds = 60});
+  for (int i = 0; i < 50; ++i) {
+    now = now + 1000;
+    auto stream = submitted(engine, request(i, 2));
+    EXPECT_TRUE(engine.healthy());
+    read(*stream, 1);
+    while (engine.stats().finished_length <= i) std::this_thread::yield();  // idle again
+  }
 }
 
 TEST_F(EngineThread, AStepThatDoesNotEndIsNotHealthy) {

@@ -167,6 +167,7 @@ void SimWorld::draw_options(Draw& draw) {
   options.seed = draw.word();
   options.eos_token_ids = draw.chance(70) ? draw_ids(draw, model.vocab_size, draw.in(1, 2)) : std::vector<int32_t>{};
   if (draw.chance(30)) options.thinking = {draw_ids(draw, model.vocab_size, 1), draw_ids(draw, model.vocab_size, 2)};
+  if (options.thinking.end_contains_start()) options.thinking = {};  // an engine refuses it
   rules.eos_token_ids = options.eos_token_ids;
   rules.thinking = options.thinking;
 }

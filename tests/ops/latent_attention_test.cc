@@ -114,6 +114,26 @@ TEST_P(LatentOps, InactiveRowsAndRowsWithoutKeysGiveZeros) {
   EXPECT_NE(element(y, 3, 0), 0);
 }
 
+TEST_P(LatentOps, InactiveRowsStoreNothing) {
+  const Sizes& d = kSizes[1];
+  const std::vector<SequenceStep> steps = {tokens(1, 0, 3, 0), tokens(2, 0, 2)};
+  Batch batch = batch_of(pool, steps);
+  batch.block_table = pool.ints({0, 1}).view({2, 1});
+  LatentPages pages{pool.zeros(d.dtype, {2, 4, d.L}), pool.zeros(d.dtype, {2, 4, d.R})};
+  fill(pages.latent, 0, 0, NAN), fill(pages.k_pe, 0, 0, NAN);
+  const Tensor latent = rows_of(steps, d, 2, {0, d.L}, false), k_pe = rows_of(steps, d, 3, {0, d.R}, false);
+  tested.run([&](ExecContext& ctx) {
+    ops::store_latent(ctx, latent, k_pe, pages, batch);
+    return Results{};
+  });
+  for (const auto& [page, width] : {std::pair(pages.latent, d.L), {pages.k_pe, d.R}})
+    for (int64_t token = 0; token < 4; ++token)
+      for (int64_t i = 0; i < width; ++i) {
+        EXPECT_TRUE(std::isnan(element(page[0], token, i))) << "token " << token << " on " << name();
+        EXPECT_EQ(std::isnan(element(page[1], token, i)), token >= 2) << "token " << token << " on " << name();
+      }
+}
+
 // Exact bits: cut anywhere, in any batch, in any order, with any page size.
 TEST_P(LatentOps, ARowIsOneFunctionOfItsQueryAndKeys) {
   for (const Sizes& d : {kSizes[1], kSizes[3], kSizes[4]}) {

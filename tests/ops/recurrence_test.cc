@@ -250,6 +250,8 @@ TEST_P(RecurrenceOps, IdleSequencesKeepTheirSlots) {
     EXPECT_EQ(slots.slot(0), first) << "inactive";
     EXPECT_EQ(slots.slot(4), never) << "inactive";
     EXPECT_EQ(slots.slot(1), second) << "without rows";
+    slots.step({{.stream = 1, .first = 4, .segments = {3}, .drafts = 2, .slots = {0, 0}, .active = 0}});
+    EXPECT_EQ(slots.slot(0), first) << "inactive, in place: its pending are not folded, its drafts not kept";
     for (const Tensor& x : y)
       for (int64_t r = 0; r < 3; ++r)
         for (int64_t i = 0; i < x.numel() / x.size(0); ++i)
