@@ -1,6 +1,6 @@
 # A thin front for CMake: `make run` and `make test` work on a bare Debian 12 with make, git and ca-certificates.
 .DEFAULT_GOAL := build
-.PHONY: run test build configure format clean
+.PHONY: run test build cuda configure format clean
 
 BUILD := build/release
 JOBS := $(shell nproc)
@@ -12,6 +12,13 @@ configure:
 # The program: build/release/bin/calandra
 build: configure
 	@cmake --build --preset release -j $(JOBS) --target calandra
+
+# The program, and beside it the plug-in for GPUs: build/release/bin/libcalandra_cuda.so
+cuda:
+	@tools/install_deps.sh
+	@mkdir -p build && nvcc=$$(tools/install_cuda.sh) && \
+	  (CUDACXX=$$nvcc cmake --preset cuda >build/configure.log 2>&1 || (cat build/configure.log; exit 1))
+	@cmake --build --preset cuda -j $(JOBS) --target calandra calandra_cuda_plugin
 
 # Builds, then lets the demo model answer.
 run: build

@@ -1,5 +1,6 @@
-// The backends that op tests compare with the reference: the reference itself, and the cpu backend for every
-// instruction set of the machine with one thread and with three.
+// The backends that op tests compare with the reference: the reference itself, the cpu backend for every instruction
+// set of the machine with one thread and with three, and the cuda backend where its plug-in and a device are. There the
+// tensors of tests stand in host memory that the device reaches; weights and the caches of whole models are its own.
 #pragma once
 
 #include <functional>

@@ -190,12 +190,12 @@ TEST_P(Bailing, Bfloat16Logits) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, Bailing,
                          ::testing::Combine(::testing::Range(0, static_cast<int>(std::size(kCases))),
-                                            ::testing::Values("reference", "cpu")),
+                                            ::testing::ValuesIn(model_backends())),
                          [](const auto& info) {
                            return std::string(kCases[std::get<0>(info.param)]) + "_" + std::get<1>(info.param);
                          });
 
-class BailingBackends : public ::testing::TestWithParam<const char*> {};
+class BailingBackends : public ::testing::TestWithParam<std::string> {};
 
 // The MTP layer over a prompt and the token after it; its logits and drafts are in mtp_test.
 TEST_P(BailingBackends, TapsOfTheDrafter) {
@@ -242,7 +242,7 @@ TEST_P(BailingBackends, ContinuesAsRecorded) {
   RecordProperty("greedy_tokens", static_cast<int>(want.size() * want[0].size()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, BailingBackends, ::testing::Values("reference", "cpu"));
+INSTANTIATE_TEST_SUITE_P(Backends, BailingBackends, ::testing::ValuesIn(model_backends()));
 
 }  // namespace
 }  // namespace calandra

@@ -18,9 +18,12 @@ namespace fs = std::filesystem;
 const fs::path kDemo = CALANDRA_SOURCE_DIR "/demo";
 const fs::path kModel = kDemo / "demo-qwen3_5";
 
-class BothDemos : public ::testing::TestWithParam<const char*> {
+// Both models on the fast backends.
+class BothDemos : public ::testing::TestWithParam<std::tuple<const char*, std::string>> {
  protected:
-  const fs::path model_ = kDemo / GetParam();
+  const char* const name_ = std::get<0>(GetParam());
+  const BackendChoice backend_{std::get<1>(GetParam()), 2, ""};
+  const fs::path model_ = kDemo / name_;
 };
 
 std::vector<int32_t> ids_of(const json::value& array) {
@@ -31,7 +34,7 @@ std::vector<int32_t> ids_of(const json::value& array) {
 
 TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
   const Tokenizer tokenizer = Tokenizer::load(model_);
-  ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32);
+  ModelUnderTest model(model_, backend_, DType::kF32);
   const json::value file = read_json_file(model_ / "expected_greedy.json");
   std::vector<Request> requests;
   int64_t longest = 0;
@@ -69,7 +72,7 @@ TEST_P(BothDemos, GreedyContinuationsAsRecorded) {
 // Three chained greedy drafts behind every position of the recorded answers, the true prefix before it: how often the
 // first 1, 2 and 3 all equal the answer.
 TEST_P(BothDemos, DraftAgreementAsRecorded) {
-  ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32, {.drafter = true});
+  ModelUnderTest model(model_, backend_, DType::kF32, {.drafter = true});
   const json::value file = read_json_file(model_ / "expected_greedy.json");
   const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = 1024});
   int64_t positions = 0, accepted[3] = {};
@@ -107,7 +110,7 @@ TEST_P(BothDemos, DraftAgreementAsRecorded) {
     EXPECT_NEAR(static_cast<double>(accepted[k]), recorded * static_cast<double>(positions), 3.0) << "k = " << k + 1;
   }
   RecordProperty("draft_positions", static_cast<int>(positions));
-  fmt::print("{} drafts: {} positions, agreement {:.3f} {:.3f} {:.3f}\n", GetParam(), positions,
+  fmt::print("{} drafts: {} positions, agreement {:.3f} {:.3f} {:.3f}\n", name_, positions,
              static_cast<double>(accepted[0]) / static_cast<double>(positions),
              static_cast<double>(accepted[1]) / static_cast<double>(positions),
              static_cast<double>(accepted[2]) / static_cast<double>(positions));
@@ -216,8 +219,8 @@ TEST_P(BothDemos, PerplexityOfSomeWindowsAsRecorded) {
   const fs::path folder = CALANDRA_SOURCE_DIR "/../shared/demo/eval";
   if (!fs::exists(folder / "eval.txt")) GTEST_SKIP() << "skipped: the text is not part of the repository";
   const Tokenizer tokenizer = Tokenizer::load(model_);
-  ModelUnderTest model(model_, {"cpu", 2, ""}, DType::kF32);
-  const json::value recorded = read_json_file(folder / "expected.json").at(GetParam());
+  ModelUnderTest model(model_, backend_, DType::kF32);
+  const json::value recorded = read_json_file(folder / "expected.json").at(name_);
   const std::vector<int32_t> ids = tokenizer.encode(read_text_file(folder / "eval.txt"));
   EXPECT_EQ(static_cast<int64_t>(ids.size()), recorded.at("tokens").as_int64());
   const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = 1024});
@@ -241,9 +244,19 @@ TEST_P(BothDemos, PerplexityOfSomeWindowsAsRecorded) {
   RecordProperty("tokens_of_perplexity", predicted);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, BothDemos, ::testing::Values("demo-qwen3_5", "demo-bailing"), [](const auto& info) {
-  return std::string(info.param == std::string("demo-bailing") ? "bailing" : "qwen3_5");
-});
+std::vector<std::string> fast_backends() {
+  std::vector<std::string> names = model_backends();
+  std::erase(names, "reference");
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, BothDemos,
+                         ::testing::Combine(::testing::Values("demo-qwen3_5", "demo-bailing"),
+                                            ::testing::ValuesIn(fast_backends())),
+                         [](const auto& info) {
+                           const bool bailing = std::get<0>(info.param) == std::string("demo-bailing");
+                           return std::string(bailing ? "bailing" : "qwen3_5") + "_" + std::get<1>(info.param);
+                         });
 
 }  // namespace
 }  // namespace calandra

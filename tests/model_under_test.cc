@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cuda/plugin_loader.h"
 #include "backends/reference/reference.h"
 #include "base/error.h"
 #include "base/json.h"
@@ -14,10 +15,52 @@ namespace fs = std::filesystem;
 
 std::unique_ptr<Backend> make_backend(const BackendChoice& choice) {
   if (choice.backend == "reference") return std::make_unique<ReferenceBackend>();
+  if (choice.backend == "cuda") {
+    OpenedCuda opened = open_cuda_backend({});
+    if (opened.backend == nullptr) throw LoadError(opened.why_not);
+    return std::move(opened.backend);
+  }
   CpuOptions options;
   options.threads = choice.threads;
   if (!choice.isa.empty()) options.isa = isa_by_name(choice.isa);
   return make_cpu_backend(options);
+}
+
+namespace {
+
+// For copies from the device; null without one.
+Backend* device() {
+  static const OpenedCuda opened = open_cuda_backend({});
+  return opened.backend.get();
+}
+
+}  // namespace
+
+std::vector<std::string> model_backends() {
+  std::vector<std::string> names = {"reference", "cpu"};
+  if (device() != nullptr) names.push_back("cuda");
+  return names;
+}
+
+HostCopy::HostCopy(const Tensor& tensor) : dtype_(tensor.dtype()), data_(static_cast<std::byte*>(tensor.data())) {
+  if (tensor.device().kind == DeviceKind::kCpu || tensor.empty()) return;
+  int64_t elements = 1;
+  for (int axis = 0; axis < tensor.rank(); ++axis) elements += (tensor.size(axis) - 1) * tensor.stride(axis);
+  copied_.resize(static_cast<size_t>(elements) * size_of(dtype_));
+  device()->copy_bytes(copied_.data(), data_, copied_.size());
+  data_ = copied_.data();
+}
+
+float HostCopy::operator[](int64_t at) const {
+  switch (dtype_) {
+    case DType::kBF16:
+      return static_cast<float>(reinterpret_cast<const bf16*>(data_)[at]);
+    case DType::kI32:
+      return static_cast<float>(reinterpret_cast<const int32_t*>(data_)[at]);
+    default:
+      CHECK(dtype_ == DType::kF32);
+      return reinterpret_cast<const float*>(data_)[at];
+  }
 }
 
 ModelUnderTest::ModelUnderTest(const fs::path& folder, const BackendChoice& choice, DType dtype,
@@ -51,8 +94,8 @@ std::vector<float> teacher_forced(ModelRunner& runner, Sequence& sequence, int64
       for (int64_t row = first; row < std::min(part.rows, first + ModelRunner::kLogitRows); ++row)
         rows.push_back(static_cast<int32_t>(row));
       const Tensor block = runner.logits(hidden, rows);
-      const float* values = block.as<float>();
-      logits.insert(logits.end(), values, values + block.numel());
+      const HostCopy values(block);
+      for (int64_t i = 0; i < block.numel(); ++i) logits.push_back(values[i]);
     }
   }
   return logits;

@@ -20,12 +20,26 @@ inline constexpr bool kHostile = false;
 #endif
 
 struct BackendChoice {
-  std::string backend;  // "reference" or "cpu"
+  std::string backend;  // "reference", "cpu" or "cuda"
   int threads = 1;
   std::string isa;  // empty: the best
 };
 
 std::unique_ptr<Backend> make_backend(const BackendChoice& choice);
+// "reference", "cpu" and, where its plug-in and a device are, "cuda".
+std::vector<std::string> model_backends();
+
+// A tensor of any device on the host: element `at` is that many elements behind the first, strides and all.
+class HostCopy {
+ public:
+  explicit HostCopy(const Tensor& tensor);
+  float operator[](int64_t at) const;  // f32, bf16 and i32
+
+ private:
+  DType dtype_;
+  std::vector<std::byte> copied_;
+  const std::byte* data_;
+};
 
 class ModelUnderTest {
  public:

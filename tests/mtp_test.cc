@@ -20,7 +20,7 @@ std::set<std::string> prompts_of(const SafetensorsFile& expected, const std::str
   return prompts;
 }
 
-class Mtp : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {};
+class Mtp : public ::testing::TestWithParam<std::tuple<const char*, std::string>> {};
 
 TEST_P(Mtp, Qwen3_5PassAndDrafts) {
   const auto [name, backend] = GetParam();
@@ -79,12 +79,12 @@ TEST_P(Mtp, Qwen3_5PassAndDrafts) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, Mtp,
                          ::testing::Combine(::testing::Values("mtp_dense", "mtp_dense_two_layers", "mtp_moe"),
-                                            ::testing::Values("reference", "cpu")),
+                                            ::testing::ValuesIn(model_backends())),
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
                          });
 
-class Nextn : public ::testing::TestWithParam<const char*> {};
+class Nextn : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Nextn, BailingPassAndDrafts) {
   const fs::path folder = find_case("bailing", "v25_mtp");
@@ -147,7 +147,7 @@ TEST_P(Nextn, BailingTwoLayers) {
   RecordProperty("draft_logits_rows", rows);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Nextn, ::testing::Values("reference", "cpu"));
+INSTANTIATE_TEST_SUITE_P(Backends, Nextn, ::testing::ValuesIn(model_backends()));
 
 }  // namespace
 }  // namespace calandra

@@ -231,7 +231,7 @@ TEST_P(Oracle, Bfloat16Logits) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, Oracle,
                          ::testing::Combine(::testing::Range(0, static_cast<int>(std::size(kCases))),
-                                            ::testing::Values("reference", "cpu")),
+                                            ::testing::ValuesIn(model_backends())),
                          [](const auto& info) {
                            return std::string(kCases[std::get<0>(info.param)].name) + "_" + std::get<1>(info.param);
                          });
@@ -254,7 +254,7 @@ TEST_P(Greedy, RaggedBatchContinuesAsRecorded) {
   RecordProperty("greedy_tokens", static_cast<int>(want.size() * 48));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Greedy, ::testing::Values("reference", "cpu"));
+INSTANTIATE_TEST_SUITE_P(Backends, Greedy, ::testing::ValuesIn(model_backends()));
 
 }  // namespace
 }  // namespace calandra

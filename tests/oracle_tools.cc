@@ -11,17 +11,6 @@
 namespace calandra::testing {
 namespace {
 
-float value_at(const Tensor& t, int64_t at) {
-  switch (t.dtype()) {
-    case DType::kBF16:
-      return static_cast<float>(t.as<bf16>()[at]);
-    case DType::kI32:
-      return static_cast<float>(t.as<int32_t>()[at]);
-    default:
-      return t.as<float>()[at];
-  }
-}
-
 // Rows of f32 values as a dense tensor of the model's type; `bytes` owns it.
 Tensor as_rows(const float* values, int64_t rows, int64_t width, DType dtype, std::vector<std::byte>& bytes) {
   bytes.resize(rows * width * size_of(dtype));
@@ -40,7 +29,8 @@ std::string full_name(int layer, const char* name) {
 }
 
 void append(const Tensor& dense, std::vector<float>& out) {
-  for (int64_t i = 0; i < dense.numel(); ++i) out.push_back(value_at(dense, i));
+  const HostCopy values(dense);
+  for (int64_t i = 0; i < dense.numel(); ++i) out.push_back(values[i]);
 }
 
 }  // namespace
@@ -79,9 +69,10 @@ void Recorder::tap(int layer, const char* name, const Tensor& t) {
   shape[0] += rows;
   const int64_t n1 = t.rank() > 1 ? t.size(1) : 1, n2 = t.rank() > 2 ? t.size(2) : 1;
   const int64_t s1 = t.rank() > 1 ? t.stride(1) : 0, s2 = t.rank() > 2 ? t.stride(2) : 0;
+  const HostCopy values(t);
   for (int64_t i = 0; i < t.size(0); ++i)
     for (int64_t j = 0; j < n1; ++j)
-      for (int64_t k = 0; k < n2; ++k) out.push_back(value_at(t, i * t.stride(0) + j * s1 + k * s2));
+      for (int64_t k = 0; k < n2; ++k) out.push_back(values[i * t.stride(0) + j * s1 + k * s2]);
 }
 
 double max_abs(const std::vector<float>& x) {
@@ -119,8 +110,9 @@ std::vector<float> state_of(ModelRunner& runner, const Sequence& sequence, int l
     if (name == "recurrent") {
       append(t, out);
     } else {  // [W - 1, C] -> [C, W - 1]
+      const HostCopy values(t);
       for (int64_t c = 0; c < t.size(1); ++c)
-        for (int64_t w = 0; w < t.size(0); ++w) out.push_back(value_at(t, w * t.size(1) + c));
+        for (int64_t w = 0; w < t.size(0); ++w) out.push_back(values[w * t.size(1) + c]);
     }
     return out;
   }

@@ -49,7 +49,7 @@ void place(const ExpandedPrompt& prompt, const std::vector<ImageEmbeds>& images,
   }
 }
 
-class VisionPrompts : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {};
+class VisionPrompts : public ::testing::TestWithParam<std::tuple<const char*, std::string>> {};
 
 TEST_P(VisionPrompts, PositionsAndLogits) {
   const auto [name, backend] = GetParam();
@@ -117,7 +117,7 @@ TEST_P(VisionPrompts, PositionsAndLogits) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, VisionPrompts,
                          ::testing::Combine(::testing::Values("vision_dense", "vision_moe"),
-                                            ::testing::Values("reference", "cpu")),
+                                            ::testing::ValuesIn(model_backends())),
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
                          });

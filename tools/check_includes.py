@@ -22,7 +22,7 @@ MAY_INCLUDE = {
     'ops': BELOW_OPS,
     'backends/reference': BELOW_OPS | {'ops'},
     'backends/cpu': BELOW_OPS | {'ops', 'backends/reference'},
-    'backends/cuda': BELOW_OPS | {'ops'},
+    'backends/cuda': BELOW_OPS | {'ops', 'backends/reference'},
     'weights': BELOW_OPS | {'ops'},
     'cache': {'tensor', 'base'},
     'layers': BELOW_OPS | {'ops', 'weights', 'cache'},

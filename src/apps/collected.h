@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/exec_context.h"
+#include "ops/backend.h"
 
 namespace calandra::apps {
 
@@ -17,13 +17,13 @@ struct Collected {
   int64_t rows = 0;
 };
 
-// As f32. `t` is in host memory, with any strides and up to three axes.
-void append_as_f32(const Tensor& t, std::vector<float>& out);
+// As f32, from the backend's memory. `t` may have any strides and has up to three axes.
+void append_as_f32(Backend& backend, const Tensor& t, std::vector<float>& out);
 
 // Keeps the taps whose name matches a glob: "embedding", "layers.3", "layers.3.q_norm".
 class TapCollector : public Taps {
  public:
-  explicit TapCollector(std::string glob) : glob_(std::move(glob)) {}
+  TapCollector(Backend& backend, std::string glob) : backend_(backend), glob_(std::move(glob)) {}
 
   void tap(int layer, const char* name, const Tensor& tensor) override;
   void constant(int layer, const char* name, const Tensor& tensor) override;
@@ -36,6 +36,7 @@ class TapCollector : public Taps {
   // Where the tensor of that name goes; null when it does not match.
   Collected* place_of(int layer, std::string_view name);
 
+  Backend& backend_;
   std::string glob_;
   std::map<std::string, Collected> tensors_;
   std::set<std::string> names_;

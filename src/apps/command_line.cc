@@ -205,6 +205,33 @@ class VerbList {
     add_shape_flags(latency, o_.model);
     add_model_flags(latency, o_.model);
 
+    CLI::App* throughput =
+        add_verb(bench, "throughput", "Many requests through the engine", Verb::kBenchThroughput,
+                 "  calandra bench throughput --max-concurrency 1,4,16 --dataset-path book.txt\n"
+                 "  calandra bench throughput --mix agent --num-turns 20\n"
+                 "  calandra bench throughput --compare-speculation --speculative-config '{\"method\": \"mtp\"}'");
+    show_model(throughput);
+    add_load_flags(throughput, o_);
+    add_filter_flags(throughput, o_.sampling);
+    add_shape_flags(throughput, o_.model);
+    add_model_flags(throughput, o_.model);
+    add_engine_flags(throughput, o_.engine);
+
+    CLI::App* acceptance =
+        add_verb(bench, "acceptance", "How often drafts of the MTP layers are accepted", Verb::kBenchAcceptance,
+                 "  calandra bench acceptance --dataset-path book.txt --temperature 0.8");
+    show_model(acceptance);
+    add_text(acceptance, "--dataset-path", o_.load.dataset_path, "Text file to cut prompts from")
+        ->type_name("FILE")
+        ->required();
+    add_whole(acceptance, "--num-prompts", o_.load.num_prompts, 1, 1'000'000, "Prompts (32)");
+    add_whole(acceptance, "--input-len", o_.input_len, 1, kMostTokens, "Tokens of each prompt");
+    add_whole(acceptance, "--output-len", o_.output_len, 2, kMostTokens, "Tokens of each answer");
+    acceptance->add_flag("--json", o_.json, "One JSON line");
+    add_filter_flags(acceptance, o_.sampling);
+    add_model_flags(acceptance, o_.model);
+    add_engine_flags(acceptance, o_.engine);
+
     CLI::App* ops =
         add_verb(bench, "ops", "Each op in a release's shape, percent of the machine's roofline", Verb::kBenchOps,
                  "  calandra bench ops\n  calandra bench ops --shape ling-2.6-flash --filter linear");
@@ -303,9 +330,31 @@ void check_combinations(const Options& o) {
   refuse(o.verb != Verb::kBenchOps && !o.model.shape.empty() && !o.model.model.empty(),
          "give MODEL or --shape, not both");
   if (!o.model.shape.empty()) config_of_shape(o.model.shape);  // throws for a name that does not exist
-  refuse(o.verb == Verb::kBenchLatency && !o.model.shape.empty() && !random,
+  refuse((o.verb == Verb::kBenchLatency || o.verb == Verb::kBenchThroughput) && !o.model.shape.empty() && !random,
          "--shape has no weight files: add --load-format dummy");
   refuse(o.model.num_hidden_layers && !random, "--num-hidden-layers is for random weights: add --load-format dummy");
+}
+
+void check_load(const Options& o) {
+  const LoadOptions& l = o.load;
+  const auto refuse = [](bool wrong, const char* message) {
+    if (wrong) throw UsageError(message);
+  };
+  refuse((l.mix == "poisson") != l.request_rate.has_value(), "--mix poisson and --request-rate go together");
+  refuse((l.num_turns || l.prefix_len) && l.mix != "agent", "--num-turns and --prefix-len are for --mix agent");
+  refuse(l.compare_speculation && l.mix != "fixed", "--compare-speculation compares the fixed mix");
+  refuse(l.compare_speculation && !o.engine.speculative, "--compare-speculation needs --speculative-config");
+  refuse(l.compare_speculation && l.num_prompts,
+         "--compare-speculation runs --rounds of --max-concurrency prompts; leave out --num-prompts");
+  refuse(!l.fixed_drafts.empty() && !l.compare_speculation, "--fixed-drafts is for --compare-speculation");
+  const std::vector<double>& rates = l.synthetic_acceptance;
+  refuse(!rates.empty() && !(o.engine.speculative && o.engine.speculative->method == DraftMethod::kMtp),
+         "--synthetic-acceptance needs --speculative-config with the method mtp");
+  refuse(!rates.empty() && o.model.load_format != "dummy", "--synthetic-acceptance is for --load-format dummy");
+  refuse(!std::is_sorted(rates.rbegin(), rates.rend()),
+         "--synthetic-acceptance must not grow: each number is for a draft and all before it");
+  refuse(!rates.empty() && !l.dataset_path.empty(),
+         "--synthetic-acceptance writes answers that no text leads to; leave out --dataset-path");
 }
 
 void read_speculative_config(Options& o) {
@@ -345,6 +394,7 @@ std::optional<Options> parse_command_line(int argc, char** argv) {
     throw UsageError(std::string(error.what()) + "; see calandra " + arguments.verb + " --help");
   }
   check_combinations(o);
+  if (o.verb == Verb::kBenchThroughput) check_load(o);
   return o;
 }
 

@@ -22,6 +22,8 @@ enum class Verb {
   kInspect,
   kRunBatch,
   kBenchLatency,
+  kBenchThroughput,
+  kBenchAcceptance,
   kBenchOps,
   kVersion
 };
@@ -70,6 +72,20 @@ struct SamplingOptions {
   bool include_stop_str_in_output = false;
 };
 
+// Of `bench throughput` and `bench acceptance`.
+struct LoadOptions {
+  std::string mix = "fixed";  // fixed, agent, poisson
+  std::string dataset_path;   // text to cut prompts from; empty: random ids
+  std::optional<int64_t> num_prompts;
+  std::vector<int64_t> max_concurrency;  // each in turn
+  std::optional<double> request_rate;    // per second
+  std::optional<int64_t> num_turns, prefix_len;
+  bool compare_speculation = false;
+  std::vector<int64_t> fixed_drafts;         // compared as well
+  std::vector<double> synthetic_acceptance;  // by position
+  int64_t rounds = 10;                       // of a comparison
+};
+
 struct Options {
   Verb verb = Verb::kGenerate;
   ModelOptions model;
@@ -112,6 +128,7 @@ struct Options {
 
   int64_t input_len = 512, output_len = 32, batch_size = 1, repetitions = 3;  // bench
   std::string filter;
+  LoadOptions load;
 };
 
 // Parses the arguments and the --config file. Nothing when help was printed. Throws UsageError; without any argument

@@ -4,6 +4,7 @@ namespace calandra::apps {
 namespace {
 
 constexpr int64_t kMostBytes = int64_t{1} << 50;
+constexpr const char* kSamplingGroup = "Sampling (default: generation_config.json, then vLLM's)";
 constexpr int64_t kMostInt32 = std::numeric_limits<int32_t>::max();
 constexpr const char* kModelHelp =
     "Model folder, a Hugging Face name in the local cache, demo:qwen3_5 (the default) or demo:bailing: small models "
@@ -13,8 +14,9 @@ constexpr const char* kModelHelp =
 
 void add_backend_flags(CLI::App* app, ModelOptions& m) {
   const std::string group = "Model";
-  add_choice(app, "--backend", m.backend, {"auto", "cpu", "reference"},
-             "reference is slow and defines what is correct (environment: CALANDRA_BACKEND)")
+  add_choice(app, "--backend", m.backend, {"auto", "cpu", "cuda", "reference"},
+             "auto: cuda where its plug-in and a GPU are, else cpu; reference is slow and defines what is correct "
+             "(environment: CALANDRA_BACKEND)")
       ->group(group);
   add_whole(app, "--threads", m.threads, 0, 1024,
             "Threads; 0: one per core this process may use (environment: CALANDRA_THREADS)")
@@ -90,15 +92,44 @@ void add_shape_flags(CLI::App* app, ModelOptions& m) {
       ->group("Model");
 }
 
-void add_sampling_flags(CLI::App* app, SamplingOptions& s) {
-  const std::string group = "Sampling (default: generation_config.json, then vLLM's)";
-  constexpr double kMost = 1e6;
-  add_number(app, "--temperature", s.temperature, {0, kMost}, "0: greedy")->group(group);
-  add_whole(app, "--top-k", s.top_k, -1, kMostInt32, "Only so many likeliest tokens; 0 or -1: all")->group(group);
+void add_filter_flags(CLI::App* app, SamplingOptions& s) {
+  add_number(app, "--temperature", s.temperature, {0, 1e6}, "0: greedy")->group(kSamplingGroup);
+  add_whole(app, "--top-k", s.top_k, -1, kMostInt32, "Only so many likeliest tokens; 0 or -1: all")
+      ->group(kSamplingGroup);
   add_number(app, "--top-p", s.top_p, {0, 1, true}, "Only the likeliest tokens that have this probability together")
-      ->group(group);
+      ->group(kSamplingGroup);
   add_number(app, "--min-p", s.min_p, {0, 1}, "Only tokens with this part of the likeliest one's probability")
-      ->group(group);
+      ->group(kSamplingGroup);
+}
+
+void add_load_flags(CLI::App* app, Options& o) {
+  LoadOptions& l = o.load;
+  add_choice(
+      app, "--mix", l.mix, {"fixed", "agent", "poisson"},
+      "fixed: so many at once; agent: conversations whose turns repeat all before them; poisson: at random times");
+  add_text(app, "--dataset-path", l.dataset_path, "Text file to cut prompts from (random ids)")->type_name("FILE");
+  add_whole(app, "--num-prompts", l.num_prompts, 1, 1'000'000, "Prompts, or conversations (32; agent 4)");
+  add_whole(app, "--input-len", o.input_len, 1, kMostTokens, "Tokens of each prompt, or of each turn");
+  add_whole(app, "--output-len", o.output_len, 2, kMostTokens, "Tokens of each answer");
+  add_wholes(app, "--max-concurrency", l.max_concurrency, 1, kMostSequences,
+             "Requests at once, each number in turn (8; poisson 32; compared 1,2,4,8,16)");
+  add_number(app, "--request-rate", l.request_rate, {0, 1e6, true}, "poisson: requests per second");
+  add_whole(app, "--num-turns", l.num_turns, 1, 10'000, "agent: turns of a conversation (8)");
+  add_whole(app, "--prefix-len", l.prefix_len, 0, kMostTokens, "agent: tokens that all conversations begin with (512)");
+  app->add_flag("--compare-speculation", l.compare_speculation,
+                "The fixed mix without drafts and with --speculative-config, in turns; tokens must be equal");
+  add_wholes(app, "--fixed-drafts", l.fixed_drafts, 1, SpeculativeConfig::kMostDrafts,
+             "Also compares always so many drafts");
+  add_whole(app, "--rounds", l.rounds, 2, 100'000, "Rounds of a comparison");
+  add_numbers(app, "--synthetic-acceptance", l.synthetic_acceptance, {0, 1},
+              "Random weights: how often the first draft, the first two … are accepted, 0.8,0.6,0.4");
+  app->add_flag("--json", o.json, "One JSON line for each concurrency");
+}
+
+void add_sampling_flags(CLI::App* app, SamplingOptions& s) {
+  const std::string group = kSamplingGroup;
+  constexpr double kMost = 1e6;
+  add_filter_flags(app, s);
   add_number(app, "--repetition-penalty", s.repetition_penalty, {0, kMost, true},
              "Above 1: tokens of prompt and answer become less likely")
       ->group(group);

@@ -47,6 +47,30 @@ T read_integer(const char* name, const std::string& text, T least, T most) {
   return value;
 }
 
+double read_number(const char* name, const std::string& text, Range range) {
+  double value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  const bool inside = value <= range.most && (range.without_least ? value > range.least : value >= range.least);
+  if (error != std::errc{} || stop != end || !inside)  // NaN is not inside
+    wrong(name,
+          range.without_least ? fmt::format("above {} and at most {}", range.least, range.most)
+                              : fmt::format("a number from {} to {}", range.least, range.most),
+          text);
+  return value;
+}
+
+// The parts of a list 1,2,3.
+std::vector<std::string> parts_of(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
 json::object read_object(const char* name, const std::string& text) {
   json::value value;
   try {
@@ -98,18 +122,24 @@ CLI::Option* add_choice(CLI::App* app, const char* name, std::string& to, std::v
 }
 
 CLI::Option* add_number(CLI::App* app, const char* name, std::optional<double>& to, Range range, const char* help) {
-  return add(app, name, "NUMBER", help, [=, &to](const std::string& text) {
-    double value = 0;
-    const char* const end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, value);
-    const bool inside = value <= range.most && (range.without_least ? value > range.least : value >= range.least);
-    if (error != std::errc{} || stop != end || !inside)  // NaN is not inside
-      wrong(name,
-            range.without_least ? fmt::format("above {} and at most {}", range.least, range.most)
-                                : fmt::format("a number from {} to {}", range.least, range.most),
-            text);
-    to = value;
+  return add(app, name, "NUMBER", help, [=, &to](const std::string& text) { to = read_number(name, text, range); });
+}
+
+CLI::Option* add_numbers(CLI::App* app, const char* name, std::vector<double>& to, Range range, const char* help) {
+  return add(app, name, "NUMBERS", help, [=, &to](const std::string& text) {
+    to.clear();
+    for (const std::string& part : parts_of(text)) to.push_back(read_number(name, part, range));
   });
+}
+
+CLI::Option* add_wholes(CLI::App* app, const char* name, std::vector<int64_t>& to, int64_t least, int64_t most,
+                        const char* help) {
+  CLI::Option* option = add(app, name, "N,N", help, [=, &to](const std::string& text) {
+    std::vector<int64_t> numbers;
+    for (const std::string& part : parts_of(text)) numbers.push_back(read_whole(name, part, least, most));
+    to = std::move(numbers);
+  });
+  return to.empty() ? option : option->default_str(fmt::format("{}", fmt::join(to, ",")));
 }
 
 CLI::Option* add_ids(CLI::App* app, const char* name, std::vector<int32_t>& to, const char* help) {

@@ -29,6 +29,11 @@ struct Range {
 };
 CLI::Option* add_number(CLI::App* app, const char* name, std::optional<double>& to, Range range, const char* help);
 
+// Numbers 0.8,0.6 and whole numbers 1,2,4.
+CLI::Option* add_numbers(CLI::App* app, const char* name, std::vector<double>& to, Range range, const char* help);
+CLI::Option* add_wholes(CLI::App* app, const char* name, std::vector<int64_t>& to, int64_t least, int64_t most,
+                        const char* help);
+
 // Token ids 1,2,3; repeatable.
 CLI::Option* add_ids(CLI::App* app, const char* name, std::vector<int32_t>& to, const char* help);
 

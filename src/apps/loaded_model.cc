@@ -10,6 +10,7 @@
 
 #include "apps/model_folder.h"
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cuda/plugin_loader.h"
 #include "backends/reference/reference.h"
 #include "base/cpu_topology.h"
 #include "base/error.h"
@@ -146,6 +147,12 @@ std::vector<int32_t> draft_ids(const LoadedModel& loaded, int64_t draft_vocab) {
 
 std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
   if (options.backend == "reference") return std::make_unique<ReferenceBackend>();
+  if (options.backend == "cuda" || (options.backend == "auto" && options.isa.empty())) {
+    OpenedCuda cuda = open_cuda_backend({});
+    if (cuda.backend != nullptr) return std::move(cuda.backend);
+    if (options.backend == "cuda") throw LoadError("--backend cuda: " + cuda.why_not);
+    if (cuda.plugin_found) log_info("running on the CPU: {}", cuda.why_not);
+  }
   CpuOptions cpu;
   cpu.threads = static_cast<int>(options.threads);
   if (!options.isa.empty()) {

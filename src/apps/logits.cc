@@ -32,12 +32,12 @@ void collect_state(ModelRunner& runner, const Sequence& sequence, std::map<std::
       if (name == "recurrent") {
         c.rows = host.size(0);
         c.row_shape = {host.size(1), host.size(2)};
-        append_as_f32(host, c.values);
+        append_as_f32(runner.backend(), host, c.values);
       } else {
         c.rows = host.size(1);
         c.row_shape = {host.size(0)};
         for (int64_t channel = 0; channel < host.size(1); ++channel)
-          append_as_f32(host.slice(1, channel, channel + 1), c.values);
+          append_as_f32(runner.backend(), host.slice(1, channel, channel + 1), c.values);
       }
     }
   }
@@ -90,7 +90,7 @@ int logits(const Options& options) {
   sequence.tokens = inputs.ids(model.vocab_size());
   sequence.prompt_size = sequence.size();
   const int64_t T = sequence.size();
-  TapCollector taps(options.taps);
+  TapCollector taps(*loaded.backend, options.taps);
   Taps* const tapped = options.taps.empty() ? nullptr : &taps;
   Pictures pictures(loaded, tapped);
   inputs.pictures("pixel_values", "image_grid_thw", [&](std::span<const float> patches, const PatchGrid& grid) {

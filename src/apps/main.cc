@@ -46,6 +46,10 @@ int run(const Options& options) {
       return run_batch(options);
     case Verb::kBenchLatency:
       return bench_latency(options);
+    case Verb::kBenchThroughput:
+      return bench_throughput(options);
+    case Verb::kBenchAcceptance:
+      return bench_acceptance(options);
     case Verb::kBenchOps:
       return bench_ops(options);
     case Verb::kVersion:

@@ -15,6 +15,8 @@ int eval(const Options& options);
 int inspect(const Options& options);
 int run_batch(const Options& options);
 int bench_latency(const Options& options);
+int bench_throughput(const Options& options);
+int bench_acceptance(const Options& options);
 int bench_ops(const Options& options);
 
 }  // namespace calandra::apps

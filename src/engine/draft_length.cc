@@ -11,6 +11,11 @@ namespace {
 constexpr double kGainToBegin = 1.02;   // predicted tokens per second, relative to none: to begin with drafts
 constexpr double kProbeShare = 0.0015;  // of all time, for probes that nothing came of
 constexpr double kTrialShare = 0.001;   // of all time, for other numbers of drafts
+constexpr double kPlainShare = 0.004;   // of all time, for steps without drafts while there are some
+constexpr double kLeastPlain = 0.2;     // of such a step, for one of them
+constexpr int kMostAgain = 4;           // such steps in a row, when they are faster than was predicted ...
+constexpr double kFaster = 0.9;         // ... by so much
+constexpr double kFillShare = 0.005;    // of all time, for entries that no draft waits for
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
@@ -38,6 +43,11 @@ double DraftLength::drafting_seconds(std::span<const StepShape> passes) const {
 }
 
 void DraftLength::observe_step(const StepShape& shape, double seconds) {
+  if (measuring_plain_) {
+    const bool faster = seconds < kFaster * step_seconds(shape);
+    plain_again_ = faster && plain_again_ < kMostAgain ? plain_again_ + 1 : 0;
+    measuring_plain_ = false;
+  }
   if (shape.rows > 0) step_correction_.observe(shape.rows, roofline_seconds(target_, options_.speed, shape), seconds);
 }
 
@@ -128,13 +138,23 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
   drafting_ = best_depth > 0;
 }
 
+// Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
+// was predicted, at once again: one step could be chance.
+bool DraftLength::measure_plain() {
+  const double without = seconds(chosen_), speed = chosen_.tokens / without;
+  const double cost = std::max(plain_seconds_ - plain_.tokens / speed, kLeastPlain * plain_seconds_);
+  plain_saved_ = std::min(plain_saved_ + kPlainShare * without, std::max(cost, kMostSaved * plain_seconds_));
+  if (plain_again_ == 0 && plain_saved_ < cost) return false;
+  plain_saved_ -= cost;
+  return true;
+}
+
 // Now and then another number of drafts, the same for all sequences, in turn: how long it takes is known from measuring
 // only, and a wrong belief that keeps it from being chosen would keep it from being measured.
 bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
   const double without = seconds(chosen_), speed = chosen_.tokens / without;
   trial_seconds_ += kTrialShare * without;
-  for (int tried = 0; tried <= options_.most_drafts;
-       ++tried, next_trial_ = (next_trial_ + 1) % (options_.most_drafts + 1)) {
+  for (int tried = 0; tried < options_.most_drafts; ++tried, next_trial_ = 1 + next_trial_ % options_.most_drafts) {
     plan_ = plain_;
     for (const Draft& draft : drafts_)
       if (draft.position < next_trial_) add(plan_, candidates[draft.candidate], draft);
@@ -144,7 +164,7 @@ bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::v
     if (trial_seconds_ < cost) return false;
     trial_seconds_ -= cost;
     for (size_t i = 0; i < k.size(); ++i) k[i] = std::min(next_trial_, candidates[i].most_drafts);
-    next_trial_ = (next_trial_ + 1) % (options_.most_drafts + 1);
+    next_trial_ = 1 + next_trial_ % options_.most_drafts;
     return true;
   }
   return false;
@@ -190,6 +210,14 @@ void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std
   std::swap(chosen_, plan_);
 }
 
+bool DraftLength::fills(const StepShape& pass) {
+  if (!options_.adaptive || drafting_ || !decided_) return true;
+  const double cost = drafting_seconds({&pass, 1});
+  if (fill_seconds_ < cost) return false;
+  fill_seconds_ -= cost;
+  return true;
+}
+
 void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepShape& others, std::vector<int>& k) {
   k.assign(candidates.size(), 0);
   for (const DraftCandidate& candidate : candidates) CHECK_LE(0, candidate.most_drafts);
@@ -199,6 +227,9 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepS
     return;
   }
   begin(candidates, others);
+  if (step_correction_.guesses(plain_.step.rows)) return;
+  fill_seconds_ += kFillShare * plain_seconds_;
+  decided_ = true;
   rank(candidates);
   choose_best(candidates, k);
   for (size_t i = 0; i < k.size(); ++i)
@@ -206,7 +237,11 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepS
       candidates[i].acceptance->probe_seconds = 0;
       candidates[i].acceptance->probe_succeeded = false;
     }
-  if (!try_another(candidates, k)) probe(candidates, k);
+  measuring_plain_ = drafting_ && measure_plain();
+  if (measuring_plain_)
+    std::fill(k.begin(), k.end(), 0);
+  else if (!try_another(candidates, k))
+    probe(candidates, k);
   int most = 0;
   for (size_t i = 0; i < k.size(); ++i) {
     if (candidates[i].most_drafts > 0) acceptance_.age(*candidates[i].acceptance, k[i]);

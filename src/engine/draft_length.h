@@ -4,7 +4,7 @@
 // What it costs is a row more of the step that verifies it, and a row of the j-th draft pass. Ranked by gain, the best
 // drafts of all sequences are taken for as long as tokens per second grow; no drafts at all is always a candidate.
 // For a bounded share of time, sequences without drafts are probed, since acceptance changes, and other numbers of
-// drafts are tried, since times do.
+// drafts are tried, since times do. The time without drafts, which all is compared with, is measured before.
 //
 // Nothing here reads a clock or draws a number: the same calls give the same choices.
 #pragma once
@@ -40,6 +40,10 @@ class DraftLength {
   // Drafts of each candidate in k. `others` are rows of the same step that are not decoded (prompts).
   void choose(std::span<const DraftCandidate> candidates, const StepShape& others, std::vector<int>& k);
 
+  // Whether entries of the drafter that no draft waits for are to be written, in a pass like this: while drafts are
+  // made, and else for a bounded share of time, so that some sequences show what drafts would be worth.
+  bool fills(const StepShape& pass);
+
   // Measured: a step of the target from its launch to its tokens, without drafting; and all draft passes after a step.
   void observe_step(const StepShape& shape, double seconds);
   void observe_drafting(std::span<const StepShape> passes, double seconds);
@@ -69,6 +73,7 @@ class DraftLength {
   double seconds(const Plan& plan) const;
   void rank(std::span<const DraftCandidate> candidates);
   void choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k);
+  bool measure_plain();
   bool try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k);
   void probe(std::span<const DraftCandidate> candidates, std::vector<int>& k);
   void pay_for_probes(std::span<const DraftCandidate> candidates, std::span<const int32_t> probes, bool on_credit,
@@ -78,10 +83,15 @@ class DraftLength {
   DraftLengthOptions options_;
   TimeCorrection step_correction_, drafting_correction_;
   DraftAcceptance acceptance_;
-  bool drafting_ = false;     // the last choice had drafts
+  bool drafting_ = false;   // the last choice had drafts
+  bool decided_ = false;    // there was one
+  double plain_saved_ = 0;  // seconds saved up for steps without drafts
+  int plain_again_ = 0;     // such steps so far that were faster than predicted, in a row
+  bool measuring_plain_ = false;
+  double fill_seconds_ = 0;   // saved up for entries that no draft waits for
   double probe_seconds_ = 0;  // saved up for probes
   double trial_seconds_ = 0;  // saved up for other numbers of drafts
-  int next_trial_ = 0;        // drafts of each sequence
+  int next_trial_ = 1;        // drafts of each sequence
   double plain_seconds_ = 0;  // of the step at hand without drafts
   double token_seconds_ = 0;  // of one token without drafts
 

@@ -17,6 +17,8 @@ constexpr int kLightSurprises = 2;     // ... until so many came in a row where 
 constexpr int kHeavySurprises = 4;     // ... or so many elsewhere
 constexpr double kSureWeight = 8;      // what changes at a point known so well changes everywhere,
 constexpr double kShared = 0.7;        // by so much: contexts grew, or the machine is slower for a while
+constexpr int kOften = 4;              // observations that outweigh a hiccup among them
+constexpr double kNear = 0.25;         // octaves within which a point speaks for its neighbours
 
 }  // namespace
 
@@ -45,6 +47,13 @@ double TimeCorrection::log_factor(double octave) const {
 
 double TimeCorrection::factor(int64_t rows) const { return std::exp(log_factor(std::log2(static_cast<double>(rows)))); }
 
+bool TimeCorrection::guesses(int64_t rows) const {
+  const double octave = std::log2(static_cast<double>(rows));
+  return known_count_ > 0 && std::none_of(known_.begin(), known_.begin() + known_count_, [&](int16_t i) {
+           return points_[i].seen >= kOften && std::abs(points_[i].octave - octave) <= kNear;
+         });
+}
+
 void TimeCorrection::observe(int64_t rows, double roofline_seconds, double measured_seconds) {
   if (!(roofline_seconds > 0) || !(measured_seconds > 0) || !std::isfinite(measured_seconds)) return;
   CHECK_LE(1, rows);
@@ -61,6 +70,7 @@ void TimeCorrection::observe(int64_t rows, double roofline_seconds, double measu
     if (point.weight == 0) point = {1, octave, log_factor(octave), 0};
     learn(point, octave, log_ratio);
   }
+  ++point.seen;
   known_count_ = 0;
   for (int16_t i = 0; i < kPoints; ++i)
     if (points_[i].weight > 0) known_[known_count_++] = i;
@@ -72,7 +82,11 @@ void TimeCorrection::learn(Point& point, double octave, double log_ratio) {
   point.surprises =
       std::abs(change) <= kSurprise ? 0 : direction * std::max(0, direction * point.surprises) + direction;
   if (std::abs(point.surprises) >= (point.weight < kSureWeight / 2 ? kLightSurprises : kHeavySurprises)) {
-    point = {1, octave, log_ratio, 0};
+    // Known so well, it was the whole machine that changed.
+    if (point.weight >= kSureWeight)
+      for (Point& other : points_)
+        if (&other != &point) other.log_ratio += change;
+    point = {1, octave, log_ratio, 0, point.seen};
     return;
   }
   change = std::clamp(change, -kSurprise, kSurprise) / (point.weight + 1);

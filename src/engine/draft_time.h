@@ -42,6 +42,8 @@ class TimeCorrection {
  public:
   void observe(int64_t rows, double roofline_seconds, double measured_seconds);
   double factor(int64_t rows) const;  // 1 before the first observation
+  // Something was measured, but not often for about so many rows: the factor is a guess.
+  bool guesses(int64_t rows) const;
 
  private:
   static constexpr int kPoints = 160;  // the last one: 2^19.9 rows and more
@@ -51,6 +53,7 @@ class TimeCorrection {
     double octave = 0;     // mean log2(rows)
     double log_ratio = 0;  // mean
     int surprises = 0;     // in a row, negative ones downwards
+    int seen = 0;          // observations since nothing was known
   };
   double log_factor(double octave) const;
   void learn(Point& point, double octave, double log_ratio);

@@ -74,6 +74,32 @@ TEST(TimeCorrection, WhatChangesWhereMuchIsKnownChangesElsewhere) {
   EXPECT_NEAR(correction.factor(8), 1.06, 0.01);
 }
 
+TEST(TimeCorrection, AMachineThatChangesAtOnceChangesEverywhere) {
+  TimeCorrection correction;
+  for (int i = 0; i < 50; ++i) {
+    correction.observe(1, 1, 1);
+    correction.observe(8, 1, 2);
+  }
+  for (int i = 0; i < 4; ++i) correction.observe(8, 1, 4);
+  EXPECT_NEAR(correction.factor(8), 4, 0.01);
+  EXPECT_NEAR(correction.factor(1), 2, 0.3);
+}
+
+TEST(TimeCorrection, GuessesUntilItHasMeasuredThereOften) {
+  TimeCorrection correction;
+  EXPECT_FALSE(correction.guesses(4)) << "nothing is known anywhere";
+  for (int i = 0; i < 10; ++i) correction.observe(8, 1, 1);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_TRUE(correction.guesses(4));
+    correction.observe(4, 1, 1);
+  }
+  EXPECT_FALSE(correction.guesses(4));
+  EXPECT_FALSE(correction.guesses(8));
+  EXPECT_FALSE(correction.guesses(7));
+  EXPECT_TRUE(correction.guesses(6));
+  EXPECT_TRUE(correction.guesses(16));
+}
+
 TEST(TimeCorrection, ForgetsWhatIsNotSeenAgain) {
   TimeCorrection correction;
   for (int i = 0; i < 20; ++i) correction.observe(64, 1, 5);

@@ -190,6 +190,10 @@ void Speculator::complete_entries(std::span<Choice* const> choices) {
   };
   for (Choice* choice : choices) {
     Entries left = entries_of(*choice, choice->sequence.computed);
+    StepShape pass;
+    pass.add(left.end - left.begin, left.end, 0);
+    // Pictures are let go when their prompt was read.
+    if (pass.rows == 0 || (choice->sequence.images.empty() && !length_.fills(pass))) continue;
     while (left.begin < left.end) {
       const int64_t count = std::min(left.end - left.begin, most_rows - rows);
       entries_.push_back({choice, left.begin, left.begin + count});

@@ -28,7 +28,7 @@ class Speculator {
   int most_drafts() const { return config_.num_speculative_tokens; }
   // Chooses how many drafts each planned choice gets, and makes them: Choice::drafts.
   void draft(std::span<const Scheduler::Planned> step);
-  // Writes the MTP entries [mtp_end, computed) of choices, as far as their hidden rows are there.
+  // Writes the MTP entries [mtp_end, computed) of choices, as far as their hidden rows are there and drafts pay.
   void complete_entries(std::span<Choice* const> choices);
   // The first `accepted` of the choice's drafts were.
   void observe(Choice& choice, int accepted);

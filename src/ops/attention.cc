@@ -68,7 +68,7 @@ Tensor paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, 
   if (first_key.rank() != 0)
     match_shapes("paged_attention", {{batch.active, "B", DType::kI32}, {first_key, "B", DType::kI32}});
   Tensor out = ctx.workspace.alloc(q.dtype(), q.shape());
-  if (!ctx.dry_run && !q.empty()) ctx.backend.paged_attention(ctx, q, pages, batch, scale, first_key, out);
+  if (!q.empty()) ctx.backend.paged_attention(ctx, q, pages, batch, scale, first_key, out);
   return out;
 }
 

@@ -28,6 +28,8 @@ class Backend {
 
   // Zeroed memory of the device. Throws LoadError when there is not enough.
   virtual Buffer allocate(size_t bytes) = 0;
+  // Zeroed host memory from which copies to the device, and back, are fastest. Throws as allocate.
+  virtual Buffer allocate_host(size_t bytes) { return Buffer::host(bytes); }
   // Packs a matrix once into `to`, packed_bytes of device memory at a multiple of kWeightAlignment, and returns the
   // view of it. Called from several threads at load. packed_bytes looks at shape and format only.
   virtual PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) = 0;
@@ -58,7 +60,8 @@ class Backend {
                         Tensor& out) = 0;
   virtual void gated_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
                               ops::GateActivation act, Tensor& out) = 0;
-  // attention
+  // attention; paged_attention and latent_attention are called in a dry run as well, to allocate scratch in the
+  // workspace
   virtual void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies,
                           Tensor& out) = 0;
   virtual void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) = 0;
@@ -67,7 +70,6 @@ class Backend {
                                const Tensor& first_key, Tensor& out) = 0;
   virtual void store_latent(ExecContext& ctx, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
                             const Batch& batch) = 0;
-  // Also called in a dry run, to allocate its scratch.
   virtual void latent_attention(ExecContext& ctx, const Tensor& q_nope, const Tensor& q_pe,
                                 const ops::LatentUpProjection& up, const LatentPages& pages, const Batch& batch,
                                 float scale, const Tensor& first_key, Tensor& out) = 0;

@@ -138,6 +138,10 @@ TEST(EngineFaults, OffByOneAcceptedCount) {
 TEST(EngineFaults, MtpEntriesNotContinuedAfterAHit) {
   EXPECT_GT(seen([] {
               SimOptions options = only(By::kDrafts);
+              // An adaptive number of drafts may give entries up.
+              options.world = [](SimWorld& world) {
+                if (world.options.speculative) world.options.speculative->adaptive = false;
+              };
               options.before_forward = [](EngineSim& sim, Batch&) {
                 for (Choice* choice : sim.core().scheduler().running()) {
                   Sequence& s = choice->sequence;

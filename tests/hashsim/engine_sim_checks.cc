@@ -33,9 +33,11 @@ void EngineSim::check_drafts(const Batch& batch) {
     if (config.method == DraftMethod::kNgram) {
       want = solo.ngram_drafts(config.prompt_lookup_min, config.prompt_lookup_max, k);
     } else {
-      if (world_.long_ring && s.mtp_begin > 1)
+      // An adaptive number of drafts gives up entries while drafts do not pay.
+      const bool complete = world_.long_ring && !config.adaptive;
+      if (complete && s.mtp_begin > 1)
         violation(fmt::format("{}: MTP entries below {} were given up", name_of(*choice), s.mtp_begin));
-      want = solo.mtp_drafts(world_.rules, world_.sampler, k, world_.long_ring ? 1 : std::max<int64_t>(1, s.mtp_begin));
+      want = solo.mtp_drafts(world_.rules, world_.sampler, k, complete ? 1 : std::max<int64_t>(1, s.mtp_begin));
     }
     want.resize(std::min(want.size(), choice->drafts.size()));
     if (choice->drafts != want)

@@ -71,7 +71,7 @@ class OpRunner {
     Workspace measured;
     ExecContext dry{.backend = *backend_, .workspace = measured, .communicator = rank_, .dry_run = true};
     op(dry);
-    workspaces_.emplace_back(measured, Buffer::host(measured.bytes()));
+    workspaces_.emplace_back(measured, test_memory(measured.bytes()));
     ExecContext ctx{.backend = *backend_, .workspace = workspaces_.back(), .communicator = rank_};
     return op(ctx);
   }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -13,12 +14,16 @@
 
 namespace calandra {
 
+// Where tests put what ops read and write: host memory, or host memory that a device under test reaches
+// (tests/backends_under_test.h).
+inline Buffer (*test_memory)(size_t bytes) = Buffer::host;
+
 // Owns tensors; their addresses stay.
 class TensorPool {
  public:
   Tensor zeros(DType dtype, Shape shape) {
     const size_t bytes = static_cast<size_t>(shape.numel()) * size_of(dtype);
-    buffers_.push_back(Buffer::host(std::max<size_t>(bytes, 1)));
+    buffers_.push_back(test_memory(std::max<size_t>(bytes, 1)));
     return buffers_.back().tensor(dtype, shape);
   }
   Tensor ints(const std::vector<int32_t>& values) {
@@ -104,6 +109,11 @@ inline Batch batch_of(TensorPool& pool, const std::vector<SequenceStep>& steps) 
   batch.segment_sequence = pool.ints(owner);
   batch.state_src = pool.ints(src);
   batch.state_dst = pool.ints(dst);
+  for (const SequenceStep& step : steps) {
+    batch.max_query_len = std::max<int64_t>(batch.max_query_len, step.rows());
+    batch.max_seq_len = std::max<int64_t>(batch.max_seq_len, step.first + step.rows());
+    batch.max_drafts = std::max<int64_t>(batch.max_drafts, step.drafts);
+  }
   return batch;
 }
 

@@ -155,6 +155,7 @@ size_t CpuBackend::attention_bytes(int threads) { return static_cast<size_t>(thr
 
 void CpuBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch,
                                  float scale, const Tensor& first_key, Tensor& out) {
+  if (ctx.dry_run) return;
   const int64_t Dh = q.size(2);
   if (Dh % 16 != 0 || Dh > kMaxHeadDim) {
     note_slow("paged_attention", "head_dim of a multiple of 16 up to 256");

@@ -72,8 +72,9 @@ void ReferenceBackend::store_kv(ExecContext&, const Tensor& k, const Tensor& v, 
   }
 }
 
-void ReferenceBackend::paged_attention(ExecContext&, const Tensor& q, const KvPages& pages, const Batch& batch,
+void ReferenceBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch,
                                        float scale, const Tensor& first_key, Tensor& out) {
+  if (ctx.dry_run) return;
   const int64_t H = q.size(1), Dh = q.size(2), group = H / pages.k.size(1);
   for (int64_t t = 0; t < q.size(0); ++t) {
     const int64_t b = batch.row_sequence.as<int32_t>()[t];

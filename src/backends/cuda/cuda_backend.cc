@@ -1,0 +1,125 @@
+#include "backends/cuda/cuda_backend.h"
+
+#include <cstdio>
+#include <string>
+
+#include "backends/cuda/packed_rows.h"
+#include "backends/cuda/plugin_host.h"
+
+namespace calandra {
+
+namespace cuda {
+
+void check_device(int device) {
+  // No std::string alive when load_error throws.
+  static thread_local char message[512];
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    std::snprintf(message, sizeof message, "no CUDA device: %s (a driver of version 580 or later is needed)",
+                  status != cudaSuccess ? cudaGetErrorString(status) : "the driver reports none");
+    load_error(message);
+  }
+  if (device < 0 || device >= count) {
+    std::snprintf(message, sizeof message, "CUDA device %d does not exist; there are %d, counted from 0", device,
+                  count);
+    load_error(message);
+  }
+  cudaDeviceProp properties{};
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  if (properties.major != 9) {
+    std::snprintf(message, sizeof message,
+                  "CUDA device %d (%s) has compute capability %d.%d; the kernels are built for 9.0 (Hopper)", device,
+                  properties.name, properties.major, properties.minor);
+    load_error(message);
+  }
+}
+
+}  // namespace cuda
+
+CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  CUDA_CHECK(cudaFree(nullptr));  // makes the context now
+  cuda::fail_call(options_.fail_call);
+}
+
+Buffer CudaBackend::allocate(size_t bytes) {
+  if (bytes == 0) return {};
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  void* data = nullptr;
+  const cudaError_t status = cuda::counted(cudaMalloc(&data, bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: forget it
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    static thread_local char message[512];
+    std::snprintf(message, sizeof message,
+                  "out of memory on CUDA device %d: %.2f GB asked for, %.2f of %.2f GB free; use a smaller model, a "
+                  "smaller --max-model-len or fewer sequences (--max-num-seqs)",
+                  options_.device, static_cast<double>(bytes) * 1e-9, static_cast<double>(free) * 1e-9,
+                  static_cast<double>(total) * 1e-9);
+    cuda::load_error(message);
+  }
+  cuda::check(status, "cudaMalloc", __FILE__, __LINE__);
+  CUDA_CHECK(cudaMemset(data, 0, bytes));
+  CUDA_CHECK(cudaStreamSynchronize(nullptr));
+  return Buffer(data, bytes, device(), [](void* p, size_t) { CUDA_CHECK(cudaFree(p)); });
+}
+
+Buffer CudaBackend::allocate_host(size_t bytes) {
+  if (bytes == 0) return {};
+  void* data = nullptr;
+  CUDA_CHECK(cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
+  std::memset(data, 0, bytes);
+  return Buffer(data, bytes, Device{}, [](void* p, size_t) { CUDA_CHECK(cudaFreeHost(p)); });
+}
+
+void CudaBackend::copy_bytes(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+}
+
+void CudaBackend::plan(ExecContext&, const Batch&) {
+  CUDA_CHECK(cudaSetDevice(options_.device));  // the thread that runs steps may not be the one that loaded
+}
+
+size_t CudaBackend::packed_bytes(const StoredMatrix& source) const {
+  return static_cast<size_t>(source.N()) * cuda::packed_row(source.dtype(), source.K(), source.block_k);
+}
+
+// Rows as stored, each padded with zeros (packed_rows.h); scales of f8 behind the values of their row.
+PackedWeight CudaBackend::pack_weight(const StoredMatrix& source, std::byte* to) {
+  const int64_t N = source.N(), K = source.K();
+  const DType dtype = source.dtype();
+  CHECK(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF8E4M3);
+  const size_t row = cuda::packed_row(dtype, K, source.block_k), width = static_cast<size_t>(K) * size_of(dtype);
+  const auto bytes = static_cast<int64_t>(CudaBackend::packed_bytes(source));
+  if (bytes > 0) {
+    CUDA_CHECK(cudaSetDevice(options_.device));
+    if (row != width) CUDA_CHECK(cudaMemset(to, 0, static_cast<size_t>(bytes)));
+    CUDA_CHECK(cudaMemcpy2D(to, row, source.values.data(),
+                            static_cast<size_t>(source.values.stride(0)) * size_of(dtype), width,
+                            static_cast<size_t>(N), cudaMemcpyDefault));
+    if (dtype == DType::kF8E4M3) {
+      const size_t blocks = static_cast<size_t>(source.scales.size(1)) * sizeof(float);
+      std::vector<std::byte> repeated(static_cast<size_t>(N) * blocks);  // a row of scales for each row of values
+      for (int64_t n = 0; n < N; ++n)
+        std::memcpy(repeated.data() + static_cast<size_t>(n) * blocks, source.scales[n / source.block_n].data(),
+                    blocks);
+      CUDA_CHECK(cudaMemcpy2D(to + cuda::padded_values(dtype, K), row, repeated.data(), blocks, blocks,
+                              static_cast<size_t>(N), cudaMemcpyDefault));
+    }
+    CUDA_CHECK(cudaStreamSynchronize(nullptr));
+  }
+  return {N, K, dtype, Tensor(to, DType::kU8, {bytes}, device()), source.block_k};
+}
+
+void CudaBackend::launched(const ExecContext& ctx, const char* kernel) {
+  ++launches_;
+  const Scope scope(kernel);
+  CUDA_CHECK(cudaGetLastError());
+  if (options_.synchronous) CUDA_CHECK(cudaStreamSynchronize(cuda::stream_of(ctx)));
+}
+
+}  // namespace calandra

@@ -1,0 +1,109 @@
+// CudaBackend: every op as kernels for Hopper (sm_90a), ahead of time. Sums run in f32 in an order that depends on the
+// shapes of the weights and on absolute positions only, never on the number of rows, so that a row gives the same bits
+// in any batch.
+//   cuda_backend.cc   device, memory, weights
+//   linear.cu   dense.cu   norm.cu   attention.cu   latent_attention.cu   recurrence.cu   lightning.cu   moe.cu
+//   vision.cu   sampling.cc    the ops of a family: kernels and their launches
+//   device/           what kernels share: loads, reductions, segments, the attention and recurrence loops
+//   plugin*.{h,cc}    the border to the program
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+
+#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/plugin.h"
+#include "ops/backend.h"
+
+namespace calandra {
+
+namespace cuda {
+// Throws LoadError unless the device is there and can run the kernels.
+void check_device(int device);
+
+inline cudaStream_t stream_of(const ExecContext& ctx) { return static_cast<cudaStream_t>(ctx.stream); }
+inline bool is_bf16(const Tensor& x) { return x.dtype() == DType::kBF16; }
+}  // namespace cuda
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaOptions& options);
+
+  const char* name() const override { return "cuda"; }
+  Device device() const override { return {DeviceKind::kCuda, options_.device}; }
+
+  Buffer allocate(size_t bytes) override;
+  Buffer allocate_host(size_t bytes) override;
+  PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) override;
+  size_t packed_bytes(const StoredMatrix& source) const override;
+  void copy_bytes(void* to, const void* from, size_t bytes) override;
+  void plan(ExecContext& ctx, const Batch& batch) override;
+  size_t scratch_bytes(int64_t) const override { return 0; }
+  uint32_t launches() const override { return launches_; }
+
+  // dense
+  void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) override;
+  void silu_mul(ExecContext& ctx, const Tensor& gate, const Tensor& up, Tensor& out) override;
+  void sigmoid_mul(ExecContext& ctx, const Tensor& x, const Tensor& gate, Tensor& out) override;
+  void sigmoid(ExecContext& ctx, const Tensor& x, Tensor& out) override;
+  void add(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) override;
+  void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) override;
+  void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override;
+  void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) override;
+  void concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) override;
+  // norm
+  void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
+                Tensor& out) override;
+  void gated_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
+                      ops::GateActivation act, Tensor& out) override;
+  // attention
+  void rope_table(ExecContext& ctx, const Tensor& positions, const ops::RopeFrequencies& frequencies,
+                  Tensor& out) override;
+  void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) override;
+  void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) override;
+  void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key, Tensor& out) override;
+  void store_latent(ExecContext& ctx, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
+                    const Batch& batch) override;
+  void latent_attention(ExecContext& ctx, const Tensor& q_nope, const Tensor& q_pe, const ops::LatentUpProjection& up,
+                        const LatentPages& pages, const Batch& batch, float scale, const Tensor& first_key,
+                        Tensor& out) override;
+  // recurrence
+  void causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
+                          const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void log_decay(ExecContext& ctx, const Tensor& a, const Tensor& A_log, const Tensor& dt_bias, Tensor& out) override;
+  void l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) override;
+  void gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
+                        const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
+                        Tensor& out) override;
+  void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
+                           LightningState& state, const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override;
+  // experts
+  void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
+             ops::Routing& out) override;
+  void grouped_linear(ExecContext& ctx, const Tensor& x, const GroupedWeight& weight, const Tensor& experts,
+                      Tensor& out) override;
+  void moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& weights, Tensor& out) override;
+  // vision
+  void layer_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                  Tensor& out) override;
+  void gelu(ExecContext& ctx, const Tensor& x, ops::GeluForm form, Tensor& out) override;
+  void weighted_rows(ExecContext& ctx, const Tensor& table, const Tensor& index, const Tensor& weight,
+                     Tensor& out) override;
+  void segment_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                         const Tensor& segment_start, float scale, Tensor& out) override;
+  // choose
+  void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+              ops::SamplingResult& out) override;
+
+ private:
+  // After every launch: counts it and ends the process when it failed, with the kernel's name.
+  void launched(const ExecContext& ctx, const char* kernel);
+
+  const CudaOptions options_;
+  uint32_t launches_ = 0;
+};
+
+}  // namespace calandra

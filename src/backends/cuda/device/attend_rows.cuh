@@ -1,0 +1,196 @@
+// The kernels around attend.cuh and their launches: one block per row, group of query heads and, with few rows, range.
+#pragma once
+
+#include <algorithm>
+
+#include "backends/cuda/device/attend.cuh"
+#include "backends/cuda/device/rows.cuh"
+#include "ops/batch.h"
+#include "ops/exec_context.h"
+
+namespace calandra::cuda {
+
+constexpr int kHeadsOfBlock = 4;  // query heads that share a read of the keys
+
+// What attention reads of a batch.
+struct PagedBatch {
+  explicit PagedBatch(const Batch& batch)
+      : row_sequence(batch.row_sequence.as<int32_t>()),
+        token_index(batch.token_index.as<int32_t>()),
+        active(batch.active.as<int32_t>()),
+        block_table(batch.block_table.as<int32_t>()),
+        table_stride(batch.block_table.stride(0)) {}
+  const int32_t *row_sequence, *token_index, *active, *block_table;
+  int64_t table_stride;
+};
+
+// Keys [begin, end) that a row sees; {0, 0} if there are none.
+struct KeySpan {
+  int64_t begin, end;
+};
+
+// What a source of pages says of a row.
+__device__ __forceinline__ KeySpan paged_span(const PagedBatch& batch, const int32_t* first_key, int64_t row) {
+  const int64_t b = batch.row_sequence[row], begin = first_key != nullptr ? first_key[b] : 0,
+                end = batch.token_index[row] + 1;
+  return batch.active[b] && begin < end ? KeySpan{begin, end} : KeySpan{0, 0};
+}
+
+// Pages [pages, Hkv, page, D], or [pages, page, D] of one head.
+template <class T>
+struct Pages {
+  explicit Pages(const Tensor& x)
+      : data(static_cast<const T*>(x.data())),
+        page_stride(x.stride(0)),
+        head_stride(x.rank() == 4 ? x.stride(1) : 0),
+        token_stride(x.stride(-2)),
+        page_tokens(static_cast<int>(x.size(-2))) {}
+  // Numbers of token `index` of the sequence with this block table.
+  __device__ __forceinline__ const T* at(const int32_t* table, int64_t index, int64_t head) const {
+    const int i = static_cast<int>(index), page = i / page_tokens;
+    return data + table[page] * page_stride + head * head_stride + (i - page * page_tokens) * token_stride;
+  }
+  const T* data;
+  int64_t page_stride, head_stride, token_stride;
+  int page_tokens;
+};
+
+// Queries [T, H, D] and, for the extra numbers of keys, [T, H, R].
+template <class Q, class P = Q>
+struct HeadRows {
+  Rows<const Q> q;
+  Rows<const P> extra;
+};
+
+struct AttendShape {
+  int64_t T, H, Hkv, D;  // D: numbers of a value
+  int64_t R;             // extra numbers of a key
+  float scale;
+
+  int64_t group() const { return H / Hkv; }
+  // Blocks of one row.
+  int64_t parts(int heads) const { return Hkv * ((group() + heads - 1) / heads); }
+};
+
+// Memory for the results of ranges, when few rows leave the device idle otherwise: whether it is used depends on the
+// shapes alone, the bits do not. In the workspace until it goes out of scope.
+class RangeScratch {
+ public:
+  RangeScratch() = default;
+  // In a dry run room for every smaller number of rows too.
+  RangeScratch(ExecContext& ctx, const AttendShape& shape, int64_t max_keys, int heads)
+      : workspace_(&ctx.workspace), mark_(ctx.workspace.mark()) {
+    constexpr int64_t kBlocks = 264;  // two per multiprocessor
+    const int64_t ranges = (max_keys + kKeyRange - 1) / kKeyRange,
+                  most = std::max<int64_t>(1, kBlocks / shape.parts(heads));
+    if (ranges <= 1 || (!ctx.dry_run && shape.T > most)) return;
+    const int64_t rows = std::min(shape.T, most);
+    const Tensor ml = ctx.workspace.alloc(DType::kF32, {rows * shape.H * ranges, 2}),
+                 o = ctx.workspace.alloc(DType::kF32, {rows * shape.H * ranges, shape.D});
+    results_ = {static_cast<float*>(ml.data()), static_cast<float*>(o.data()), ranges};
+  }
+  ~RangeScratch() {
+    if (workspace_ != nullptr) workspace_->release(mark_);
+  }
+  RangeScratch(const RangeScratch&) = delete;
+  RangeScratch& operator=(const RangeScratch&) = delete;
+
+  bool split() const { return results_.ranges > 0; }
+  const RangeResults& results() const { return results_; }
+
+ private:
+  Workspace* workspace_ = nullptr;
+  size_t mark_ = 0;
+  RangeResults results_{};
+};
+
+template <class Source, class In, int E, int G, int X>
+__global__ void __launch_bounds__(kAttendThreads)
+    attend_kernel(Source source, In in, AttendShape s, RangeResults results, bool aligned, Output out) {
+  const int64_t row = blockIdx.x, chunks = (s.H / s.Hkv + G - 1) / G, head = blockIdx.y / chunks,
+                first = head * (s.H / s.Hkv) + blockIdx.y % chunks * G;
+  const int heads = static_cast<int>(min(int64_t{G}, (head + 1) * (s.H / s.Hkv) - first)), lane = threadIdx.x % kWarp;
+  const KeySpan span = source.span(row);
+  const bool split = results.ranges > 0;
+  const int64_t begin_range = split ? blockIdx.z : span.begin / kKeyRange,
+                end_range = split ? blockIdx.z + 1 : (span.end + kKeyRange - 1) / kKeyRange;
+  if (split && (begin_range * kKeyRange >= span.end || end_range * kKeyRange <= span.begin)) return;
+
+  Queries<E, G, X> queries;
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    const int64_t h = first + min(g, heads - 1);  // heads beyond the last repeat it and are not written
+#pragma unroll
+    for (int e = 0; e < E; ++e) queries.q[g][e] = lane * E + e < s.D ? to_float(in.q[row][h * s.D + lane * E + e]) : 0;
+    if constexpr (X > 0)
+#pragma unroll
+      for (int e = 0; e < X; ++e)
+        queries.qx[g][e] = lane * X + e < s.R ? to_float(in.extra[row][h * s.R + lane * X + e]) : 0;
+  }
+  const auto keys = source.keys(row, head);
+  Softmax<kOwnValues<E>> total[G];
+  for (int64_t range = begin_range; range < end_range; ++range) {
+    Softmax<kOwnValues<E>> part[G];
+    attend_range(queries, keys, max(span.begin, range * kKeyRange), min(span.end, (range + 1) * kKeyRange), s.scale,
+                 min(max(static_cast<int>(s.D) - lane * E, 0), E), min(max(static_cast<int>(s.R) - lane * X, 0), X),
+                 aligned, part);
+    if (split) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        if (g >= heads) continue;
+        const int64_t place = results.place(row, s.H, first + g, range);
+        if (threadIdx.x == 0) results.ml[2 * place] = part[g].m, results.ml[2 * place + 1] = part[g].l;
+#pragma unroll
+        for (int j = 0; j < kOwnValues<E>; ++j)
+          if (const int64_t d = threadIdx.x + j * kAttendThreads; d < s.D) results.o[place * s.D + d] = part[g].o[j];
+      }
+    } else {
+#pragma unroll
+      for (int g = 0; g < G; ++g) total[g].join(part[g].m, part[g].l, part[g].o);
+    }
+  }
+  if (split) return;
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    if (g >= heads) continue;
+#pragma unroll
+    for (int j = 0; j < kOwnValues<E>; ++j)
+      if (const int64_t d = threadIdx.x + j * kAttendThreads; d < s.D)
+        out.store((row * s.H + first + g) * s.D + d, total[g].l > 0 ? total[g].o[j] / total[g].l : 0);
+  }
+}
+
+// One block per row and head, one value a thread and turn.
+template <class Source>
+__global__ void __launch_bounds__(kAttendThreads)
+    join_kernel(Source source, AttendShape s, RangeResults results, Output out) {
+  const int64_t row = blockIdx.x, head = blockIdx.y;
+  const KeySpan span = source.span(row);
+  for (int64_t d = threadIdx.x; d < s.D; d += kAttendThreads) {
+    Softmax<1> total;
+    for (int64_t range = span.begin / kKeyRange; range * kKeyRange < span.end; ++range) {
+      const int64_t place = results.place(row, s.H, head, range);
+      const float o[1] = {results.o[place * s.D + d]};
+      total.join(results.ml[2 * place], results.ml[2 * place + 1], o);
+    }
+    out.store((row * s.H + head) * s.D + d, total.l > 0 ? total.o[0] / total.l : 0);
+  }
+}
+
+template <int E, int G, int X, class Source, class In>
+void attend_rows(cudaStream_t stream, const Source& source, const In& in, const AttendShape& shape,
+                 const RangeScratch& scratch, bool aligned, Output out) {
+  const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.parts(G)),
+                  scratch.split() ? static_cast<unsigned>(scratch.results().ranges) : 1);
+  attend_kernel<Source, In, E, G, X>
+      <<<grid, kAttendThreads, 0, stream>>>(source, in, shape, scratch.results(), aligned, out);
+}
+
+template <class Source>
+void join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
+                 Output out) {
+  const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H));
+  join_kernel<<<grid, kAttendThreads, 0, stream>>>(source, shape, scratch.results(), out);
+}
+
+}  // namespace calandra::cuda

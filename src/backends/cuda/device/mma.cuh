@@ -1,0 +1,41 @@
+// Tensor core products of bf16: D [16, 8] += A [16, 16] B [16, 8], f32 sums (mma.sync m16n8k16).
+//   thread 4 g + t of a warp   A: rows g and g + 8   B: column g   D: rows g and g + 8, columns 2 t and 2 t + 1
+// The 16 inputs of an instruction may come in any order if A and B agree. Here thread t holds inputs 8 t to 8 t + 7 of
+// a step of 32, 16 bytes of a row, which make two instructions: its first four numbers, then its last four.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+
+namespace calandra::cuda {
+
+__device__ __forceinline__ void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// One step of 32 inputs: rows g and g + 8 of A, column g of B, 8 inputs of each.
+__device__ __forceinline__ void mma_step(float (&d)[4], const uint4& low, const uint4& high, const uint4& b) {
+  mma_bf16(d, low.x, high.x, low.y, high.y, b.x, b.y);
+  mma_bf16(d, low.z, high.z, low.w, high.w, b.z, b.w);
+}
+
+// Two numbers of f8_e4m3 as bf16, exactly.
+__device__ __forceinline__ uint32_t bf16x2_of_e4m3x2(uint16_t pair) {
+  const __half2_raw half = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
+  const float2 wide = __half22float2(__half2(half));
+  const __nv_bfloat162 narrow = __floats2bfloat162_rn(wide.x, wide.y);
+  return reinterpret_cast<const uint32_t&>(narrow);
+}
+__device__ __forceinline__ uint4 bf16x8_of_e4m3x8(const uint2& v) {
+  return {bf16x2_of_e4m3x2(static_cast<uint16_t>(v.x)), bf16x2_of_e4m3x2(static_cast<uint16_t>(v.x >> 16)),
+          bf16x2_of_e4m3x2(static_cast<uint16_t>(v.y)), bf16x2_of_e4m3x2(static_cast<uint16_t>(v.y >> 16))};
+}
+
+}  // namespace calandra::cuda

@@ -1,0 +1,24 @@
+// How a weight [N, K] lies in device memory: row by row, K values padded with zeros to a multiple of 32, so that
+// kernels read whole steps of their sums with 16 bytes a thread; of f8_e4m3, the row's scales behind them.
+#pragma once
+
+#include "tensor/dtype.h"
+
+namespace calandra::cuda {
+
+constexpr int64_t kStep = 32;  // inputs of one step of a sum
+
+constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Bytes of a row's values.
+constexpr int64_t padded_values(DType dtype, int64_t K) {
+  return padded(K, kStep) * static_cast<int64_t>(size_of(dtype));
+}
+
+// Bytes from row to row.
+constexpr int64_t packed_row(DType dtype, int64_t K, int64_t block_k) {
+  const int64_t values = padded_values(dtype, K);
+  return dtype == DType::kF8E4M3 ? padded(values + (K + block_k - 1) / block_k * 4, 16) : values;
+}
+
+}  // namespace calandra::cuda

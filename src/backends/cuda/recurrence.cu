@@ -1,0 +1,212 @@
+// Causal convolution and the gated delta rule (ops/recurrence.h).
+//   causal_conv1d_silu   one number a thread for the rows, W reads each; then one channel of a sequence a thread for
+//   the
+//                        windows and pending inputs, behind the rows, which read the old ones. Bound by memory.
+//   log_decay, l2_norm   one number, one head of a row a warp
+//   gated_delta_rule     device/recur.cuh
+//   commit_slots         one block a sequence
+#include "backends/cuda/device/recur.cuh"
+#include "backends/cuda/device/types.cuh"
+
+namespace calandra {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMostTaps = 8;  // kernel width
+
+template <class T>
+struct ConvSlots {
+  T *window, *pending;  // [slots, W - 1, C], [slots, M, C]
+  int C, W, M;
+  // Input `back` places before the first row of a sequence that goes on from `src` with `folded` pending inputs.
+  __device__ __forceinline__ float before(int src, int folded, int back, int c) const {
+    if (src < 0) return 0;
+    const int place = W - 1 + folded - back;
+    return to_float(place < W - 1 ? window[(int64_t{src} * (W - 1) + place) * C + c]
+                                  : pending[(int64_t{src} * M + place - (W - 1)) * C + c]);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) convolve(SegmentedBatch batch, const int32_t* row_sequence, Rows<const T> x,
+                                                     const float* weight, ConvSlots<T> slots, T* out) {
+  const int t = blockIdx.x, c = blockIdx.y * kThreads + threadIdx.x, C = slots.C, W = slots.W;
+  if (c >= C) return;
+  const int b = row_sequence[t];
+  float sum = 0;
+  if (batch.active[b]) {
+    const Segment first = batch.at(batch.first(b), b);
+    for (int j = 0; j < W; ++j) {
+      const int row = t - (W - 1) + j;
+      const float v =
+          row >= first.begin ? to_float(x[row][c]) : slots.before(first.src, first.folded, first.begin - row, c);
+      sum = fmaf(weight[c * W + j], v, sum);
+    }
+    sum = silu(sum);
+  }
+  out[int64_t{t} * C + c] = from_float<T>(sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) keep_windows(SegmentedBatch batch, Rows<const T> x, ConvSlots<T> slots) {
+  const int b = blockIdx.x, c = blockIdx.y * kThreads + threadIdx.x, C = slots.C, W = slots.W;
+  if (c >= C || !batch.runs(b)) return;
+  const int first_segment = batch.first(b);
+  const Segment first = batch.at(first_segment, b);
+  float old[kMostTaps - 1];  // the W - 1 inputs before the first row, oldest first: read before anything is written
+#pragma unroll
+  for (int j = 0; j < kMostTaps - 1; ++j) old[j] = j < W - 1 ? slots.before(first.src, first.folded, W - 1 - j, c) : 0;
+  for (int s = first_segment; batch.belongs(s, b); ++s) {
+    const Segment segment = batch.at(s, b);
+#pragma unroll
+    for (int j = 0; j < kMostTaps - 1; ++j) {
+      if (j >= W - 1) break;
+      const int row = segment.drafts_begin - (W - 1) + j;
+      float v = 0;
+      if (row >= first.begin) {
+        v = to_float(x[row][c]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kMostTaps - 1; ++i)
+          if (i == W - 1 - (first.begin - row)) v = old[i];
+      }
+      slots.window[(int64_t{segment.dst} * (W - 1) + j) * C + c] = from_float<T>(v);
+    }
+    for (int t = segment.drafts_begin; t < segment.end && t - segment.drafts_begin < slots.M; ++t)
+      slots.pending[(int64_t{segment.dst} * slots.M + t - segment.drafts_begin) * C + c] = x[t][c];
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    decay_of(Rows<const T> a, const float* A_log, const float* dt_bias, int64_t T_, int64_t Hv, float* out) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= T_ * Hv) return;
+  const int64_t h = i % Hv;
+  const float x = to_float(a[i / Hv][h]) + dt_bias[h], softplus = x > 20 ? x : log1pf(expf(x));
+  out[i] = -expf(A_log[h]) * softplus;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) l2_normed(Rows<const T> x, int64_t T_, int64_t H, int D, float* out) {
+  const int64_t head = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (head >= T_ * H) return;
+  const int lane = threadIdx.x % kWarp;
+  const T* in = x[head / H] + head % H * D;
+  const float scale = l2_scale(in, D, lane);
+  for (int i = lane; i < D; i += kWarp) out[head * D + i] = __fmul_rn(to_float(in[i]), scale);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    commit(SegmentedBatch batch, Rows<const T> hidden, int32_t* N, int32_t* accepted, T* kept, int M1, int64_t D) {
+  const int b = blockIdx.x;
+  if (!batch.runs(b)) return;
+  const auto row_of = [&](int slot, int row) { return kept + (int64_t{slot} * M1 + row) * D; };
+  for (int s = batch.first(b); batch.belongs(s, b); ++s) {
+    const Segment segment = batch.at(s, b);
+    const int certain = segment.drafts_begin - segment.begin, before = segment.src >= 0 ? N[segment.src] : 0;
+    for (int64_t i = threadIdx.x; i < D; i += kThreads) {
+      T first = from_float<T>(0);
+      if (certain > 0)
+        first = hidden[segment.drafts_begin - 1][i];
+      else if (segment.src >= 0)
+        first = row_of(segment.src, segment.folded)[i];
+      row_of(segment.dst, 0)[i] = first;
+      for (int t = segment.drafts_begin; t < segment.end && 1 + t - segment.drafts_begin < M1; ++t)
+        row_of(segment.dst, 1 + t - segment.drafts_begin)[i] = hidden[t][i];
+    }
+    __syncthreads();  // N and accepted of src, which may be dst, have been read
+    if (threadIdx.x == 0) {
+      N[segment.dst] = before + segment.folded + certain;
+      accepted[segment.dst] = 0;
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+
+using namespace cuda;
+
+void CudaBackend::causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Tensor& weight, ConvState& state,
+                                     const Tensor& accepted, const Batch& batch, Tensor& out) {
+  const int C = static_cast<int>(x.size(1)), W = static_cast<int>(weight.size(1)),
+            M = static_cast<int>(state.pending.size(1));
+  CHECK_LE(W, kMostTaps);
+  const SegmentedBatch segments(batch, accepted);
+  on_type(x.dtype(), [&]<class T>(T) {
+    const ConvSlots<T> slots{static_cast<T*>(state.window.data()), static_cast<T*>(state.pending.data()), C, W, M};
+    const unsigned channels = blocks_for(C, kThreads);
+    convolve<T><<<dim3(static_cast<unsigned>(x.size(0)), channels), kThreads, 0, stream_of(ctx)>>>(
+        segments, batch.row_sequence.as<int32_t>(), rows_of<T>(x), weight.as<float>(), slots,
+        static_cast<T*>(out.data()));
+    launched(ctx, "causal_conv1d_silu");
+    keep_windows<T><<<dim3(static_cast<unsigned>(batch.sequences()), channels), kThreads, 0, stream_of(ctx)>>>(
+        segments, rows_of<T>(x), slots);
+    launched(ctx, "causal_conv1d_silu windows");
+  });
+}
+
+void CudaBackend::log_decay(ExecContext& ctx, const Tensor& a, const Tensor& A_log, const Tensor& dt_bias,
+                            Tensor& out) {
+  on_type(a.dtype(), [&]<class T>(T) {
+    decay_of<T><<<blocks_for(a.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
+        rows_of<T>(a), A_log.as<float>(), dt_bias.as<float>(), a.size(0), a.size(1), out.as<float>());
+  });
+  launched(ctx, "log_decay");
+}
+
+void CudaBackend::l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) {
+  on_type(x.dtype(), [&]<class T>(T) {
+    l2_normed<T><<<blocks_for(x.size(0) * x.size(1), kThreads / kWarp), kThreads, 0, stream_of(ctx)>>>(
+        rows_of<T>(x), x.size(0), x.size(1), static_cast<int>(x.size(2)), out.as<float>());
+  });
+  launched(ctx, "l2_norm");
+}
+
+void CudaBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
+                                   const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
+                                   Tensor& out) {
+  const RecurShape shape{static_cast<int>(q.size(1)),
+                         static_cast<int>(v.size(1)),
+                         static_cast<int>(q.size(2)),
+                         static_cast<int>(v.size(2)),
+                         static_cast<int>(state.pending_k.size(1)),
+                         static_cast<float>(1 / std::sqrt(static_cast<double>(q.size(2))))};
+  CHECK_LE(shape.Dk, 128);
+  const SegmentedBatch segments(batch, accepted);
+  const int B = static_cast<int>(batch.sequences());
+  on_type(q.dtype(), [&]<class T>(T) {
+    const RecurInputs<T> in{rows_of<T>(q),
+                            rows_of<T>(k),
+                            rows_of<T>(v),
+                            g.as<float>(),
+                            beta.as<float>(),
+                            state.pending_k.as<float>(),
+                            state.pending_v.as<float>(),
+                            state.pending_g.as<float>(),
+                            state.pending_beta.as<float>()};
+    run_recurrence<T, true>(stream_of(ctx), segments, B, in, shape, state.S.as<float>(), static_cast<T*>(out.data()));
+    launched(ctx, "gated_delta_rule");
+    if (shape.M == 0) return;
+    keep_pending<T, true><<<dim3(B, shape.M), kRecurThreads, 0, stream_of(ctx)>>>(
+        segments, in, shape, state.pending_k.as<float>(), state.pending_v.as<float>(), state.pending_g.as<float>(),
+        state.pending_beta.as<float>());
+    launched(ctx, "gated_delta_rule pending");
+  });
+}
+
+void CudaBackend::commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) {
+  const SegmentedBatch segments(batch, slots.accepted);
+  on_type(hidden.dtype(), [&]<class T>(T) {
+    commit<T><<<static_cast<unsigned>(batch.sequences()), kThreads, 0, stream_of(ctx)>>>(
+        segments, rows_of<T>(hidden), slots.N.as<int32_t>(), slots.accepted.as<int32_t>(),
+        static_cast<T*>(slots.hidden.data()), static_cast<int>(slots.hidden.size(1)), hidden.size(1));
+  });
+  launched(ctx, "commit_slots");
+}
+
+}  // namespace calandra
