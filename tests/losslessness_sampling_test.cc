@@ -156,7 +156,8 @@ TEST_P(SampledDistributions, AreTheModelsWithAndWithoutDrafts) {
     EXPECT_GT(p, 0.001) << "distribution " << i;
     fmt::print("{}, distribution {}: {} seeds, chi-square {:.1f} of {} cells, p = {:.3f}\n", GetParam(), i, seeds,
                chi_square, cells, p);
-    // The same counts against probabilities that are a little wrong: the test can fail.
+    // The same counts against probabilities that are a little wrong: the test can fail, given enough seeds.
+    if (testing::kHostile) continue;
     EXPECT_LT(p_value(chi_square + 0.02 * static_cast<double>(seeds), static_cast<double>(cells - 1)), 0.001);
   }
   EXPECT_EQ(differences, 0);

@@ -2,6 +2,7 @@
 // one run, since a machine's speed changes from minute to minute. Their tokens must be equal.
 #include <algorithm>
 #include <cmath>
+#include <ctime>
 #include <deque>
 
 #include "apps/bench_throughput.h"
@@ -23,6 +24,7 @@ struct Arm {
   BenchEngine engine;
   EngineCore core;
   std::vector<double> seconds;      // of each round
+  std::vector<double> cpu_seconds;  // of all threads; the same, but for what other programs take
   std::vector<double> token_times;  // mean time per output token of each round
   EngineStats first;                // after the first round, which does not count
 };
@@ -42,7 +44,9 @@ Ratio ratio_of(const std::vector<double>& plain, const std::vector<double>& with
 
 void run_round(Arm& arm, std::span<const BenchConversation> prompts, const Request& request,
                std::vector<std::vector<int32_t>>& answers) {
+  const std::clock_t before = std::clock();
   const LoadTimes times = run_load(arm.core, prompts, std::ssize(prompts), request);
+  arm.cpu_seconds.push_back(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC);
   const LoadSummary summary(times);
   if (summary.failed > 0) throw LoadError(fmt::format("{} requests failed", summary.failed));
   arm.seconds.push_back(times.seconds);
@@ -55,7 +59,8 @@ void run_round(Arm& arm, std::span<const BenchConversation> prompts, const Reque
 }
 
 void report(Arm& arm, const Arm& plain, int64_t batch, const Options& options, const BenchSubject& subject) {
-  const Ratio whole = ratio_of(plain.seconds, arm.seconds), tokens = ratio_of(plain.token_times, arm.token_times);
+  const Ratio whole = ratio_of(plain.seconds, arm.seconds), tokens = ratio_of(plain.token_times, arm.token_times),
+              cpu = ratio_of(plain.cpu_seconds, arm.cpu_seconds);
   double seconds = 0;
   for (const double s : arm.seconds) seconds += s;
   const auto rounds = static_cast<double>(arm.seconds.size());
@@ -79,15 +84,19 @@ void report(Arm& arm, const Arm& plain, int64_t batch, const Options& options, c
                             {"tpot_speedup", tokens.mean},
                             {"tpot_speedup_low", tokens.low},
                             {"tpot_speedup_high", tokens.high},
+                            {"cpu_speedup", cpu.mean},
+                            {"cpu_speedup_low", cpu.low},
+                            {"cpu_speedup_high", cpu.high},
                             {"steps", steps},
                             {"draft_tokens", drafted},
                             {"accepted_tokens", accepted}});
     return;
   }
-  put("  {:>5}  {:<9} {:>9.1f} tok/s  {:.3f}x ({:.3f} to {:.3f})  TPOT {:.3f}x ({:.3f} to {:.3f})  {} steps, {} of {} "
+  put("  {:>5}  {:<9} {:>9.1f} tok/s  {:.3f}x ({:.3f} to {:.3f})  TPOT {:.3f}x ({:.3f} to {:.3f})  CPU {:.3f}x ({:.3f} "
+      "to {:.3f})  {} steps, {} of {} "
       "drafts\n",
-      batch, arm.name, speed, whole.mean, whole.low, whole.high, tokens.mean, tokens.low, tokens.high, steps, accepted,
-      drafted);
+      batch, arm.name, speed, whole.mean, whole.low, whole.high, tokens.mean, tokens.low, tokens.high, cpu.mean,
+      cpu.low, cpu.high, steps, accepted, drafted);
   flush_output();
 }
 
@@ -129,6 +138,7 @@ int compare_speculation(const Options& options, BenchSubject& subject) {
         for (Arm& arm : arms) {  // memory is touched for the first time, and the drafts' times are learned
           arm.seconds.clear();
           arm.token_times.clear();
+          arm.cpu_seconds.clear();
           arm.first = arm.core.stats();
         }
       }

@@ -50,7 +50,7 @@ EngineOptions options_of(const LoadedModel& loaded, const Options& given, const 
   scheduler.checkpoints_per_prompt = flags.checkpoints_per_prompt.value_or(scheduler.checkpoints_per_prompt);
   if (keeps_states(flags, use)) {
     options.checkpoint_bytes =
-        flags.checkpoint_bytes.value_or(std::min(machine_memory() / 8, kMostDefaultCheckpointBytes));
+        flags.checkpoint_bytes.value_or(std::min(memory_of(*loaded.backend) / 8, kMostDefaultCheckpointBytes));
     options.host_checkpoint_bytes = flags.host_checkpoint_bytes.value_or(0);
   }
   options.speculative = flags.speculative;
@@ -96,7 +96,8 @@ class EngineLimits {
     const int64_t kept = std::min(checkpoints_ * each, checkpoint_bytes_ / page_bytes);
     if (use_.any_memory) return sequences * each + kept;
     // Long sequences are rare, so not more than a quarter of the memory.
-    const int64_t most = std::min<int64_t>(machine_memory() / 4 / page_bytes, std::numeric_limits<int32_t>::max());
+    const int64_t most =
+        std::min<int64_t>(memory_of(*loaded_.backend) / 4 / page_bytes, std::numeric_limits<int32_t>::max());
     return std::min(sequences * each + kept, std::max(each, most));
   }
   RunnerLimits with_drafts(RunnerLimits limits) const {

@@ -50,7 +50,10 @@ void check_fit(const ModelOptions& options, const RunnerLimits& limits, const Si
 
 }  // namespace
 
-int64_t machine_memory() { return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
+int64_t memory_of(const Backend& backend) {
+  const auto device = static_cast<int64_t>(backend.memory_bytes());
+  return device > 0 ? device : sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
 
 RunnerLimits planned_limits(const LoadedModel& loaded, const ModelOptions& options, const Sizes& usual,
                             const Sizes& least) {
@@ -77,7 +80,7 @@ RunnerLimits planned_limits(const LoadedModel& loaded, const ModelOptions& optio
 RunnerLimits fitting_limits(const LoadedModel& loaded, int64_t least, int64_t most, int64_t more,
                             const std::function<RunnerLimits(int64_t)>& limits_for) {
   const int64_t weights = loaded.store->summary().packed_bytes;
-  const int64_t room = machine_memory() - weights - more;
+  const int64_t room = memory_of(*loaded.backend) - weights - more;
   const auto plan_for = [&](int64_t sequences) {
     return ModelRunner::plan_memory(*loaded.model, *loaded.backend, limits_for(sequences));
   };
@@ -86,10 +89,11 @@ RunnerLimits fitting_limits(const LoadedModel& loaded, int64_t least, int64_t mo
   if (smallest.total() > room)
     throw LoadError(fmt::format(
         "{} of memory are needed beside the weights ({} for {} pages, {} for {} slots, {} of workspace) for {}, the "
-        "machine has {} left: {} are missing; {}",
+        "{} has {} left: {} are missing; {}",
         bytes(smallest.total()), bytes(smallest.pages * smallest.page_bytes), smallest.pages,
         bytes(smallest.slots * smallest.slot_bytes), smallest.slots, bytes(smallest.workspace_bytes),
-        least == 1 ? "one sequence" : fmt::format("{} sequences", least), bytes(std::max<int64_t>(0, room)),
+        least == 1 ? "one sequence" : fmt::format("{} sequences", least),
+        loaded.backend->memory_bytes() > 0 ? "device" : "machine", bytes(std::max<int64_t>(0, room)),
         bytes(smallest.total() - room), advice_for(smallest)));
   int64_t fits = least, too_many = most;
   while (too_many - fits > 1) {

@@ -28,7 +28,7 @@ RunnerLimits runner_limits(const LoadedModel& loaded, const ModelOptions& option
 RunnerLimits fitting_limits(const LoadedModel& loaded, int64_t least, int64_t most, int64_t more,
                             const std::function<RunnerLimits(int64_t sequences)>& limits_for);
 
-// Bytes of the machine's memory.
-int64_t machine_memory();
+// Bytes of the memory in which the backend keeps weights and caches.
+int64_t memory_of(const Backend& backend);
 
 }  // namespace calandra::apps

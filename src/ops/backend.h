@@ -25,6 +25,8 @@ class Backend {
 
   virtual const char* name() const = 0;
   virtual Device device() const = 0;
+  // Bytes of device memory for weights and all else that is allocated; 0: the machine's memory.
+  virtual size_t memory_bytes() const { return 0; }
 
   // Zeroed memory of the device. Throws LoadError when there is not enough.
   virtual Buffer allocate(size_t bytes) = 0;

@@ -40,6 +40,9 @@ void check_device(int device) {
 CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   CUDA_CHECK(cudaSetDevice(options_.device));
   CUDA_CHECK(cudaFree(nullptr));  // makes the context now
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  memory_bytes_ = free - free / 32;  // kernels are loaded as they are first run, and allocations are rounded up
   cuda::fail_call(options_.fail_call);
 }
 

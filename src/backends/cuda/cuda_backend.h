@@ -3,7 +3,7 @@
 // in any batch.
 //   cuda_backend.cc   device, memory, weights
 //   linear.cu   dense.cu   norm.cu   attention.cu   latent_attention.cu   recurrence.cu   lightning.cu   moe.cu
-//   vision.cu   sampling.cc    the ops of a family: kernels and their launches
+//   vision.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
 //   device/           what kernels share: loads, reductions, segments, the attention and recurrence loops
 //   plugin*.{h,cc}    the border to the program
 #pragma once
@@ -14,6 +14,7 @@
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/plugin.h"
+#include "backends/cuda/sampling_memory.h"
 #include "ops/backend.h"
 
 namespace calandra {
@@ -32,6 +33,7 @@ class CudaBackend final : public Backend {
 
   const char* name() const override { return "cuda"; }
   Device device() const override { return {DeviceKind::kCuda, options_.device}; }
+  size_t memory_bytes() const override { return memory_bytes_; }
 
   Buffer allocate(size_t bytes) override;
   Buffer allocate_host(size_t bytes) override;
@@ -99,11 +101,16 @@ class CudaBackend final : public Backend {
               ops::SamplingResult& out) override;
 
  private:
+  // The rows that sampling_.on_device names; false when there is no memory for it.
+  bool sample_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+                        ops::SamplingResult& out);
   // After every launch: counts it and ends the process when it failed, with the kernel's name.
   void launched(const ExecContext& ctx, const char* kernel);
 
   const CudaOptions options_;
+  size_t memory_bytes_ = 0;  // that were free at the start, less a reserve
   uint32_t launches_ = 0;
+  cuda::SamplingMemory sampling_;
 };
 
 }  // namespace calandra

@@ -1,17 +1,189 @@
-// The sampler (ops/sampling.h): rows of logits come to the host and are sampled there, by the code that defines it.
+// The sampler's host side (sampling.cu): packs a batch's rows and lists into one copy, reads the results, and samples
+// the few rows that are not for the device by the code that defines the op.
+#include <algorithm>
+#include <cmath>
+
 #include "backends/cuda/cuda_backend.h"
+#include "backends/reference/sampling_parts.h"
 #include "backends/reference/sampling_row.h"
 
 namespace calandra {
+namespace cuda {
+namespace {
+
+bool is_for_device(const ops::SamplingRow& row) {
+  return !row.distribution && row.num_logprobs != ops::kAllLogprobs && row.num_logprobs <= kMostTops;
+}
+
+constexpr size_t kSection = 16;
+
+// Places of lists one behind the other.
+class Sections {
+ public:
+  template <class T>
+  size_t add(size_t count) {
+    const size_t at = size_;
+    size_ += (count * sizeof(T) + kSection - 1) / kSection * kSection;
+    return at;
+  }
+  size_t size() const { return size_; }
+
+ private:
+  size_t size_ = 0;
+};
+
+template <class T>
+T* at(const Buffer& buffer, size_t offset) {
+  return reinterpret_cast<T*>(static_cast<std::byte*>(buffer.data()) + offset);
+}
+
+template <class T>
+void put(const Buffer& buffer, size_t offset, const std::vector<T>& list) {
+  if (!list.empty()) std::memcpy(at<T>(buffer, offset), list.data(), list.size() * sizeof(T));
+}
+
+// False when the memory is not there.
+bool grow(Buffer& buffer, size_t bytes, Device device) {
+  if (buffer.bytes() >= bytes) return true;
+  buffer = {};
+  bytes += bytes / 4;
+  void* data = nullptr;
+  const bool on_device = device.kind == DeviceKind::kCuda;
+  const cudaError_t status =
+      counted(on_device ? cudaMalloc(&data, bytes) : cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: forget it
+    return false;
+  }
+  check(status, "memory of the sampler", __FILE__, __LINE__);
+  if (on_device)
+    buffer = Buffer(data, bytes, device, [](void* p, size_t) { CUDA_CHECK(cudaFree(p)); });
+  else
+    buffer = Buffer(data, bytes, device, [](void* p, size_t) { CUDA_CHECK(cudaFreeHost(p)); });
+  return true;
+}
+
+bool is_likelier(const ops::TokenLogprob& a, const ops::TokenLogprob& b) {
+  return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
+}
+
+// As reference::read_logprobs ends.
+void read_logprobs(const ops::SamplingRow& row, const ops::SamplingBatch& batch, const SamplingOutcome& outcome,
+                   const ops::TokenLogprob* tops, const float* listed, ops::TokenLogprobs& out) {
+  const bool logits_wanted =
+      row.logprobs_mode == ops::LogprobsMode::kRawLogits || row.logprobs_mode == ops::LogprobsMode::kProcessedLogits;
+  const double log_total = logits_wanted ? 0 : reference::log_of_mass(outcome.mass);
+  const auto logprob = [&](float v) {
+    return logits_wanted ? v : static_cast<float>(static_cast<double>(v) - outcome.max - log_total);
+  };
+  out.logprob = logprob(outcome.chosen);
+  out.rank = outcome.rank;
+  out.top.assign(tops, tops + outcome.tops);
+  std::sort(out.top.begin(), out.top.end(), is_likelier);
+  for (ops::TokenLogprob& t : out.top) t.logprob = logprob(t.logprob);
+  for (int32_t i = row.logprob_ids.begin; i < row.logprob_ids.end; ++i)
+    out.listed.push_back({batch.ids[static_cast<size_t>(i)], logprob(listed[i - row.logprob_ids.begin])});
+}
+
+}  // namespace
+}  // namespace cuda
+
+using namespace cuda;
+
+bool CudaBackend::sample_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+                                   ops::SamplingResult& out) {
+  SamplingMemory& memory = sampling_;
+  const size_t rows = memory.on_device.size(), V = static_cast<size_t>(logits.size(1));
+  Sections in, results;
+  const size_t inputs = in.add<SamplingInput>(rows), counts = in.add<ops::TokenCount>(batch.counts.size()),
+               bias = in.add<ops::TokenBias>(batch.bias.size()), ids = in.add<int32_t>(batch.ids.size()),
+               grammar = in.add<uint32_t>(batch.grammar.size());
+  size_t changed = 0, listed_ids = 0;
+  for (const size_t r : memory.on_device) {
+    changed += reference::changes_logits(batch.rows[r]) ? 1 : 0;
+    listed_ids += static_cast<size_t>(batch.rows[r].logprob_ids.size());
+  }
+  const size_t outcomes = results.add<SamplingOutcome>(rows), tops = results.add<ops::TokenLogprob>(rows * kMostTops),
+               listed = results.add<float>(listed_ids);
+  if (!grow(memory.host_in, in.size(), {}) || !grow(memory.out, results.size(), {}) ||
+      !grow(memory.in, in.size(), device()) || !grow(memory.copies, changed * V * sizeof(float), device()) ||
+      !grow(memory.token_ids, batch.token_ids.size() * sizeof(int32_t), device()))
+    return false;
+
+  auto* input = at<SamplingInput>(memory.host_in, inputs);
+  int32_t copy = 0, first_listed = 0;
+  for (size_t i = 0; i < rows; ++i) {
+    const ops::SamplingRow& row = batch.rows[memory.on_device[i]];
+    input[i] = {row, static_cast<int32_t>(i), reference::changes_logits(row) ? copy++ : -1, first_listed};
+    first_listed += row.logprob_ids.size();
+  }
+  put(memory.host_in, counts, batch.counts);
+  put(memory.host_in, bias, batch.bias);
+  put(memory.host_in, ids, batch.ids);
+  put(memory.host_in, grammar, batch.grammar);
+  const cudaStream_t stream = stream_of(ctx);
+  CUDA_CHECK(cudaMemcpyAsync(memory.in.data(), memory.host_in.data(), in.size(), cudaMemcpyHostToDevice, stream));
+  if (!batch.token_ids.empty() && !std::equal(batch.token_ids.begin(), batch.token_ids.end(),
+                                              memory.held_token_ids.begin(), memory.held_token_ids.end())) {
+    memory.held_token_ids.assign(batch.token_ids.begin(), batch.token_ids.end());
+    copy_bytes(memory.token_ids.data(), batch.token_ids.data(), batch.token_ids.size_bytes());
+  }
+  const SamplingArgs args{.logits = logits.as<float>(),
+                          .stride = logits.stride(0),
+                          .V = static_cast<int>(V),
+                          .token_ids = batch.token_ids.empty() ? nullptr : at<const int32_t>(memory.token_ids, 0),
+                          .rows = at<const SamplingInput>(memory.in, inputs),
+                          .counts = at<const ops::TokenCount>(memory.in, counts),
+                          .bias = at<const ops::TokenBias>(memory.in, bias),
+                          .ids = at<const int32_t>(memory.in, ids),
+                          .grammar = at<const uint32_t>(memory.in, grammar),
+                          .copies = at<float>(memory.copies, 0),
+                          .outcomes = at<SamplingOutcome>(memory.out, outcomes),
+                          .tops = at<ops::TokenLogprob>(memory.out, tops),
+                          .listed = at<float>(memory.out, listed)};
+  launch_sampler(stream, args, static_cast<int>(rows));
+  launched(ctx, "sample");
+  CUDA_CHECK(cudaStreamSynchronize(stream));
+
+  const float* own_listed = args.listed;
+  for (size_t i = 0; i < rows; ++i) {
+    const ops::SamplingRow& row = batch.rows[memory.on_device[i]];
+    const SamplingOutcome& outcome = args.outcomes[i];
+    ops::SampledRow& result = out.rows[memory.on_device[i]];
+    result.token = outcome.token;
+    result.greedy_id = outcome.greedy_id;
+    result.status = static_cast<ops::RowStatus>(outcome.status);
+    result.logprobs.top.clear();
+    result.logprobs.listed.clear();
+    result.distribution_ids.clear();
+    result.distribution_probs.clear();
+    if (result.status == ops::RowStatus::kOk && row.num_logprobs != ops::kNoLogprobs)
+      read_logprobs(row, batch, outcome, args.tops + i * kMostTops, own_listed, result.logprobs);
+    own_listed += row.logprob_ids.size();
+  }
+  return true;
+}
 
 void CudaBackend::sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                          ops::SamplingResult& out) {
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  std::vector<size_t>& on_device = sampling_.on_device;
+  on_device.clear();
+  for (size_t r = 0; r < batch.rows.size(); ++r)
+    if (is_for_device(batch.rows[r])) on_device.push_back(r);
+  if (!on_device.empty() && !sample_on_device(ctx, logits, batch, out)) on_device.clear();
+  if (on_device.size() == batch.rows.size()) return;
+
   if (out.scratch.empty()) out.scratch.resize(1);
   const int64_t V = logits.size(1);
   std::vector<float> row(static_cast<size_t>(V));
   int32_t held = -1;
-  CUDA_CHECK(cudaStreamSynchronize(cuda::stream_of(ctx)));
-  for (size_t r = 0; r < batch.rows.size(); ++r) {
+  CUDA_CHECK(cudaStreamSynchronize(stream_of(ctx)));
+  for (size_t r = 0, next = 0; r < batch.rows.size(); ++r) {
+    if (next < on_device.size() && on_device[next] == r) {
+      ++next;
+      continue;
+    }
     if (batch.rows[r].logit_row != held) {
       held = batch.rows[r].logit_row;
       copy_bytes(row.data(), logits.bytes_at(held * logits.stride(0)), row.size() * sizeof(float));

@@ -81,6 +81,8 @@ int32_t draw(const float* l, const Vocabulary& vocabulary, const NoiseKey& key, 
   return winner.id;
 }
 
+double log_of_mass(uint64_t mass) { return std::log(static_cast<double>(mass)) - 44 * 0.69314718055994531; }
+
 namespace {
 
 // log of the sum of exp(l - max).
@@ -92,7 +94,7 @@ double log_sum(const float* l, int64_t V, float max) {
     exp_mass(z, mass, kBlock);
     for (int64_t i = 0; i < kBlock; ++i) sum += mass[i];
   }
-  return std::log(static_cast<double>(sum)) - 44 * 0.69314718055994531;
+  return log_of_mass(sum);
 }
 
 int32_t count_at_least(const float* l, int64_t V, float least) {

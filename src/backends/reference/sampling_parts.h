@@ -69,6 +69,9 @@ void filter(const float* l, const Vocabulary& vocabulary, const ops::SamplingRow
 int32_t draw(const float* l, const Vocabulary& vocabulary, const NoiseKey& key, Scale scale, int32_t first);
 int32_t draw(std::span<const Candidate> kept, const NoiseKey& key, int32_t first);
 
+// log of a sum of exp_mass.
+double log_of_mass(uint64_t mass);
+
 // Logprobs (or, in the modes that say so, logits) of the final row `l`; `token` is the one whose logprob is wanted.
 void read_logprobs(const float* l, const Vocabulary& vocabulary, const ops::SamplingBatch& batch,
                    const ops::SamplingRow& row, int32_t token, ops::SamplingScratch& scratch, ops::TokenLogprobs& out);

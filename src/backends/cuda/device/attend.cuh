@@ -30,9 +30,10 @@ template <int kOwn>
 struct Softmax {
   float m = -INFINITY, l = 0, o[kOwn] = {};
 
-  // Joins the keys behind these.
+  // Joins the keys behind these. A maximum passes NaN over, a sum does not: only a sum of 0 says that there are no
+  // keys.
   __device__ __forceinline__ void join(float m2, float l2, const float (&o2)[kOwn]) {
-    if (m2 == -INFINITY) return;
+    if (l2 == 0) return;
     const float top = fmaxf(m, m2), a = expf(m - top), b = expf(m2 - top);
     l = fmaf(l, a, __fmul_rn(l2, b));
 #pragma unroll

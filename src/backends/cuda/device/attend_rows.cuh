@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kAttendThreads)
 #pragma unroll
     for (int j = 0; j < kOwnValues<E>; ++j)
       if (const int64_t d = threadIdx.x + j * kAttendThreads; d < s.D)
-        out.store((row * s.H + first + g) * s.D + d, total[g].l > 0 ? total[g].o[j] / total[g].l : 0);
+        out.store((row * s.H + first + g) * s.D + d, total[g].l == 0 ? 0 : total[g].o[j] / total[g].l);
   }
 }
 
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kAttendThreads)
       const float o[1] = {results.o[place * s.D + d]};
       total.join(results.ml[2 * place], results.ml[2 * place + 1], o);
     }
-    out.store((row * s.H + head) * s.D + d, total.l > 0 ? total.o[0] / total.l : 0);
+    out.store((row * s.H + head) * s.D + d, total.l == 0 ? 0 : total.o[0] / total.l);
   }
 }
 

@@ -1,0 +1,55 @@
+// What the sampler's host side (sampling.cc) and its kernel (sampling.cu) share.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "ops/sampling.h"
+#include "tensor/buffer.h"
+
+namespace calandra::cuda {
+
+constexpr int kMostTops = 64;  // likeliest tokens that the device reports
+
+struct SamplingInput {
+  ops::SamplingRow row;
+  int32_t place;   // of the results
+  int32_t copy;    // of the processed logits; -1: the row is not changed
+  int32_t listed;  // first place of its logprob_ids
+};
+
+struct SamplingOutcome {
+  uint64_t mass;      // of exp(logit - max)
+  float max, chosen;  // logits
+  int32_t token, greedy_id, status, rank, tops;
+};
+
+// Lists of the batch and of results, where the device reaches them.
+struct SamplingArgs {
+  const float* logits;
+  int64_t stride;
+  int V;
+  const int32_t* token_ids;  // null: the column itself
+  const SamplingInput* rows;
+  const ops::TokenCount* counts;
+  const ops::TokenBias* bias;
+  const int32_t* ids;
+  const uint32_t* grammar;
+  float* copies;  // [changed rows, V]
+  SamplingOutcome* outcomes;
+  ops::TokenLogprob* tops;  // [rows, kMostTops], logits, in no order
+  float* listed;            // logits
+};
+
+void launch_sampler(cudaStream_t stream, const SamplingArgs& args, int rows);
+
+// Grows with the largest batch so far.
+struct SamplingMemory {
+  Buffer host_in, in, copies, token_ids;
+  Buffer out;  // host memory that the kernel writes
+  std::vector<int32_t> held_token_ids;
+  std::vector<size_t> on_device;  // rows
+};
+
+}  // namespace calandra::cuda

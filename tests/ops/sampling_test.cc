@@ -1,0 +1,226 @@
+// The sampler has one result, bit for bit, on every backend: each feature alone and mixed, rows of all shapes.
+#include "ops/sampling.h"
+
+#include <cmath>
+
+#include "tests/ops/op_setting.h"
+
+namespace calandra {
+namespace {
+
+using ops::LogprobsMode;
+using ops::SampledRow;
+using ops::SamplingBatch;
+using ops::SamplingRow;
+
+uint32_t bits(float v) { return std::bit_cast<uint32_t>(v); }
+
+class Sampler : public OpTest {
+ protected:
+  // A row of a normal distribution; with ties when `grain` > 0. Elements behind the row are NaN.
+  Tensor logits(int64_t N, int64_t V, uint64_t seed, float scale, float grain) {
+    const Tensor wide = pool.zeros(DType::kF32, {N, V + 3});
+    for (int64_t r = 0; r < N; ++r)
+      for (int64_t i = 0; i < V + 3; ++i) {
+        float sum = 0;
+        for (uint64_t term = 0; term < 4; ++term) sum += noise(seed + term, r * V + i);
+        const float v = sum * scale;
+        set_element(wide, r, i, i >= V ? NAN : grain > 0 ? std::round(v / grain) * grain : v);
+      }
+    return wide.slice(1, 0, V);
+  }
+  std::vector<SampledRow> sample(OpRunner& on, const Tensor& l, const SamplingBatch& batch) {
+    return on.run([&](ExecContext& ctx) {
+      ops::SamplingResult result;
+      ops::sample(ctx, l, batch, result);
+      return result.rows;
+    });
+  }
+  void expect_as_reference(const Tensor& l, const SamplingBatch& batch, const std::string& label) {
+    const auto got = sample(tested, l, batch), want = sample(reference, l, batch);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t r = 0; r < want.size(); ++r) {
+      const SamplingRow& row = batch.rows[r];
+      SCOPED_TRACE(name() + " " + label + " V " + std::to_string(l.size(1)) + " row " + std::to_string(r) + " top_k " +
+                   std::to_string(row.top_k) + " top_p " + std::to_string(row.top_p) + " min_p " +
+                   std::to_string(row.min_p) + " temperature " + std::to_string(row.temperature));
+      EXPECT_EQ(got[r].status, want[r].status);
+      EXPECT_EQ(got[r].token, want[r].token);
+      EXPECT_EQ(got[r].greedy_id, want[r].greedy_id);
+      EXPECT_EQ(got[r].distribution_ids, want[r].distribution_ids);
+      EXPECT_EQ(got[r].distribution_probs, want[r].distribution_probs);
+      if (want[r].status != ops::RowStatus::kOk || row.num_logprobs == ops::kNoLogprobs) continue;
+      expect_same(got[r].logprobs, want[r].logprobs);
+    }
+  }
+
+ private:
+  void expect_same(const ops::TokenLogprobs& got, const ops::TokenLogprobs& want) {
+    EXPECT_EQ(bits(got.logprob), bits(want.logprob)) << got.logprob << " " << want.logprob;
+    EXPECT_EQ(got.rank, want.rank);
+    for (const auto list : {&ops::TokenLogprobs::top, &ops::TokenLogprobs::listed}) {
+      ASSERT_EQ((got.*list).size(), (want.*list).size());
+      for (size_t i = 0; i < (want.*list).size(); ++i) {
+        EXPECT_EQ((got.*list)[i].id, (want.*list)[i].id) << i;
+        EXPECT_EQ(bits((got.*list)[i].logprob), bits((want.*list)[i].logprob)) << i;
+      }
+    }
+  }
+};
+
+TEST_P(Sampler, FiltersKeepTheSameTokens) {
+  for (const int64_t V : {1, 5, 257, 5003, 40000})
+    for (const float scale : {0.0f, 0.01f, 2.0f, 30.0f})
+      for (const float grain : {0.0f, 0.25f}) {
+        SamplingBatch batch;
+        for (const int32_t top_k : {0, 1, 3, 20, 300, 4999})
+          for (const float top_p : {1.0f, 0.999f, 0.8f, 0.05f, 1e-6f})
+            for (const float min_p : {0.0f, 0.02f, 1.0f})
+              for (const float temperature : {0.7f, 3.0f}) {
+                SamplingRow row;
+                row.top_k = top_k;
+                row.top_p = top_p;
+                row.min_p = min_p;
+                row.temperature = temperature;
+                row.seed = 0x123456789abcdefu + batch.rows.size();
+                row.token_index = static_cast<int32_t>(batch.rows.size());
+                row.choice = 3;
+                row.logit_row = static_cast<int32_t>(batch.rows.size() % 2);
+                // The kept tokens are those whose logprob is finite.
+                row.num_logprobs = batch.rows.size() % 3 == 0 ? 40 : 0;
+                row.logprobs_mode = LogprobsMode::kProcessedLogprobs;
+                batch.rows.push_back(row);
+              }
+        expect_as_reference(logits(2, V, 7, scale, grain), batch, "filters");
+      }
+}
+
+TEST_P(Sampler, DrawsTheSameTokens) {
+  for (const int64_t V : {11, 5003, 40000}) {
+    SamplingBatch batch;
+    for (int i = 0; i < 100; ++i) {
+      SamplingRow row;
+      row.seed = uint64_t{0x9e3779b97f4a7c15u} * (i + 1);
+      row.token_index = 17 * i;
+      row.choice = i % 3;
+      row.temperature = i % 10 == 0 ? 0.0f : i % 10 == 1 ? 1e-5f : 0.1f * static_cast<float>(i % 10);
+      batch.rows.push_back(row);
+    }
+    for (const float grain : {0.0f, 0.5f}) expect_as_reference(logits(1, V, 5, 1.5f, grain), batch, "draws");
+  }
+}
+
+TEST_P(Sampler, MasksBiasesAndPenaltiesChangeTheSameLogits) {
+  constexpr int32_t kV = 3001;
+  SamplingBatch batch;
+  for (int i = 0; i < 128; ++i) {
+    SamplingRow row;
+    row.seed = static_cast<uint64_t>(i);
+    row.temperature = i % 5 == 0 ? 0.0f : 0.9f;
+    row.top_p = i % 3 == 0 ? 0.9f : 1.0f;
+    const auto list = [&](int count, int step) {
+      const auto begin = static_cast<int32_t>(batch.ids.size());
+      for (int j = 0; j < count; ++j) batch.ids.push_back((i + j * step) % (kV + 20) - 5);  // some name no logit
+      return ops::ListRange{begin, static_cast<int32_t>(batch.ids.size())};
+    };
+    if (i & 1) row.allowed = list(700, 3);
+    if (i & 2) row.forbidden = list(900, 2);
+    if (i & 4) {
+      row.bias.begin = static_cast<int32_t>(batch.bias.size());
+      for (int32_t id = i; id < kV + 5; id += 7) batch.bias.push_back({id, noise(3, id) * 4});
+      row.bias.end = static_cast<int32_t>(batch.bias.size());
+    }
+    if (i & 8) {
+      row.repetition_penalty = i & 64 ? 1e38f : 1.3f;
+      row.frequency_penalty = 0.2f;
+      row.presence_penalty = 0.7f;
+      row.counts.begin = static_cast<int32_t>(batch.counts.size());
+      for (int32_t id = 0; id < kV; id += 2) batch.counts.push_back({id, id % 5});
+      row.counts.end = static_cast<int32_t>(batch.counts.size());
+    }
+    if (i & 16) {
+      row.grammar = static_cast<int32_t>(batch.grammar.size());
+      for (uint32_t word = 0; word < (kV + 31) / 32; ++word) batch.grammar.push_back(0x5bd1e995u * (word + i + 1));
+    }
+    row.num_logprobs = i & 32 ? 12 : 0;
+    row.logprobs_mode = static_cast<LogprobsMode>(i % 4);
+    batch.rows.push_back(row);
+  }
+  SamplingRow none;
+  none.allowed = none.forbidden = batch.rows[1].allowed;
+  batch.rows.push_back(none);
+  expect_as_reference(logits(1, kV, 9, 2, 0.125f), batch, "changed");
+}
+
+TEST_P(Sampler, ReportsTheSameLogprobs) {
+  for (const int64_t V : {5, 2000, 30011}) {
+    SamplingBatch batch;
+    batch.ids = {3, 0, 1999, 3, 99999, 4};
+    for (const int32_t count : {0, 1, 5, 20, 64, 65, ops::kAllLogprobs})
+      for (int mode = 0; mode < 4; ++mode)
+        for (const float temperature : {0.0f, 0.8f}) {
+          SamplingRow row;
+          row.seed = batch.rows.size();
+          row.temperature = temperature;
+          row.top_k = 30;
+          row.num_logprobs = count;
+          row.logprobs_mode = static_cast<LogprobsMode>(mode);
+          if (mode % 2 == 1) row.logprob_ids = {1, 6};
+          if (count == 5) row.scored_id = 4;
+          row.distribution = count == 1;
+          batch.rows.push_back(row);
+        }
+    for (const float grain : {0.0f, 2.0f}) expect_as_reference(logits(1, V, 11, 2, grain), batch, "logprobs");
+  }
+}
+
+TEST_P(Sampler, BadRowsStayAlone) {
+  const Tensor l = logits(6, 5003, 13, 2, 0);
+  set_element(l, 1, 5002, NAN);
+  set_element(l, 2, 0, INFINITY);
+  set_element(l, 3, 2500, -INFINITY);
+  set_element(l, 4, 17, NAN);
+  SamplingBatch batch;
+  batch.bias = {{17, 1.0f}};
+  batch.ids = {3, 4, 5};
+  for (int32_t r = 0; r < 6; ++r) {
+    SamplingRow row;
+    row.logit_row = r;
+    if (r == 4) row.bias = {0, 1};
+    if (r == 5) row.allowed = {0, 3};
+    row.num_logprobs = 2;
+    batch.rows.push_back(row);
+    row.top_k = 5;
+    batch.rows.push_back(row);
+  }
+  expect_as_reference(l, batch, "bad rows");
+}
+
+TEST_P(Sampler, DraftVocabulariesAreSampledTheSame) {
+  for (const int32_t step : {3, 1, 7}) {  // another vocabulary each time
+    std::vector<int32_t> ids;
+    for (int32_t id = 0; id < 6000; ++id)
+      if (id < 700 || id % step == 0) ids.push_back(id);
+    SamplingBatch batch;
+    batch.token_ids = ids;
+    batch.counts = {{0, 0}, {703, 1}, {ids[705], 1}};
+    batch.grammar.assign(188, 0xfffefffbu);
+    for (int i = 0; i < 40; ++i) {
+      SamplingRow row;
+      row.seed = static_cast<uint64_t>(i);
+      row.top_k = i % 2 ? 50 : 0;
+      row.top_p = i % 3 ? 0.9f : 1.0f;
+      row.grammar = i % 5 == 0 ? 0 : -1;
+      row.repetition_penalty = 1.5f;
+      row.counts = {0, 3};
+      row.num_logprobs = 4;
+      batch.rows.push_back(row);
+    }
+    expect_as_reference(logits(1, static_cast<int64_t>(ids.size()), 15, 2, 0), batch, "draft vocabulary");
+  }
+}
+
+CALANDRA_ON_ALL_BACKENDS(Sampler);
+
+}  // namespace
+}  // namespace calandra
