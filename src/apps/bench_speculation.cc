@@ -13,6 +13,8 @@
 namespace calandra::apps {
 namespace {
 
+constexpr int64_t kSlotsOfSequence = 3;  // its own, and the states kept before its answer and after it
+
 // One way of drafting, with an engine of its own.
 struct Arm {
   Arm(std::string name, const BenchSubject& subject, const Options& options, const Sizes& sizes)
@@ -122,8 +124,13 @@ int compare_speculation(const Options& options, BenchSubject& subject) {
   const auto rounds = static_cast<size_t>(options.load.rounds);
   for (const int64_t batch : batches) {
     std::deque<Arm> arms;
-    for (const auto& [name, flags] : ways)
+    for (const auto& [name, given] : ways) {
+      // As many states as one round keeps: memory that is touched for the first time, and is more of it with drafts,
+      // would be measured as well.
+      Options flags = given;
+      if (!flags.model.num_state_slots) flags.model.num_state_slots = kSlotsOfSequence * batch + 1;
       arms.emplace_back(name, subject, flags, Sizes{batch, options.input_len + options.output_len});
+    }
     Request request = subject.request;
     if (!options.load.synthetic_acceptance.empty()) request.processors = {arms[0].engine.model.scripted_answer()};
     {

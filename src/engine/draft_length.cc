@@ -13,6 +13,7 @@ constexpr double kProbeShare = 0.0015;  // of all time, for probes that nothing 
 constexpr double kTrialShare = 0.001;   // of all time, for other numbers of drafts
 constexpr double kPlainShare = 0.004;   // of all time, for steps without drafts while there are some
 constexpr double kLeastPlain = 0.2;     // of such a step, for one of them
+constexpr int kFirstPlain = 4;          // steps with drafts before the first of them
 constexpr int kMostAgain = 4;           // such steps in a row, when they are faster than was predicted ...
 constexpr double kFaster = 0.9;         // ... by so much
 constexpr double kFillShare = 0.002;    // of all time, for entries that no draft waits for
@@ -79,8 +80,8 @@ double DraftLength::seconds(const Plan& plan) const {
   return std::max(plain_seconds_, step_seconds(plan.step)) + drafting_seconds(plan.passes);
 }
 
-void DraftLength::begin(std::span<const DraftCandidate> candidates, const StepShape& others) {
-  plain_.step = others;
+void DraftLength::begin(std::span<const DraftCandidate> candidates) {
+  plain_.step = {};
   plain_.passes.clear();
   plain_.tokens = static_cast<double>(candidates.size());
   for (const DraftCandidate& candidate : candidates) plain_.step.add(1, candidate.context, 1);
@@ -104,7 +105,7 @@ void DraftLength::rank(std::span<const DraftCandidate> candidates) {
 }
 
 // For every number of draft passes, the best drafts that it allows are taken one by one. Long lists are looked at in
-// steps of a sixteenth, far finer than the times are known.
+// steps of an eighth, finer than the times are known. Steps of more rows than ever are come to by doubling.
 void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
   int depth = 0;
   for (const Draft& draft : drafts_) depth = std::max(depth, draft.position + 1);
@@ -118,7 +119,8 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
       if (draft.position >= d) continue;
       add(plan_, candidates[draft.candidate], draft);
       if (++count < next && count < all) continue;
-      next = count + 1 + count / 16;
+      next = count + 1 + count / 8;
+      if (!step_correction_.reaches(plan_.step.rows)) break;
       const double speed = plan_.tokens / seconds(plan_);
       if (speed > best) {
         best = speed;
@@ -135,17 +137,24 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     ++k[draft.candidate];
     --best_count;
   }
+  if (best_depth > 0 && !drafting_) {
+    drafted_steps_ = 0;
+    next_plain_ = kFirstPlain;
+  }
   drafting_ = best_depth > 0;
 }
 
 // Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
-// was predicted, at once again: one step could be chance.
+// was predicted, at once again: one step could be chance. After drafts have begun it is soon, and then after twice as
+// many steps each time: a time that was measured too long must not make its own correction look expensive.
 bool DraftLength::measure_plain() {
   const double without = seconds(chosen_), speed = chosen_.tokens / without;
   const double cost = std::max(plain_seconds_ - plain_.tokens / speed, kLeastPlain * plain_seconds_);
   plain_saved_ = std::min(plain_saved_ + kPlainShare * without, std::max(cost, kMostSaved * plain_seconds_));
-  if (plain_again_ == 0 && plain_saved_ < cost) return false;
-  plain_saved_ -= cost;
+  const bool due = ++drafted_steps_ >= next_plain_;
+  if (plain_again_ == 0 && plain_saved_ < cost && !due) return false;
+  plain_saved_ = std::max(0.0, plain_saved_ - cost);
+  if (due) next_plain_ = 2 * drafted_steps_;
   return true;
 }
 
@@ -218,7 +227,7 @@ bool DraftLength::fills(const StepShape& pass) {
   return true;
 }
 
-void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepShape& others, std::vector<int>& k) {
+void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_prompts, std::vector<int>& k) {
   k.assign(candidates.size(), 0);
   for (const DraftCandidate& candidate : candidates) CHECK_LE(0, candidate.most_drafts);
   if (candidates.empty() || options_.most_drafts == 0) return;
@@ -226,7 +235,7 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepS
     for (size_t i = 0; i < k.size(); ++i) k[i] = std::min(options_.most_drafts, candidates[i].most_drafts);
     return;
   }
-  begin(candidates, others);
+  begin(candidates);
   if (step_correction_.guesses(plain_.step.rows)) return;
   fill_seconds_ += kFillShare * plain_seconds_;
   decided_ = true;
@@ -237,10 +246,10 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, const StepS
       candidates[i].acceptance->probe_seconds = 0;
       candidates[i].acceptance->probe_succeeded = false;
     }
-  measuring_plain_ = drafting_ && measure_plain();
+  measuring_plain_ = drafting_ && !reads_prompts && measure_plain();
   if (measuring_plain_)
     std::fill(k.begin(), k.end(), 0);
-  else if (!try_another(candidates, k))
+  else if (reads_prompts || !try_another(candidates, k))
     probe(candidates, k);
   int most = 0;
   for (size_t i = 0; i < k.size(); ++i) {

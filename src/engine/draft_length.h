@@ -6,6 +6,9 @@
 // For a bounded share of time, sequences without drafts are probed, since acceptance changes, and other numbers of
 // drafts are tried, since times do. The time without drafts, which all is compared with, is measured before.
 //
+// Steps that also read prompts are decided as if they did not: what a draft saves is a row of a later step, and what it
+// costs beside a prompt is not known better. Their times teach nothing, as rows of prompts are cheaper.
+//
 // Nothing here reads a clock or draws a number: the same calls give the same choices.
 #pragma once
 
@@ -37,14 +40,15 @@ class DraftLength {
   // `draft_pass` is one pass of the drafter, its output head included: all zeros when drafts cost nothing (n-grams).
   DraftLength(const StepCost& target, const StepCost& draft_pass, const DraftLengthOptions& options);
 
-  // Drafts of each candidate in k. `others` are rows of the same step that are not decoded (prompts).
-  void choose(std::span<const DraftCandidate> candidates, const StepShape& others, std::vector<int>& k);
+  // Drafts of each candidate in k. `reads_prompts`: the step has other rows too, and its time will not be observed.
+  void choose(std::span<const DraftCandidate> candidates, bool reads_prompts, std::vector<int>& k);
 
   // Whether entries of the drafter that no draft waits for are to be written, in a pass like this: while drafts are
   // made, and else for a bounded share of time, so that some sequences show what drafts would be worth.
   bool fills(const StepShape& pass);
 
-  // Measured: a step of the target from its launch to its tokens, without drafting; and all draft passes after a step.
+  // Measured: a step of the target that reads no prompts, from its launch to its tokens, without drafting; and all
+  // draft passes after a step.
   void observe_step(const StepShape& shape, double seconds);
   void observe_drafting(std::span<const StepShape> passes, double seconds);
   // The first `accepted` of `drafted` > 0 drafts of a sequence were accepted.
@@ -68,7 +72,7 @@ class DraftLength {
     std::vector<StepShape> passes;
     double tokens = 0;  // expected
   };
-  void begin(std::span<const DraftCandidate> candidates, const StepShape& others);
+  void begin(std::span<const DraftCandidate> candidates);
   void add(Plan& plan, const DraftCandidate& candidate, const Draft& draft) const;
   double seconds(const Plan& plan) const;
   void rank(std::span<const DraftCandidate> candidates);
@@ -88,12 +92,14 @@ class DraftLength {
   double plain_saved_ = 0;  // seconds saved up for steps without drafts
   int plain_again_ = 0;     // such steps so far that were faster than predicted, in a row
   bool measuring_plain_ = false;
-  double fill_seconds_ = 0;   // saved up for entries that no draft waits for
-  double probe_seconds_ = 0;  // saved up for probes
-  double trial_seconds_ = 0;  // saved up for other numbers of drafts
-  int next_trial_ = 1;        // drafts of each sequence
-  double plain_seconds_ = 0;  // of the step at hand without drafts
-  double token_seconds_ = 0;  // of one token without drafts
+  int64_t drafted_steps_ = 0;  // since drafts began
+  int64_t next_plain_ = 0;     // how many of them there are before a step without
+  double fill_seconds_ = 0;    // saved up for entries that no draft waits for
+  double probe_seconds_ = 0;   // saved up for probes
+  double trial_seconds_ = 0;   // saved up for other numbers of drafts
+  int next_trial_ = 1;         // drafts of each sequence
+  double plain_seconds_ = 0;   // of the step at hand without drafts
+  double token_seconds_ = 0;   // of one token without drafts
 
   Plan plain_, chosen_, plan_;  // scratch, kept for its memory
   std::vector<Draft> drafts_;

@@ -138,7 +138,7 @@ Outcome simulate(const Machine& machine, const Truth& truth, int fixed, uint32_t
   Outcome outcome;
   outcome.mean_k.resize(sequences.size());
   for (int i = 0; i < steps; ++i) {
-    if (fixed < 0) length.choose(candidates, {}, k);
+    if (fixed < 0) length.choose(candidates, false, k);
     StepShape step;
     std::vector<StepShape> passes;
     double tokens = 0;
@@ -191,6 +191,15 @@ std::vector<Machine> machines() {
   return all;
 }
 
+// Steps without drafts, and with some, as long as they were guessed to be.
+void measure(DraftLength& length, int sequences, int64_t context) {
+  for (const int rows : {1, 3}) {
+    StepShape step;
+    for (int i = 0; i < sequences; ++i) step.add(rows, context, rows);
+    for (int i = 0; i < 4; ++i) length.observe_step(step, length.step_seconds(step));
+  }
+}
+
 // The best of 0 ... 4 drafts, always the same number.
 double best_fixed(const Machine& machine, const Truth& truth, int steps = 1) {
   double best = 0;
@@ -201,13 +210,17 @@ double best_fixed(const Machine& machine, const Truth& truth, int steps = 1) {
 TEST(DraftLength, NeverSlowerThanNoneAndNearTheBestFixedLength) {
   for (const Machine& machine : machines())
     for (const double a : {0.0, 0.3, 0.6, 0.9}) {
-      const Outcome adaptive = simulate(machine, always(a), -1, 5), again = simulate(machine, always(a), -1, 6);
+      double speed = 0, late_speed = 0;  // mean of some: chance decides much where drafts gain little
+      for (const uint32_t seed : {5, 6, 7}) {
+        const Outcome adaptive = simulate(machine, always(a), -1, seed);
+        speed += adaptive.speed() / 3;
+        late_speed += adaptive.late_speed() / 3;
+      }
       const std::string what = machine.name + ", speeds guessed as " + std::to_string(machine.guess) +
                                ", experts read " + std::to_string(machine.correlation) + ", acceptance " +
                                std::to_string(a);
-      EXPECT_GE((adaptive.speed() + again.speed()) / 2, 0.995 * simulate(machine, always(a), 0, 5, 4, 1).speed())
-          << what;
-      EXPECT_GE(adaptive.late_speed(), 0.97 * best_fixed(machine, always(a))) << what;
+      EXPECT_GE(speed, 0.995 * simulate(machine, always(a), 0, 5, 4, 1).speed()) << what;
+      EXPECT_GE(late_speed, 0.97 * best_fixed(machine, always(a))) << what;
     }
 }
 
@@ -241,6 +254,19 @@ TEST(DraftLength, AStaleTimeWithoutDraftsIsFound) {
   EXPECT_GE(adaptive.late_speed(), 0.99 * none);
 }
 
+// However long it seemed to be, and so however expensive to measure again.
+TEST(DraftLength, AVeryStaleTimeWithoutDraftsIsFoundAsSoon) {
+  for (const double slower : {3.0, 10.0, 30.0}) {
+    Machine machine = cpu(4, 1);
+    machine.flops_per_second = 20e9;
+    machine.flops_guess = 15;
+    const double none = simulate(machine, always(0.5), 0, 5, 4, 1).speed();
+    const Outcome adaptive = simulate(machine, always(0.5), -1, 5, 4, 200,
+                                      [&](int step, int64_t rows) { return step < 20 && rows == 4 ? slower : 1.0; });
+    EXPECT_GE(adaptive.late_speed(), 0.98 * none) << slower;
+  }
+}
+
 // Entries that no draft waits for are written while drafts pay, else now and then.
 TEST(DraftLength, EntriesAreWrittenWhereDraftsPay) {
   for (const double acceptance : {0.0, 0.9}) {
@@ -255,7 +281,7 @@ TEST(DraftLength, EntriesAreWrittenWhereDraftsPay) {
     double seconds = 0, filling = 0;
     int filled = 0;
     for (int i = 0; i < 4000; ++i) {
-      length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 4, 0}}, {}, k);
+      length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 4, 0}}, false, k);
       StepShape step;
       step.add(1 + k[0], machine.context, 1 + k[0]);
       length.observe_step(step, machine.step_seconds(step));
@@ -362,7 +388,8 @@ TEST(DraftLength, FirstChoiceIsTheBestOfAll) {
     }
     std::vector<int> chosen;
     const double none = speed({0, 0, 0});
-    length.choose(candidates, {}, chosen);
+    measure(length, 3, 1000);
+    length.choose(candidates, false, chosen);
     for (size_t b = 0; b < 3; ++b) ASSERT_LE(chosen[b], candidates[b].most_drafts);
     if (best > 1.021 * none) {
       EXPECT_GE(speed(chosen), 0.9999 * best) << round;
@@ -376,32 +403,50 @@ TEST(DraftLength, FirstChoiceIsTheBestOfAll) {
   EXPECT_GE(without, 40);
 }
 
-TEST(DraftLength, PromptsInTheSameStepMakeDraftsCheaper) {
-  const Machine machine = expensive_head();
-  const DraftLengthOptions options{.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}};
-  StepCost pass = machine.draft_pass;
-  pass.weight_bytes *= 3;
-  DraftLength length(machine.target, pass, options);
+// A long step makes drafts no better: the rows that they save are of later steps.
+TEST(DraftLength, PromptsInTheSameStepChangeNothing) {
+  for (const bool pays : {true, false}) {
+    const Machine machine = pays ? cpu(1, 1) : expensive_head();
+    StepCost pass = machine.draft_pass;
+    if (!pays) pass.weight_bytes *= 3;
+    DraftLength length(machine.target, pass,
+                       {.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}});
+    measure(length, 1, machine.context);
+    SequenceAcceptance sequence;
+    const std::vector<DraftCandidate> candidates = {{&sequence, machine.context, 1}};
+    std::vector<int> k;
+    for (const bool reads_prompts : {true, false}) {
+      length.choose(candidates, reads_prompts, k);
+      EXPECT_EQ(k[0], pays) << reads_prompts;
+    }
+  }
+}
+
+TEST(DraftLength, NoneBeforeStepsWithoutDraftsWereMeasured) {
+  const Machine machine = cpu(1, 1);
+  DraftLength length(machine.target, machine.draft_pass,
+                     {.speed = {machine.bytes_per_second, machine.flops_per_second}});
   SequenceAcceptance sequence;
-  const std::vector<DraftCandidate> candidates = {{&sequence, 1000, 1}};
   std::vector<int> k;
-  length.choose(candidates, {}, k);
-  EXPECT_EQ(k[0], 0);
-  StepShape prompts;
-  prompts.add(512, 256, 0);
-  length.choose(candidates, prompts, k);
-  EXPECT_EQ(k[0], 1);
+  for (int i = 0; i < 100; ++i) {
+    length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 4, 0}}, true, k);
+    ASSERT_EQ(k[0], 0);
+  }
+  measure(length, 1, machine.context);
+  length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 4, 0}}, true, k);
+  EXPECT_GT(k[0], 0);
 }
 
 TEST(DraftLength, EntriesToCatchUpWithCost) {
   const Machine machine = cpu(1, 1);
   const DraftLengthOptions options{.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}};
   DraftLength length(machine.target, machine.draft_pass, options);
+  measure(length, 1, 1000);
   SequenceAcceptance sequence;
   std::vector<int> k;
-  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 0}}, {}, k);
+  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 0}}, false, k);
   EXPECT_EQ(k[0], 1);
-  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 4000}}, {}, k);
+  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 4000}}, false, k);
   EXPECT_EQ(k[0], 0);
 }
 
@@ -411,10 +456,10 @@ TEST(DraftLength, FixedLengthsAreKept) {
   DraftLength length(machine.target, machine.draft_pass, options);
   std::vector<SequenceAcceptance> sequences(3);
   std::vector<int> k;
-  length.choose(std::vector<DraftCandidate>{{&sequences[0], 10, 8}, {&sequences[1], 10, 2}, {&sequences[2], 10, 0}}, {},
-                k);
+  length.choose(std::vector<DraftCandidate>{{&sequences[0], 10, 8}, {&sequences[1], 10, 2}, {&sequences[2], 10, 0}},
+                false, k);
   EXPECT_EQ(k, (std::vector{3, 2, 0}));
-  length.choose({}, {}, k);
+  length.choose({}, false, k);
   EXPECT_TRUE(k.empty());
 }
 

@@ -49,9 +49,13 @@ double TimeCorrection::factor(int64_t rows) const { return std::exp(log_factor(s
 
 bool TimeCorrection::guesses(int64_t rows) const {
   const double octave = std::log2(static_cast<double>(rows));
-  return known_count_ > 0 && std::none_of(known_.begin(), known_.begin() + known_count_, [&](int16_t i) {
-           return points_[i].seen >= kOften && std::abs(points_[i].octave - octave) <= kNear;
-         });
+  return std::none_of(known_.begin(), known_.begin() + known_count_, [&](int16_t i) {
+    return points_[i].seen >= kOften && std::abs(points_[i].octave - octave) <= kNear;
+  });
+}
+
+bool TimeCorrection::reaches(int64_t rows) const {
+  return known_count_ > 0 && std::log2(static_cast<double>(rows)) <= points_[known_[known_count_ - 1]].octave + 1;
 }
 
 void TimeCorrection::observe(int64_t rows, double roofline_seconds, double measured_seconds) {

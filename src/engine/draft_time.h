@@ -42,8 +42,10 @@ class TimeCorrection {
  public:
   void observe(int64_t rows, double roofline_seconds, double measured_seconds);
   double factor(int64_t rows) const;  // 1 before the first observation
-  // Something was measured, but not often for about so many rows: the factor is a guess.
+  // Not measured often for about so many rows: the factor is a guess.
   bool guesses(int64_t rows) const;
+  // Half as many rows at least were measured.
+  bool reaches(int64_t rows) const;
 
  private:
   static constexpr int kPoints = 160;  // the last one: 2^19.9 rows and more

@@ -87,7 +87,7 @@ TEST(TimeCorrection, AMachineThatChangesAtOnceChangesEverywhere) {
 
 TEST(TimeCorrection, GuessesUntilItHasMeasuredThereOften) {
   TimeCorrection correction;
-  EXPECT_FALSE(correction.guesses(4)) << "nothing is known anywhere";
+  EXPECT_TRUE(correction.guesses(4)) << "nothing is known anywhere";
   for (int i = 0; i < 10; ++i) correction.observe(8, 1, 1);
   for (int i = 0; i < 4; ++i) {
     EXPECT_TRUE(correction.guesses(4));
@@ -98,6 +98,15 @@ TEST(TimeCorrection, GuessesUntilItHasMeasuredThereOften) {
   EXPECT_FALSE(correction.guesses(7));
   EXPECT_TRUE(correction.guesses(6));
   EXPECT_TRUE(correction.guesses(16));
+}
+
+TEST(TimeCorrection, ReachesTwiceTheMostRows) {
+  TimeCorrection correction;
+  EXPECT_FALSE(correction.reaches(1));
+  correction.observe(8, 1, 1);
+  correction.observe(3, 1, 1);
+  EXPECT_TRUE(correction.reaches(16));
+  EXPECT_FALSE(correction.reaches(17));
 }
 
 TEST(TimeCorrection, ForgetsWhatIsNotSeenAgain) {

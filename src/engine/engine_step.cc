@@ -37,6 +37,7 @@ void add_scoring_row(ops::SamplingBatch& batch, const SamplingParams& params, in
 void EngineCore::forward(Plan plan) {
   const double start = options_.clock();
   StepShape shape;
+  bool reads_prompts = false;
   parts_.clear();
   first_rows_.clear();
   int64_t row = 0;
@@ -48,7 +49,9 @@ void EngineCore::forward(Plan plan) {
     row += rows;
     shape.add(rows, choice.sequence.computed + rows, choice.left() == planned.rows ? 1 + std::ssize(choice.drafts) : 0);
     if (!choice.request.started) choice.request.started = start;
-    if (!choice.decodes()) stats_.prompt_rows += planned.rows;
+    if (choice.decodes()) continue;
+    reads_prompts = true;
+    stats_.prompt_rows += planned.rows;
   }
   const Tensor hidden = runner_.forward(parts_);
   scheduler_->after_forward();
@@ -65,7 +68,7 @@ void EngineCore::forward(Plan plan) {
     if (planned.choice->sequence.params.prompt_logprobs) score_prompt(planned, hidden, first_rows_[i]);
   }
   sample(plan, hidden);
-  if (speculator_) speculator_->observe_step(shape, options_.clock() - start);
+  if (speculator_ && !reads_prompts) speculator_->observe_step(shape, options_.clock() - start);
 }
 
 // Adds the step's hidden rows of a prompt to its vector.

@@ -402,17 +402,21 @@ const ModelRunner::StepRows* ModelRunner::step_rows(const Sequence& s) const {
   return steps_ > 0 && rows.step == steps_ ? &rows : nullptr;
 }
 
-// Rows of drafts go into the ring as well: those that are accepted count from then on, the others are overwritten.
+// Rows of drafts go into the ring as well: those that are accepted count from then on, the others are overwritten. What
+// does not fit into the ring together with the row before it is kept beside.
 void ModelRunner::remember_hidden(std::span<const Part> parts, const Tensor& hidden) {
-  backend_.copy_bytes(step_hidden_.data(), hidden.data(), hidden.bytes());
   ++steps_;
   int64_t row = 0;
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     const int64_t count = part.rows + static_cast<int64_t>(part.drafts.size()), end = s.computed + count;
-    const bool before = s.computed > 0 && s.ring_begin < s.computed;
-    if (before) backend_.copy_bytes(row_before(s), ring_row(s, s.computed - 1), row_bytes(model_));
-    step_rows_[s.lane] = {steps_, s.computed, end, row, before};
+    if (count >= limits_.hidden_ring) {
+      backend_.copy_bytes(static_cast<std::byte*>(step_hidden_.data()) + row * row_bytes(model_), hidden[row].data(),
+                          count * row_bytes(model_));
+      const bool before = s.computed > 0 && s.ring_begin < s.computed;
+      if (before) backend_.copy_bytes(row_before(s), ring_row(s, s.computed - 1), row_bytes(model_));
+      step_rows_[s.lane] = {steps_, s.computed, end, row, before};
+    }
     for (int64_t token = std::max(s.computed, end - limits_.hidden_ring); token < end; ++token)
       backend_.copy_bytes(ring_row(s, token), hidden[row + token - s.computed].data(), row_bytes(model_));
     row += count;

@@ -171,7 +171,7 @@ class ModelRunner {
     bool row_before = false;  // that of token begin - 1 is there
   };
   const StepRows* step_rows(const Sequence& sequence) const;
-  std::vector<StepRows> step_rows_;  // of each lane, as far as it took part in the last step
+  std::vector<StepRows> step_rows_;  // of each lane; of the last step where it had more rows than the ring holds
   uint64_t steps_ = 0;
   std::vector<Rows> rows_;           // of one batch; kept for its memory
   std::vector<std::byte> host_row_;  // of read_row

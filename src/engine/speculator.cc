@@ -44,7 +44,6 @@ void Speculator::look_up(Choice& choice, int most) {
 void Speculator::draft(std::span<const Scheduler::Planned> step) {
   candidates_.clear();
   choices_.clear();
-  StepShape others;
   int64_t running = 0;
   for (const Scheduler::Planned& planned : step) running += planned.choice->decodes();
   const int most_of_batch = config_.drafts_for(running);
@@ -52,10 +51,7 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
     Choice& choice = *planned.choice;
     const Sequence& s = choice.sequence;
     choice.drafts.clear();
-    if (!choice.decodes()) {
-      others.add(planned.rows, s.computed + planned.rows / 2, 1);
-      continue;
-    }
+    if (!choice.decodes()) continue;
     DraftCandidate candidate{&choice.acceptance, s.size(), std::min(planned.most_drafts, most_of_batch), 0};
     if (candidate.most_drafts > 0 && uses_mtp()) {
       candidate.catch_up_rows = s.computed - std::max(s.mtp_end, runner_.first_hidden(s) + 1);
@@ -66,7 +62,7 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
     candidates_.push_back(candidate);
     choices_.push_back(&choice);
   }
-  length_.choose(candidates_, others, k_);
+  length_.choose(candidates_, candidates_.size() < step.size(), k_);
   if (!uses_mtp()) {
     for (size_t i = 0; i < k_.size(); ++i) choices_[i]->drafts.resize(static_cast<size_t>(k_[i]));
     return;
