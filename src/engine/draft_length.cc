@@ -1,6 +1,7 @@
 #include "engine/draft_length.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/check.h"
@@ -8,7 +9,7 @@
 namespace calandra {
 namespace {
 
-constexpr double kGainToBegin = 1.02;   // predicted tokens per second, relative to none: to begin with drafts
+constexpr double kGainToBegin = 0.02;   // of predicted tokens per second without drafts, to begin with them
 constexpr double kProbeShare = 0.0015;  // of all time, for probes that nothing came of
 constexpr double kTrialShare = 0.001;   // of all time, for other numbers of drafts
 constexpr double kPlainShare = 0.004;   // of all time, for steps without drafts while there are some
@@ -104,12 +105,19 @@ void DraftLength::rank(std::span<const DraftCandidate> candidates) {
   });
 }
 
+// How much of a step is uncertain of the difference between its time with so many rows and without drafts.
+double DraftLength::doubt(int64_t rows) const {
+  return std::hypot(step_correction_.doubt(plain_.step.rows), step_correction_.doubt(rows));
+}
+
 // For every number of draft passes, the best drafts that it allows are taken one by one. Long lists are looked at in
 // steps of an eighth, finer than the times are known. Steps of more rows than ever are come to by doubling.
 void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
   int depth = 0;
   for (const Draft& draft : drafts_) depth = std::max(depth, draft.position + 1);
-  double best = plain_.tokens / plain_seconds_ * (drafting_ ? 1 : kGainToBegin);
+  const double plain = plain_.tokens / plain_seconds_;
+  double best = plain;
+  int64_t best_rows = 0;
   int best_depth = 0, best_count = 0;
   for (int d = 1; d <= depth; ++d) {
     plan_ = plain_;
@@ -126,9 +134,13 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
         best = speed;
         best_depth = d;
         best_count = count;
+        best_rows = plan_.step.rows;
       }
     }
   }
+  const double least = drafting_ ? 0 : kGainToBegin;
+  // What is not sure to be faster is not taken.
+  if (best_count > 0 && best < plain * (1 + least + doubt(best_rows))) best_count = best_depth = 0;
   chosen_ = plain_;
   for (const Draft& draft : drafts_) {
     if (best_count == 0) break;
@@ -167,7 +179,8 @@ bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::v
     plan_ = plain_;
     for (const Draft& draft : drafts_)
       if (draft.position < next_trial_) add(plan_, candidates[draft.candidate], draft);
-    const double cost = std::max(seconds(plan_) - plan_.tokens / speed, kLeastCost * plain_seconds_);
+    const double added = seconds(plan_) - plan_.tokens / speed + doubt(plan_.step.rows) * plain_seconds_;
+    const double cost = std::max(added, kLeastCost * plain_seconds_);
     if (plan_.step.rows == chosen_.step.rows || cost > kMostTrialCost * without) continue;
     trial_seconds_ = std::min(trial_seconds_, std::max(cost, kMostSaved * plain_seconds_));
     if (trial_seconds_ < cost) return false;
@@ -206,7 +219,8 @@ void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std
   const auto count = static_cast<double>(probes.size());
   plan_ = chosen_;
   for (const int32_t i : probes) add(plan_, candidates[i], {0, i, 0});
-  const double each = std::max((seconds(plan_) - seconds(chosen_)) / count, kLeastCost * plain_seconds_);
+  const double added = seconds(plan_) - seconds(chosen_) + doubt(plan_.step.rows) * plain_seconds_;
+  const double each = std::max(added / count, kLeastCost * plain_seconds_);
   const double cost = each * count, most = kMostSaved * plain_seconds_;
   probe_seconds_ = std::min(probe_seconds_, std::max(cost, most));
   if (probe_seconds_ < (on_credit ? -most : cost)) return;

@@ -76,6 +76,7 @@ class DraftLength {
   void add(Plan& plan, const DraftCandidate& candidate, const Draft& draft) const;
   double seconds(const Plan& plan) const;
   void rank(std::span<const DraftCandidate> candidates);
+  double doubt(int64_t rows) const;
   void choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k);
   bool measure_plain();
   bool try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k);

@@ -242,6 +242,26 @@ TEST(DraftLength, FewStepsTellThatRowsAreNotFree) {
   }
 }
 
+// Other programs take the processor now and then: what seems to be gained is chance, as every row costs its time.
+TEST(DraftLength, ScatteredTimesAreNoGain) {
+  Machine machine = cpu(16, 1);
+  machine.flops_per_second = 20e9;
+  machine.flops_guess = 15;
+  const double none = simulate(machine, always(0.55), 0, 5, 4, 1).speed();
+  double speed = 0;
+  constexpr uint32_t kSeeds = 8;
+  for (uint32_t seed = 1; seed <= kSeeds; ++seed) {
+    std::mt19937 random(seed);
+    speed += simulate(machine, always(0.55), -1, seed, 4, 2000,
+                      [&](int, int64_t) { return random() % 3 == 0   ? 1.0
+                                                 : random() % 2 == 0 ? 1.5
+                                                                     : 2.0; })
+                 .speed() /
+             kSeeds;
+  }
+  EXPECT_GE(speed, 0.985 * none);
+}
+
 // The time without drafts was measured while another program ran. Drafts cost more than they bring, and it must not
 // take long to find out.
 TEST(DraftLength, AStaleTimeWithoutDraftsIsFound) {
@@ -325,13 +345,14 @@ TEST(DraftLength, SequencesOfOneBatchGetTheirOwnLengths) {
 
 TEST(DraftLength, ASequenceThatBecomesGoodIsFoundAmongMany) {
   double mean_k = 0;
-  for (uint32_t seed = 1; seed <= 5; ++seed)
+  constexpr uint32_t kSeeds = 20;
+  for (uint32_t seed = 1; seed <= kSeeds; ++seed)
     mean_k +=
         simulate(
             moe(16, 0.8), [](int b, int step, int) { return b == 0 && step >= 500 ? 0.9 : 0.1; }, -1, seed, 4, 3000)
             .mean_k[0] /
-        5;
-  EXPECT_GE(mean_k, 2.7);
+        kSeeds;
+  EXPECT_GE(mean_k, 2) << "half of what it may have";
 }
 
 TEST(DraftLength, FreeDraftsAreAllTaken) {

@@ -9,16 +9,18 @@ namespace calandra {
 namespace {
 
 constexpr int kPointsPerOctave = 8;
-constexpr double kMostWeight = 15;     // a new observation counts for 1/16 at least
-constexpr double kFade = 0.998;        // of a weight, with every observation anywhere
-constexpr double kLeastWeight = 0.05;  // below it a point is forgotten: after some 2500 steps without it
-constexpr double kSurprise = 0.1;      // of log_ratio: more is a hiccup of the machine ...
-constexpr int kLightSurprises = 2;     // ... until so many came in a row where little is known,
-constexpr int kHeavySurprises = 4;     // ... or so many elsewhere
-constexpr double kSureWeight = 8;      // what changes at a point known so well changes everywhere,
-constexpr double kShared = 0.7;        // by so much: contexts grew, or the machine is slower for a while
-constexpr int kOften = 4;              // observations that outweigh a hiccup among them
-constexpr double kNear = 0.25;         // octaves within which a point speaks for its neighbours
+constexpr double kMostWeight = 15;      // a new observation counts for 1/16 at least
+constexpr double kFade = 0.998;         // of a weight, with every observation anywhere
+constexpr double kLeastWeight = 0.05;   // below it a point is forgotten: after some 2500 steps without it
+constexpr double kSurprise = 0.1;       // of log_ratio: more is a hiccup of the machine ...
+constexpr int kLightSurprises = 2;      // ... until so many came in a row where little is known,
+constexpr int kHeavySurprises = 4;      // ... or so many elsewhere
+constexpr double kSureWeight = 8;       // what changes at a point known so well changes everywhere,
+constexpr double kShared = 0.7;         // by so much: contexts grew, or the machine is slower for a while
+constexpr int kOften = 4;               // observations that outweigh a hiccup among them
+constexpr double kMostScatter = 0.7;    // that one observation counts with
+constexpr double kScatterShare = 0.02;  // of a new one
+constexpr double kNear = 0.25;          // octaves within which a point speaks for its neighbours
 
 }  // namespace
 
@@ -58,6 +60,16 @@ bool TimeCorrection::reaches(int64_t rows) const {
   return known_count_ > 0 && std::log2(static_cast<double>(rows)) <= points_[known_[known_count_ - 1]].octave + 1;
 }
 
+double TimeCorrection::doubt(int64_t rows) const {
+  const double octave = std::log2(static_cast<double>(rows));
+  double weight = 1;
+  for (int i = 0; i < known_count_; ++i) {
+    const Point& point = points_[known_[i]];
+    if (std::abs(point.octave - octave) <= kNear) weight = std::max(weight, point.weight);
+  }
+  return scatter_ / std::sqrt(weight);
+}
+
 void TimeCorrection::observe(int64_t rows, double roofline_seconds, double measured_seconds) {
   if (!(roofline_seconds > 0) || !(measured_seconds > 0) || !std::isfinite(measured_seconds)) return;
   CHECK_LE(1, rows);
@@ -72,6 +84,8 @@ void TimeCorrection::observe(int64_t rows, double roofline_seconds, double measu
   } else {
     // A point that nothing is known of starts from its neighbours, counting as one observation.
     if (point.weight == 0) point = {1, octave, log_factor(octave), 0};
+    if (point.seen >= kOften)
+      scatter_ += (std::min(std::abs(log_ratio - point.log_ratio), kMostScatter) - scatter_) * kScatterShare;
     learn(point, octave, log_ratio);
   }
   ++point.seen;

@@ -46,6 +46,8 @@ class TimeCorrection {
   bool guesses(int64_t rows) const;
   // Half as many rows at least were measured.
   bool reaches(int64_t rows) const;
+  // Standard error of ln factor(rows), of how far measurements lie from what was known and how many there were.
+  double doubt(int64_t rows) const;
 
  private:
   static constexpr int kPoints = 160;  // the last one: 2^19.9 rows and more
@@ -63,6 +65,7 @@ class TimeCorrection {
   std::array<Point, kPoints> points_;
   std::array<int16_t, kPoints> known_;  // those of which something is known, ascending
   int known_count_ = 0;
+  double scatter_ = 0;
 };
 
 }  // namespace calandra
