@@ -94,7 +94,7 @@ class Cli(unittest.TestCase):
         self.fails(2, '--input is required', 'logits')
         self.fails(2, 'did you mean generate?', 'generte')
         self.fails(2, 'bench serve is not in this version yet', 'bench', 'serve')
-        self.fails(2, 'serve is not in this version yet', 'serve')
+        self.fails(2, 'pull is not in this version yet', 'pull')
         for flag, meant in ('--temprature', '--temperature'), ('--max_tokens', '--max-tokens'), ('--top_pp', '--top-p'):
             self.fails(2, (f'no flag {flag}', f'did you mean {meant}?'), 'generate', 'hi', flag, '1')
         self.assertNotIn('did you mean', self.fails(2, 'no flag --foo', 'generate', 'hi', '--foo').err)
@@ -526,10 +526,12 @@ class Cli(unittest.TestCase):
                  (400, 'maximum context length', completion('a', prompt=[5], max_tokens=30)),
                  (404, 'does not exist', completion('a', model='other', **fine)), (400, 'stream', completion('a', stream=True, **fine)),
                  (400, 'best_of', completion('a', best_of=2, **fine)), (400, 'priority', completion('a', priority=1, **fine)),
-                 (400, 'guided_json', completion('a', guided_json={'type': 'object'}, **fine)),
+                 (400, 'guided_json', completion('a', guided_json=5, **fine)),
+                 (400, 'uniqueItems', completion('a', guided_json={'type': 'array', 'uniqueItems': True}, **fine)),
+                 (400, 'response_format', chat('a', response_format={'type': 'xml'}, **fine)),
                  (400, 'messages', request('a', '/v1/chat/completions', **fine)), (400, 'messages', chat('a', messages=[5], **fine)),
                  (400, 'pictures', chat('a', messages=[{'role': 'user', 'content': [{'type': 'image_url'}]}], **fine)),
-                 (400, 'template', chat('a', messages=[{'role': 'nobody', 'content': 'x'}], **fine)),
+                 (400, 'roles', chat('a', messages=[{'role': 'nobody', 'content': 'x'}], **fine)),
                  (400, 'top_logprobs', chat('a', top_logprobs=2, **fine)), (400, 'tool_choice', chat('a', tool_choice='required', **fine)),
                  (400, 'no token is left', completion('a', prompt=[5], allowed_token_ids=[40], bad_words_ids=[[40]], **fine)),
                  (400, 'dimensions', request('a', '/v1/embeddings', input='a', dimensions=3)),
@@ -545,6 +547,42 @@ class Cli(unittest.TestCase):
             self.assertEqual((line['response']['status_code'], line['error']), (status, error), row)
             self.assertEqual(sorted(error), ['code', 'message', 'param', 'type'])
             self.assertIn(words, error['message'], row)
+
+    def test_run_batch_keeps_the_form_that_is_asked_for(self):
+        schema = {'type': 'object', 'properties': {'age': {'enum': ['old', 'new']}, 'sure': {'type': 'boolean'}}, 'required': ['age', 'sure'],
+                  'additionalProperties': False}
+        fine = dict(max_tokens=60, temperature=0)
+        rows = [chat('schema', response_format={'type': 'json_schema', 'json_schema': {'name': 'n', 'strict': True, 'schema': schema}}, **fine),
+                completion('choice', prompt='It is', structured_outputs={'choice': ['ancient', 'new']}, **fine),
+                completion('regex', prompt='It is', guided_regex='[0-9]{3}', max_tokens=60, temperature=1, seed=3, n=2)]
+        for flags in (), ('--max-num-seqs', '3', '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 3}'):
+            bodies = self.bodies(rows, *flags)
+            value = json.loads(bodies['schema']['choices'][0]['message']['content'])
+            self.assertIn(value['age'], ('old', 'new'))
+            self.assertIsInstance(value['sure'], bool)
+            self.assertIn(bodies['choice']['choices'][0]['text'], ('ancient', 'new'))
+            for one in bodies['regex']['choices']:
+                self.assertRegex(one['text'], '^[0-9]{3}$')
+                self.assertEqual(one['finish_reason'], 'stop')
+
+    def test_parse_and_grammar(self):
+        call = '<tool_call>\n<function=f>\n<parameter=x>\n5\n</parameter>\n</function>\n</tool_call>'
+        tools = [{'type': 'function', 'function': {'name': 'f', 'parameters': {'properties': {'x': {'type': 'integer'}}}}}]
+        rows = [{'text': 'so</think>ok ' + call, 'thinking': True, 'tools': tools}, {'chunks': list('ok ' + call), 'tools': tools},
+                {'prompt': '<think>'}, {'text': 5}, {}]
+        flags = ('--reasoning-parser', 'qwen3', '--tool-call-parser', 'qwen3_coder', '--jsonl')
+        out = [json.loads(line) for line in self.ok('parse', *flags, stdin='\n'.join(map(json.dumps, rows))).splitlines()]
+        for row, reasoning in zip(out, ('so', '')):
+            self.assertEqual((row['reasoning'], row['content']), (reasoning, 'ok '))
+            self.assertEqual(row['tool_calls'][0]['function'], {'name': 'f', 'arguments': '{"x": 5}'})
+        self.assertEqual(out[2], {'in_reasoning': True})
+        self.assertEqual([row['error']['class'] for row in out[3:]], ['UsageError'] * 2)
+        self.fails(2, '--tool-call-parser is one of', 'parse', '--tool-call-parser', 'mistral', '--jsonl')
+        rows = [{'regex': 'a+', 'accept': ['aa', 'b'], 'reject': ['', 'a']}, {'schema': {'not': {}}}, {'accept': []}]
+        out = [json.loads(line) for line in self.ok('grammar', '--jsonl', stdin='\n'.join(map(json.dumps, rows))).splitlines()]
+        self.assertEqual(out[0], {'accepted': [True, False], 'rejected': [True, False]})
+        self.assertIn('not is not supported', out[1]['error'])
+        self.assertEqual(out[2]['error']['class'], 'UsageError')
 
     def test_run_batch_logprobs_and_echo(self):
         rows = [completion('one', prompt='Hello there', max_tokens=3, temperature=0, logprobs=2, return_token_ids=True),

@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 std::unique_ptr<Backend> make_backend(const BackendChoice& choice) {
   if (choice.backend == "reference") return std::make_unique<ReferenceBackend>();
   if (choice.backend == "cuda") {
-    OpenedCuda opened = open_cuda_backend({});
+    OpenedCuda opened = open_cuda_backend({.enforce_eager = choice.enforce_eager});
     if (opened.backend == nullptr) throw LoadError(opened.why_not);
     return std::move(opened.backend);
   }

@@ -22,7 +22,8 @@ inline constexpr bool kHostile = false;
 struct BackendChoice {
   std::string backend;  // "reference", "cpu" or "cuda"
   int threads = 1;
-  std::string isa;  // empty: the best
+  std::string isa = {};        // empty: the best
+  bool enforce_eager = false;  // cuda: no recordings of steps
 };
 
 std::unique_ptr<Backend> make_backend(const BackendChoice& choice);

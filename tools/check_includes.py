@@ -30,6 +30,7 @@ MAY_INCLUDE = {
     'text': {'base'},
     'vision': {'tensor', 'base'},
     'engine': BELOW_OPS | {'models', 'cache', 'ops', 'text', 'vision'},
+    'structured': {'engine', 'text', 'base'},
     'server': {'engine', 'base'},
     'apps': None,  # anything
 }

@@ -26,8 +26,8 @@ bool is_repeatable(const CLI::Option& option) {
 }
 
 // Of the command line that is planned (the same names as vLLM's where it has them).
-constexpr std::string_view kLaterVerbs[] = {"serve",       "parse",       "grammar",       "pull",      "quantize",
-                                            "collect-env", "bench serve", "bench startup", "bench plan"};
+constexpr std::string_view kLaterVerbs[] = {"pull",        "quantize",      "collect-env",
+                                            "bench serve", "bench startup", "bench plan"};
 constexpr std::string_view kLaterFlags[] = {"--deterministic", "--distributed-timeout", "--pipeline-layers",
                                             "--allowed-media-domains"};
 

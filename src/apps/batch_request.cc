@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "apps/chat_messages.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "structured/requested_form.h"
 
 namespace calandra::apps {
 namespace {
@@ -126,33 +128,24 @@ const Fields kRead = {"model",
                       "encoding_format",
                       "dimensions",
                       "normalize",
-                      "response_format"};
+                      "response_format",
+                      "structured_outputs",
+                      "guided_json",
+                      "guided_regex",
+                      "guided_choice",
+                      "guided_grammar",
+                      "parallel_tool_calls",
+                      "include_reasoning",
+                      "stream",
+                      "stream_options"};
 // That mean nothing here.
-const Fields kIgnored = {"user",
-                         "store",
-                         "metadata",
-                         "service_tier",
-                         "prompt_cache_key",
-                         "safety_identifier",
-                         "stream_options",
-                         "parallel_tool_calls",
-                         "include_reasoning",
-                         "flat_logprobs",
-                         "output_kind",
-                         "stream_interval",
-                         "length_penalty",
-                         "early_stopping",
-                         "prompt_cache_retention"};
+const Fields kIgnored = {
+    "user",          "store",       "metadata",        "service_tier",   "prompt_cache_key", "safety_identifier",
+    "flat_logprobs", "output_kind", "stream_interval", "length_penalty", "early_stopping",   "prompt_cache_retention"};
 // That would change the answer.
 const std::pair<std::string_view, const char*> kRefused[] = {
-    {"stream", "answers of a batch are not streamed"},
     {"suffix", "these models do not fill in the middle"},
     {"use_beam_search", "there is no beam search"},
-    {"structured_outputs", "structured outputs are not supported"},
-    {"guided_json", "structured outputs are not supported"},
-    {"guided_regex", "structured outputs are not supported"},
-    {"guided_choice", "structured outputs are not supported"},
-    {"guided_grammar", "structured outputs are not supported"},
     {"logits_processors", "there are no plug-ins"},
     {"vllm_xargs", "there are no plug-ins"},
     {"prompt_embeds", "prompts are text or token ids"},
@@ -172,32 +165,11 @@ void refuse_unsupported(const json::object& body, Endpoint endpoint) {
   for (const auto& [name, reason] : kRefused)
     if (const json::value* value = body.if_contains(name); value != nullptr && !is_neutral(*value))
       refuse(name, fmt::format("{} cannot be set: {}", name, reason), "unsupported_parameter");
-  if (const json::object* format = read_object(body, "response_format"))
-    if (const json::value* type = find(*format, "type"); type == nullptr || *type != "text")
-      refuse("response_format", "response_format must have the type text: structured outputs are not supported",
-             "unsupported_parameter");
   if (endpoint == Endpoint::kChatCompletions) {
     const json::value* choice = find(body, "tool_choice");
     if (choice != nullptr && *choice != "none" && *choice != "auto")
-      refuse("tool_choice", "tool_choice must be none or auto: structured outputs are not supported",
-             "unsupported_parameter");
+      refuse("tool_choice", "tool_choice must be none or auto", "unsupported_parameter");
     if (read_flag(body, "echo", false)) refuse("echo", "echo is for completions", "unsupported_parameter");
-  }
-}
-
-void check_message(const json::value& message) {
-  const json::object* fields = message.if_object();
-  if (fields == nullptr) wrong_type("messages", "must be a list of objects");
-  const json::value* role = find(*fields, "role");
-  if (role == nullptr || !role->is_string()) wrong_type("messages", "must each have a role");
-  const json::value* content = find(*fields, "content");
-  if (content == nullptr || content->is_string()) return;
-  if (!content->is_array()) wrong_type("messages", "must have a text or a list of parts as content");
-  for (const json::value& part : content->get_array()) {
-    const json::value* type = part.is_object() ? find(part.get_object(), "type") : nullptr;
-    if (type == nullptr || *type != "text")
-      refuse("messages", "content may have parts of the type text only: pictures are not supported in a batch",
-             "unsupported_parameter");
   }
 }
 
@@ -210,6 +182,9 @@ json::object sampling_fields(const json::object& body, Endpoint endpoint) {
   if (const json::value* most = find(body, "max_completion_tokens")) fields["max_tokens"] = *most;
   const bool asked = read_flag(body, "logprobs", false);
   const std::optional<int64_t> top = read_integer(body, "top_logprobs");
+  constexpr int64_t kMostTop = 20;
+  if (top && (*top < 0 || *top > kMostTop))
+    refuse("top_logprobs", fmt::format("top_logprobs must be from 0 to {}", kMostTop));
   if (top && *top != 0 && !asked) refuse("top_logprobs", "top_logprobs needs logprobs to be true");
   fields.erase("logprobs");
   if (asked) fields["logprobs"] = top.value_or(0);
@@ -225,6 +200,36 @@ SamplingParams read_params(const json::object& body, Endpoint endpoint, const Sa
   if (best_of && *best_of != params.n) refuse("best_of", "best_of must be n: there is no choice among more answers");
   if (endpoint == Endpoint::kCompletions && !params.max_tokens) params.max_tokens = 16;  // as OpenAI and vLLM
   return params;
+}
+
+// What `read` gives, or throws as a fault of the body.
+template <class Read>
+std::variant<BatchBody, RequestError> as_value(const Read& read) {
+  try {
+    return read();
+  } catch (Refused& refused) {
+    return std::move(refused.error);
+  } catch (const LoadError& error) {  // JSON, a template
+    return RequestError{400, "invalid_request_error", "", error.what()};
+  } catch (const UsageError& error) {  // text that cannot be tokenised
+    return RequestError{400, "invalid_request_error", "", error.what()};
+  }
+}
+
+void check_tool(const json::value& tool) {
+  const json::object* function = tool.is_object() ? read_object(tool.get_object(), "function") : nullptr;
+  const json::value* name = function == nullptr ? nullptr : find(*function, "name");
+  if (name == nullptr || !name->is_string() || name->get_string().empty())
+    refuse("tools", "tools must each have a function with a name");
+}
+
+void read_stream_options(const json::object& body, BatchBody& to) {
+  to.stream = read_flag(body, "stream", false);
+  const json::object* options = read_object(body, "stream_options");
+  if (options == nullptr) return;
+  if (!to.stream) refuse("stream_options", "stream_options needs stream to be true");
+  to.include_usage = read_flag(*options, "include_usage", false);
+  to.continuous_usage_stats = read_flag(*options, "continuous_usage_stats", false);
 }
 
 SamplingParams defaults_of(const LoadedModel& loaded, Options options) {
@@ -244,20 +249,28 @@ BatchReader::BatchReader(const LoadedModel& loaded, const Options& options, std:
 
 BatchLine BatchReader::read(const std::string& line) {
   BatchLine result;
-  json::value row;
-  try {
-    row = parse_json(line, "the line");
+  result.body = as_value([&] {
+    const json::value row = parse_json(line, "the line");
     if (!row.is_object()) wrong_type("the line", "must be a JSON object");
     if (const json::value* id = find(row.get_object(), "custom_id")) result.custom_id = *id;
-    result.body = read_line(row.get_object());
-  } catch (Refused& refused) {
-    result.body = std::move(refused.error);
-  } catch (const LoadError& error) {  // JSON, a template
-    result.body = RequestError{400, "invalid_request_error", "", error.what()};
-  } catch (const UsageError& error) {  // text that cannot be tokenised
-    result.body = RequestError{400, "invalid_request_error", "", error.what()};
-  }
+    return read_line(row.get_object());
+  });
   return result;
+}
+
+std::variant<BatchBody, RequestError> BatchReader::read(Endpoint endpoint, const json::object& body) {
+  return as_value([&] { return read_body(endpoint, body); });
+}
+
+std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::object& body) {
+  return as_value([&]() -> std::variant<BatchBody, RequestError> {
+    BatchBody result;
+    if (find(body, "messages") != nullptr)
+      read_messages(body, result);
+    else
+      read_prompts(body, "prompt", result);
+    return result;
+  });
 }
 
 std::variant<BatchBody, RequestError> BatchReader::read_line(const json::object& line) {
@@ -272,6 +285,8 @@ std::variant<BatchBody, RequestError> BatchReader::read_line(const json::object&
     if (url != name) continue;
     const json::object* body = read_object(line, "body");
     if (body == nullptr) refuse("body", "body must be an object", "missing_parameter");
+    if (read_flag(*body, "stream", false))
+      refuse("stream", "stream cannot be set: answers of a batch are not streamed", "unsupported_parameter");
     return read_body(endpoint, *body);
   }
   refuse("url", fmt::format("url must be /v1/completions, /v1/chat/completions or /v1/embeddings, got {}",
@@ -335,9 +350,12 @@ void BatchReader::read_messages(const json::object& body, BatchBody& to) {
   const json::value* messages = find(body, "messages");
   if (messages == nullptr) refuse("messages", "messages is missing", "missing_parameter");
   if (!messages->is_array() || messages->get_array().empty()) wrong_type("messages", "must be a list of objects");
-  for (const json::value& message : messages->get_array()) check_message(message);
+  auto read = chat_messages(messages->get_array());
+  if (auto* error = std::get_if<RequestError>(&read)) throw Refused{std::move(*error)};
   const json::value* tools = find(body, "tools");
   if (tools != nullptr && !tools->is_array()) wrong_type("tools", "must be a list of objects");
+  if (tools != nullptr)
+    for (const json::value& tool : tools->get_array()) check_tool(tool);
 
   json::object variables;
   variables["add_generation_prompt"] =
@@ -352,18 +370,70 @@ void BatchReader::read_messages(const json::object& body, BatchBody& to) {
   if (const json::object* kwargs = read_object(body, "chat_template_kwargs"))
     for (const auto& [name, value] : *kwargs) variables[name] = value;
 
-  if (!conversation_) conversation_.emplace(loaded_, options_);
-  EncodedChat chat = conversation_->encode(with_parsed_arguments(*messages), tools == nullptr ? json::value() : *tools,
-                                           std::move(variables));
+  {
+    const std::lock_guard lock(mutex_);
+    if (!conversation_) conversation_.emplace(loaded_, options_);
+  }
+  EncodedChat chat = conversation_->encode(with_parsed_arguments(std::get<json::array>(std::move(read))),
+                                           tools == nullptr ? json::value() : *tools, std::move(variables));
+  to.include_reasoning = read_flag(body, "include_reasoning", true);
+  if (options_.verb == Verb::kServe) to.parser = parser_options(body, loaded_.tokenizer->decode(chat.ids));
   Request& request = to.requests.emplace_back();
   request.prompt_token_ids = std::move(chat.ids);
   request.checkpoint_hints = std::move(chat.message_ends);
   to.echoes.emplace_back();
 }
 
+// How the answer to a chat is read: by the flags, else by what the model's template writes.
+AnswerParser::Options BatchReader::parser_options(const json::object& body, const std::string& prompt) const {
+  const std::string_view source = loaded_.tokenizer->chat_template();
+  const ServeFlags& flags = options_.serve;
+  AnswerParser::Options options;
+  options.reasoning = flags.reasoning_parser.empty() ? reasoning_format_of_template(source)
+                                                     : reasoning_format(flags.reasoning_parser).value();
+  options.thinking = ends_in_reasoning(prompt);
+  options.parallel_tool_calls = read_flag(body, "parallel_tool_calls", true);
+  const json::value* tools = find(body, "tools");
+  const json::value* choice = find(body, "tool_choice");
+  if (tools == nullptr || tools->get_array().empty() || (choice != nullptr && *choice == "none")) return options;
+  options.tools =
+      flags.tool_call_parser.empty() ? tool_format_of_template(source) : tool_format(flags.tool_call_parser).value();
+  options.tool_list = std::make_shared<const json::array>(tools->get_array());
+  return options;
+}
+
+// The form that the answers are to have, from the end of the reasoning on where a prompt ends inside of a think block.
+std::optional<RequestError> BatchReader::add_grammars(const json::object& body, BatchBody& to) {
+  if (to.endpoint == Endpoint::kEmbeddings) return std::nullopt;
+  auto read = requested_form(body);
+  if (auto* error = std::get_if<RequestError>(&read)) return std::move(*error);
+  const auto& form = std::get<std::optional<OutputForm>>(read);
+  if (!form) return std::nullopt;
+  if (!loaded_.tokenizer)
+    return RequestError{400, "unsupported_parameter", "response_format",
+                        "output forms need the model's tokenizer.json"};
+  {
+    const std::lock_guard lock(mutex_);
+    if (!grammars_)
+      grammars_ = std::make_unique<GrammarCompiler>(grammar_vocabulary(*loaded_.tokenizer), loaded_.eos_token_ids);
+  }
+  const std::optional<int32_t> end = loaded_.tokenizer->token_to_id(kThinkEnd);
+  for (Request& request : to.requests) {
+    std::vector<int32_t> thinking_end;
+    if (end && to.endpoint == Endpoint::kChatCompletions &&
+        ends_in_reasoning(loaded_.tokenizer->decode(request.prompt_token_ids)))
+      thinking_end = {*end};
+    GrammarCompiler::Compiled compiled = grammars_->compile(*form, std::move(thinking_end));
+    if (compiled.error) return std::move(compiled.error);
+    request.grammar = std::move(compiled.grammar);
+  }
+  return std::nullopt;
+}
+
 // What all prompts of the body share.
 std::optional<RequestError> BatchReader::finish(const json::object& body, BatchBody& to) {
   SamplingParams params = read_params(body, to.endpoint, defaults_);
+  read_stream_options(body, to);
   to.return_token_ids = read_flag(body, "return_token_ids", false);
   to.tokens_as_token_ids = read_flag(body, "return_tokens_as_token_ids", false);
   to.request_id = read_string(body, "request_id");
@@ -423,11 +493,12 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
     request.priority = static_cast<int32_t>(priority);
     if (to.endpoint == Endpoint::kEmbeddings) request.pooling = Pooling::kLast;
   }
-  return std::nullopt;
+  return add_grammars(body, to);
 }
 
 void BatchReader::warn_of_unknown(const json::object& body) {
   constexpr size_t kMostWarnings = 100;
+  const std::lock_guard lock(mutex_);
   for (const auto& member : body) {
     if (warned_.size() == kMostWarnings) return;
     const std::string_view name = member.key();

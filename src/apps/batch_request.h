@@ -2,6 +2,8 @@
 // API reference; vLLM 0.26, entrypoints/openai/run_batch.py and protocol.py.
 #pragma once
 
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <variant>
@@ -9,6 +11,8 @@
 
 #include "apps/conversation.h"
 #include "engine/request.h"
+#include "structured/grammar_compiler.h"
+#include "text/parsers/answer_parser.h"
 
 namespace calandra::apps {
 
@@ -22,9 +26,13 @@ struct BatchBody {
   bool echo = false;
   bool without_answer = false;  // echo with max_tokens 0: only the prompt is scored
   bool return_token_ids = false;
-  bool tokens_as_token_ids = false;       // in logprobs: "token_id:7"
-  bool base64 = false, normalize = true;  // of embeddings
-  std::string request_id;                 // the user's name for it; may be empty
+  bool tokens_as_token_ids = false;             // in logprobs: "token_id:7"
+  bool base64 = false, normalize = true;        // of embeddings
+  std::string request_id;                       // the user's name for it; may be empty
+  bool stream = false;                          // of a server
+  std::optional<AnswerParser::Options> parser;  // of a chat's answers; absent: all text is content
+  bool include_reasoning = true;
+  bool include_usage = false, continuous_usage_stats = false;  // in a stream
 };
 
 // One line of a batch.
@@ -39,22 +47,32 @@ class BatchReader {
   BatchReader(const LoadedModel& loaded, const Options& options, std::vector<std::string> served, int64_t longest);
 
   BatchLine read(const std::string& line);
+  // One body. Any thread may ask.
+  std::variant<BatchBody, RequestError> read(Endpoint endpoint, const json::object& body);
+  // The prompts of a body alone: its `messages`, or the field `prompt`.
+  std::variant<BatchBody, RequestError> read_prompt(const json::object& body);
+  const std::vector<std::string>& served() const { return served_; }
+  int64_t longest() const { return longest_; }
 
  private:
   std::variant<BatchBody, RequestError> read_line(const json::object& line);
   std::variant<BatchBody, RequestError> read_body(Endpoint endpoint, const json::object& body);
   void read_prompts(const json::object& body, std::string_view field, BatchBody& to) const;
   void read_messages(const json::object& body, BatchBody& to);
+  AnswerParser::Options parser_options(const json::object& body, const std::string& prompt) const;
   std::optional<RequestError> finish(const json::object& body, BatchBody& to);
+  std::optional<RequestError> add_grammars(const json::object& body, BatchBody& to);
   void warn_of_unknown(const json::object& body);
 
   const LoadedModel& loaded_;
   const Options& options_;
   const std::vector<std::string> served_;
   const int64_t longest_;
-  SamplingParams defaults_;                   // of generation_config.json
-  std::optional<Conversation> conversation_;  // made for the first chat
-  std::vector<std::string> warned_;           // fields
+  SamplingParams defaults_;                    // of generation_config.json
+  std::mutex mutex_;                           // of what follows
+  std::optional<Conversation> conversation_;   // made for the first chat
+  std::unique_ptr<GrammarCompiler> grammars_;  // made for the first form
+  std::vector<std::string> warned_;            // fields
 };
 
 }  // namespace calandra::apps

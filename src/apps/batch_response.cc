@@ -9,6 +9,8 @@
 #include <numeric>
 #include <random>
 
+#include "server/api_error.h"
+
 namespace calandra::apps {
 namespace {
 
@@ -26,18 +28,32 @@ std::string random_hex() {
   return fmt::format("{:08x}{:08x}{:08x}", device(), device(), device());
 }
 
-std::string_view error_type(int status) {
-  switch (status) {
-    case 400:
-      return "invalid_request_error";
-    case 404:
-      return "not_found_error";
-    case 503:
-      return "service_unavailable";
-    default:
-      return "server_error";
+std::string base64(std::span<const float> values) {
+  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::vector<unsigned char> bytes(values.size() * sizeof(float));
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  std::string text;
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    const size_t count = std::min<size_t>(3, bytes.size() - i);
+    uint32_t three = 0;
+    for (size_t j = 0; j < 3; ++j) three = three << 8 | (j < count ? bytes[i + j] : 0);
+    for (size_t j = 0; j < 4; ++j) text += j <= count ? kDigits[three >> (18 - 6 * j) & 63] : '=';
   }
+  return text;
 }
+
+json::value embedding_of(std::vector<float> values, const BatchBody& body) {
+  if (body.normalize) {
+    double square = 0;
+    for (const float value : values) square += static_cast<double>(value) * value;
+    const auto scale = static_cast<float>(1 / std::max(std::sqrt(square), 1e-12));
+    for (float& value : values) value *= scale;
+  }
+  if (body.base64) return json::string(base64(values));
+  return json::array(values.begin(), values.end());
+}
+
+}  // namespace
 
 json::object usage_of(const BatchBody& body, const std::vector<std::vector<Answer>>& answers) {
   int64_t prompt = 0, completion = 0, cached = 0;
@@ -75,33 +91,6 @@ json::value stop_reason(const Answer& answer) {
   return answer.stop_reason.empty() ? json::value(nullptr) : json::value(json::string(answer.stop_reason));
 }
 
-std::string base64(std::span<const float> values) {
-  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::vector<unsigned char> bytes(values.size() * sizeof(float));
-  std::memcpy(bytes.data(), values.data(), bytes.size());
-  std::string text;
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    const size_t count = std::min<size_t>(3, bytes.size() - i);
-    uint32_t three = 0;
-    for (size_t j = 0; j < 3; ++j) three = three << 8 | (j < count ? bytes[i + j] : 0);
-    for (size_t j = 0; j < 4; ++j) text += j <= count ? kDigits[three >> (18 - 6 * j) & 63] : '=';
-  }
-  return text;
-}
-
-json::value embedding_of(std::vector<float> values, const BatchBody& body) {
-  if (body.normalize) {
-    double square = 0;
-    for (const float value : values) square += static_cast<double>(value) * value;
-    const auto scale = static_cast<float>(1 / std::max(std::sqrt(square), 1e-12));
-    for (float& value : values) value *= scale;
-  }
-  if (body.base64) return json::string(base64(values));
-  return json::array(values.begin(), values.end());
-}
-
-}  // namespace
-
 BatchWriter::BatchWriter(const Tokenizer* tokenizer, std::string model)
     : tokenizer_(tokenizer), model_(std::move(model)), run_(random_hex()) {}
 
@@ -115,10 +104,7 @@ json::object BatchWriter::response_line(const json::value& custom_id, int status
 }
 
 json::object BatchWriter::error_line(const json::value& custom_id, const RequestError& error) {
-  json::object object{{"message", error.message},
-                      {"type", error_type(error.status)},
-                      {"param", error.param.empty() ? json::value(nullptr) : json::value(error.param)},
-                      {"code", error.code}};
+  const json::object object = server::error_object(error);
   return response_line(custom_id, error.status, {{"error", object}}, object);
 }
 
@@ -127,19 +113,33 @@ json::object BatchWriter::line(const json::value& custom_id, const BatchBody& bo
   for (const std::vector<Answer>& choices : answers)
     for (const Answer& answer : choices)
       if (answer.error) return error_line(custom_id, *answer.error);
+  return response_line(custom_id, 200, response(body, answers), nullptr);
+}
+
+uint64_t BatchWriter::call_seed() {
+  std::random_device device;
+  return static_cast<uint64_t>(device()) << 32 | device();
+}
+
+json::object BatchWriter::response_head(const BatchBody& body, bool chunk) {
   const bool chats = body.endpoint == Endpoint::kChatCompletions, embeds = body.endpoint == Endpoint::kEmbeddings;
   const char* prefix = chats ? "chatcmpl" : embeds ? "embd" : "cmpl";
-  json::object response{
-      {"id", body.request_id.empty() ? make_id(prefix) : fmt::format("{}-{}", prefix, body.request_id)},
-      {"object", chats    ? "chat.completion"
-                 : embeds ? "list"
-                          : "text_completion"},
-      {"created", static_cast<int64_t>(std::time(nullptr))},
-      {"model", model_}};
+  const char* chat = chunk ? "chat.completion.chunk" : "chat.completion";
+  return {{"id", body.request_id.empty() ? make_id(prefix) : fmt::format("{}-{}", prefix, body.request_id)},
+          {"object", chats    ? chat
+                     : embeds ? "list"
+                              : "text_completion"},
+          {"created", static_cast<int64_t>(std::time(nullptr))},
+          {"model", model_}};
+}
+
+json::object BatchWriter::response(const BatchBody& body, const std::vector<std::vector<Answer>>& answers) {
+  const bool chats = body.endpoint == Endpoint::kChatCompletions, embeds = body.endpoint == Endpoint::kEmbeddings;
+  json::object response = response_head(body, false);
   json::object rest = chats ? chat(body, answers[0]) : embeds ? embeddings(body, answers) : completion(body, answers);
   for (auto& [name, value] : rest) response[name] = std::move(value);
   response["usage"] = usage_of(body, answers);
-  return response_line(custom_id, 200, std::move(response), nullptr);
+  return response;
 }
 
 std::string BatchWriter::name_of_token(int32_t id, bool as_id) const {
@@ -159,7 +159,8 @@ json::object BatchWriter::completion(const BatchBody& body, const std::vector<st
                           {"stop_reason", stop_reason(answer)}};
       if (body.without_answer) choice["finish_reason"] = "length";
       const SamplingParams& params = body.requests[j].params;
-      if (params.logprobs) choice["logprobs"] = completion_logprobs(body, j, answers[j][0], answer);
+      int64_t offset = 0;
+      if (params.logprobs) choice["logprobs"] = completion_logprobs(body, j, answers[j][0], answer, offset);
       if (params.prompt_logprobs) choice["prompt_logprobs"] = prompt_logprobs(body, j, answers[j][0]);
       if (body.return_token_ids) {
         choice["token_ids"] = body.without_answer ? json::array() : ids_of(answer.token_ids);
@@ -173,10 +174,9 @@ json::object BatchWriter::completion(const BatchBody& body, const std::vector<st
 
 // With echo the prompt's tokens come first; the first of them has no logprob.
 json::object BatchWriter::completion_logprobs(const BatchBody& body, size_t prompt, const Answer& first,
-                                              const Answer& answer) const {
+                                              const Answer& answer, int64_t& offset) const {
   const bool as_id = body.tokens_as_token_ids;
   json::array offsets, logprobs, names, tops;
-  int64_t offset = 0;
   const auto add = [&](int32_t token, const ops::TokenLogprobs* entry) {
     std::string name = name_of_token(token, as_id);
     offsets.push_back(offset);
@@ -209,6 +209,11 @@ json::object BatchWriter::completion_logprobs(const BatchBody& body, size_t prom
           {"top_logprobs", std::move(tops)}};
 }
 
+json::object BatchWriter::logprobs(const BatchBody& body, const Answer& some, int64_t& offset) const {
+  if (body.endpoint == Endpoint::kChatCompletions) return chat_logprobs(body, some);
+  return completion_logprobs(body, 0, some, some, offset);
+}
+
 // As vLLM: null for the first token, then token id -> logprob, rank and text.
 json::array BatchWriter::prompt_logprobs(const BatchBody& body, size_t prompt, const Answer& first) const {
   json::array out{nullptr};
@@ -229,14 +234,40 @@ json::array BatchWriter::prompt_logprobs(const BatchBody& body, size_t prompt, c
   return out;
 }
 
+// `calls`: it ended by itself, with tool calls.
+json::object BatchWriter::message_of(const BatchBody& body, const Answer& answer, bool& calls) {
+  json::object message{{"role", "assistant"}, {"content", answer.text}};
+  if (!body.parser) return message;
+  AnswerParser parser(*body.parser);
+  ParsedAnswer parsed;
+  parsed.add(parser.add(answer.text));
+  parsed.add(parser.finish());
+  message["content"] = parsed.content;
+  if (!parsed.reasoning.empty() && body.include_reasoning)
+    for (const char* name : {"reasoning", "reasoning_content"}) message[name] = parsed.reasoning;
+  if (parsed.tool_calls.empty()) return message;
+  calls = answer.finish_reason == FinishReason::kStop;
+  if (parsed.content.empty()) message["content"] = nullptr;
+  json::array list;
+  const uint64_t seed = call_seed();
+  for (const ParsedAnswer::ToolCall& call : parsed.tool_calls)
+    list.push_back({{"id", tool_call_id(seed, static_cast<int>(list.size()))},
+                    {"type", "function"},
+                    {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  message["tool_calls"] = std::move(list);
+  return message;
+}
+
 json::object BatchWriter::chat(const BatchBody& body, const std::vector<Answer>& answers) const {
   json::array choices;
   const Request& request = body.requests[0];
   for (const Answer& answer : answers) {
+    bool calls = false;
+    json::object message = message_of(body, answer, calls);
     json::object choice{{"index", std::ssize(choices)},
-                        {"message", {{"role", "assistant"}, {"content", answer.text}}},
+                        {"message", std::move(message)},
                         {"logprobs", nullptr},
-                        {"finish_reason", name_of(answer.finish_reason)},
+                        {"finish_reason", calls ? "tool_calls" : name_of(answer.finish_reason)},
                         {"stop_reason", stop_reason(answer)}};
     if (request.params.logprobs) choice["logprobs"] = chat_logprobs(body, answer);
     if (body.return_token_ids) choice["token_ids"] = ids_of(answer.token_ids);

@@ -26,11 +26,14 @@ int bench_ops(const Options& options) {
   const ModelConfig config = check_config(config_of_shape(shape), "--shape " + shape);
   const std::unique_ptr<Backend> backend = make_backend(options.model);
   const int threads = thread_count(options.model);
-  const MachineProbe probe = probe_machine(threads);
+  const MachineProbe probe = probe_of(*backend, threads);
+  const bool device = backend->device().kind != DeviceKind::kCpu;
   if (!options.json)
-    put("ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s; last "
-        "columns: percent of the roofline these give, barriers between the threads\n",
-        shape, backend->name(), threads, options.repetitions, probe.read_bytes_per_s / 1e9, probe.flops_per_s / 1e9);
+    put("ops of {} on {}, {} threads, bfloat16, best of {}\nprobe: read {:.1f} GB/s{}; last columns: percent of the "
+        "roofline, {}\n",
+        shape, backend->name(), threads, options.repetitions, probe.read_bytes_per_s / 1e9,
+        device ? "" : fmt::format(", f32 FMA {:.0f} GFLOP/s", probe.flops_per_s / 1e9),
+        device ? "launches" : "barriers between the threads");
   OpBench bench(options, *backend, probe);
   bench_architecture(bench, config);
   if (!bench.matched())

@@ -29,11 +29,14 @@ class VerbList {
     add_chat();
     add_tokenize();
     add_render();
+    add_parse();
+    add_grammar();
     add_logits();
     add_sample();
     add_eval();
     add_inspect();
     add_run_batch();
+    add_serve();
     add_bench();
     add_verb(&app_, "version", "Version and build", Verb::kVersion, "  calandra version");
   }
@@ -114,6 +117,21 @@ class VerbList {
     verb->add_flag("--jsonl", o_.jsonl, "Rows on standard input, a result line for each");
   }
 
+  void add_parse() {
+    CLI::App* verb =
+        add_verb(&app_, "parse", "Recorded text of models to reasoning, content and tool calls", Verb::kParse,
+                 "  calandra parse --reasoning-parser qwen3 --tool-call-parser qwen3_coder --jsonl < rows.jsonl");
+    add_text(verb, "--reasoning-parser", o_.reasoning_parser, "qwen3 or deepseek_r1; default: all is content");
+    add_text(verb, "--tool-call-parser", o_.tool_call_parser, "qwen3_coder or hermes; default: calls are content");
+    verb->add_flag("--jsonl", o_.jsonl, "Rows on standard input, a result line for each")->required();
+  }
+
+  void add_grammar() {
+    CLI::App* verb = add_verb(&app_, "grammar", "Which texts a schema, expression or grammar takes", Verb::kGrammar,
+                              "  calandra grammar --jsonl < rows.jsonl");
+    verb->add_flag("--jsonl", o_.jsonl, "Rows on standard input, a result line for each")->required();
+  }
+
   void add_logits() {
     CLI::App* verb = add_verb(
         &app_, "logits", "Teacher-forced forward, for research and tests", Verb::kLogits,
@@ -190,6 +208,21 @@ class VerbList {
     add_engine_flags(verb, o_.engine);
   }
 
+  void add_serve() {
+    CLI::App* verb = add_verb(&app_, "serve", "The OpenAI-compatible HTTP server", Verb::kServe,
+                              "  calandra serve\n  calandra serve ./Qwen3.5-4B --host 0.0.0.0 --api-key KEY\n"
+                              "  calandra serve --speculative-config '{\"method\": \"mtp\"}'");
+    show_model(verb);
+    add_repeatable(verb, "--served-model-name", o_.served_model_names,
+                   "Names that a body's `model` may have; answers carry the first (repeatable; default: MODEL)")
+        ->type_name("NAME");
+    verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
+    verb->add_flag("--json", o_.json, "One JSON line per request on standard output");
+    add_serve_flags(verb, o_.serve);
+    add_model_flags(verb, o_.model);
+    add_engine_flags(verb, o_.engine);
+  }
+
   void add_bench() {
     CLI::App* bench = app_.add_subcommand("bench", "Measured against what the machine can do");
     bench->require_subcommand(1);
@@ -201,6 +234,7 @@ class VerbList {
     add_whole(latency, "--output-len", o_.output_len, 2, kMostTokens, "Tokens of each answer");
     add_whole(latency, "--batch-size", o_.batch_size, 1, kMostSequences, "Sequences");
     add_whole(latency, "--repetitions", o_.repetitions, 1, 1'000'000, "Runs; the median is reported");
+    latency->add_flag("--profile", o_.profile, "On a device: also the time of each kernel in one more step");
     latency->add_flag("--json", o_.json, "One JSON line");
     add_shape_flags(latency, o_.model);
     add_model_flags(latency, o_.model);
@@ -262,7 +296,8 @@ bool text_comes_elsewhere(const Options& o) { return o.jsonl || !o.prompt_file.e
 // Which of the words are MODEL and text.
 void place_words(std::vector<std::string> words, const std::string& config_model, Options& o) {
   const bool has_text = o.verb == Verb::kGenerate || o.verb == Verb::kTokenize;
-  const bool has_model = o.verb != Verb::kSample && o.verb != Verb::kVersion && o.verb != Verb::kBenchOps;
+  const bool has_model = o.verb != Verb::kSample && o.verb != Verb::kParse && o.verb != Verb::kGrammar &&
+                         o.verb != Verb::kVersion && o.verb != Verb::kBenchOps;
   for (const std::string& word : words)
     if (word.empty()) throw UsageError("a word of the command line is empty ('')");
   const size_t most = (has_model ? 1 : 0) + (has_text && !text_comes_elsewhere(o) ? 1 : 0);
@@ -315,6 +350,7 @@ void check_combinations(const Options& o) {
            "--max-num-batched-tokens must be at least --max-num-seqs: a step has a token of each sequence");
   refuse(o.model.num_gpu_blocks_override && o.engine.kv_cache_memory_bytes,
          "give --num-gpu-blocks-override or --kv-cache-memory-bytes, which mean the same");
+  refuse(o.serve.ssl_certfile.empty() != o.serve.ssl_keyfile.empty(), "--ssl-certfile and --ssl-keyfile go together");
   const EngineFlags& e = o.engine;
   refuse(e.prefix_caching == false &&
              (e.checkpoint_bytes || e.host_checkpoint_bytes || e.checkpoint_interval || e.checkpoints_per_prompt),

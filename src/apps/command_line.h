@@ -16,11 +16,14 @@ enum class Verb {
   kChat,
   kTokenize,
   kRender,
+  kParse,
+  kGrammar,
   kLogits,
   kSample,
   kEval,
   kInspect,
   kRunBatch,
+  kServe,
   kBenchLatency,
   kBenchThroughput,
   kBenchAcceptance,
@@ -39,6 +42,7 @@ struct ModelOptions {
   std::optional<int64_t> num_hidden_layers;
   int64_t threads = 0;
   std::string isa;
+  bool enforce_eager = false;
   std::optional<uint64_t> seed;
   std::optional<int64_t> max_model_len;
   std::optional<int64_t> max_num_seqs;
@@ -86,6 +90,20 @@ struct LoadOptions {
   int64_t rounds = 10;                       // of a comparison
 };
 
+// Of `serve`.
+struct ServeFlags {
+  std::string host = "127.0.0.1";
+  int64_t port = 8000;
+  std::vector<std::string> api_keys;  // also from VLLM_API_KEY
+  std::string ssl_certfile, ssl_keyfile;
+  std::vector<std::string> allowed_origins;        // empty: all
+  std::string reasoning_parser, tool_call_parser;  // empty: by the model's template
+  bool disable_access_log = false;
+  int64_t max_waiting = 4096;
+  int64_t max_body_bytes = 16 << 20;
+  int64_t shutdown_timeout = 30;  // seconds
+};
+
 struct Options {
   Verb verb = Verb::kGenerate;
   ModelOptions model;
@@ -107,6 +125,7 @@ struct Options {
   bool decode = false, no_special = false;
 
   std::string messages, template_file, tools, now;  // render
+  std::string reasoning_parser, tool_call_parser;   // parse
   json::object kwargs;
 
   std::string input, output, taps;  // logits
@@ -122,11 +141,14 @@ struct Options {
   std::vector<std::string> served_model_names;
   bool disable_log_stats = false;
 
+  ServeFlags serve;
+
   bool verbose = false;  // chat
 
   bool tensors = false;  // inspect
 
   int64_t input_len = 512, output_len = 32, batch_size = 1, repetitions = 3;  // bench
+  bool profile = false;                                                       // bench latency
   std::string filter;
   LoadOptions load;
 };

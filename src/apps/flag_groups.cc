@@ -24,6 +24,8 @@ void add_backend_flags(CLI::App* app, ModelOptions& m) {
   add_choice(app, "--isa", m.isa, {"avx2", "avx512"},
              "Instruction set of the cpu backend; default: the best of this machine")
       ->group(group);
+  app->add_flag("--enforce-eager", m.enforce_eager, "cuda backend: start every kernel of every step, without graphs")
+      ->group(group);
 }
 
 void add_model_flags(CLI::App* app, ModelOptions& m) {
@@ -100,6 +102,34 @@ void add_filter_flags(CLI::App* app, SamplingOptions& s) {
       ->group(kSamplingGroup);
   add_number(app, "--min-p", s.min_p, {0, 1}, "Only tokens with this part of the likeliest one's probability")
       ->group(kSamplingGroup);
+}
+
+void add_serve_flags(CLI::App* app, ServeFlags& s) {
+  const std::string group = "Server";
+  add_text(app, "--host", s.host, "Address to listen on; 0.0.0.0: all (127.0.0.1)")->group(group);
+  add_whole(app, "--port", s.port, 0, 65535, "Port; 0: a free one, which the log names")->group(group);
+  add_repeatable(app, "--api-key", s.api_keys,
+                 "Key that requests must send (repeatable; environment: VLLM_API_KEY); without one, none is asked for")
+      ->group(group);
+  add_text(app, "--ssl-certfile", s.ssl_certfile, "Certificate chain, PEM: serves https")
+      ->type_name("FILE")
+      ->group(group);
+  add_text(app, "--ssl-keyfile", s.ssl_keyfile, "Its private key, PEM")->type_name("FILE")->group(group);
+  add_repeatable(app, "--allowed-origins", s.allowed_origins, "Origin whose pages may ask (repeatable; all)")
+      ->group(group);
+  add_choice(app, "--reasoning-parser", s.reasoning_parser, {"qwen3", "deepseek_r1", "none"},
+             "How reasoning is told from the answer (by the chat template)")
+      ->group(group);
+  add_choice(app, "--tool-call-parser", s.tool_call_parser, {"qwen3_coder", "qwen3_xml", "hermes", "none"},
+             "How tool calls are written (by the chat template)")
+      ->group(group);
+  app->add_flag("--disable-uvicorn-access-log", s.disable_access_log, "No line per request")->group(group);
+  add_whole(app, "--max-waiting-requests", s.max_waiting, 1, 1'000'000, "More are refused with 503")->group(group);
+  add_whole(app, "--max-body-bytes", s.max_body_bytes, 1024, int64_t{1} << 30, "Longest body of a request")
+      ->group(group);
+  add_whole(app, "--shutdown-timeout", s.shutdown_timeout, 0, 86400,
+            "Seconds that running requests may take when the server is told to end")
+      ->group(group);
 }
 
 void add_load_flags(CLI::App* app, Options& o) {

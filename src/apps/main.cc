@@ -34,6 +34,10 @@ int run(const Options& options) {
       return tokenize(options);
     case Verb::kRender:
       return render(options);
+    case Verb::kParse:
+      return parse(options);
+    case Verb::kGrammar:
+      return grammar(options);
     case Verb::kLogits:
       return logits(options);
     case Verb::kSample:
@@ -44,6 +48,8 @@ int run(const Options& options) {
       return inspect(options);
     case Verb::kRunBatch:
       return run_batch(options);
+    case Verb::kServe:
+      return serve(options);
     case Verb::kBenchLatency:
       return bench_latency(options);
     case Verb::kBenchThroughput:

@@ -116,4 +116,9 @@ MachineProbe probe_machine(int threads, size_t bytes) {
   return probe;
 }
 
+MachineProbe probe_of(Backend& backend, int threads) {
+  if (backend.device().kind == DeviceKind::kCpu) return probe_machine(threads);
+  return {.read_bytes_per_s = backend.read_bytes_per_s()};
+}
+
 }  // namespace calandra::apps

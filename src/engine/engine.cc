@@ -63,18 +63,22 @@ void log_stats(const EngineStats& now, const EngineStats& before, double seconds
 
 }  // namespace
 
-Stream::Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, std::vector<int32_t> choices)
-    : inbox_(std::move(inbox)), ticket_(ticket), open_(std::move(choices)) {}
+Stream::Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, std::vector<int32_t> choices,
+               std::function<void()> on_event)
+    : inbox_(std::move(inbox)), ticket_(ticket), on_event_(std::move(on_event)), open_(std::move(choices)) {}
 
 Stream::~Stream() {
   if (!open_.empty()) cancel();
 }
 
 void Stream::push(Event event) {
-  const std::lock_guard lock(mutex_);
-  if (event.answer) std::erase(open_, event.choice);
-  events_.push_back(std::move(event));
-  arrived_.notify_one();
+  {
+    const std::lock_guard lock(mutex_);
+    if (event.answer) std::erase(open_, event.choice);
+    events_.push_back(std::move(event));
+    arrived_.notify_one();
+  }
+  if (on_event_) on_event_();
 }
 
 std::optional<Stream::Event> Stream::pop() {
@@ -127,7 +131,7 @@ Engine::~Engine() {
   watchdog_.join();
 }
 
-std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request request) {
+std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request request, std::function<void()> on_event) {
   if (auto error = core_.check(request)) return *std::move(error);
   const std::lock_guard lock(inbox_->mutex);
   if (!inbox_->failure.empty()) return unavailable("the engine has stopped: " + inbox_->failure);
@@ -138,7 +142,7 @@ std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request reque
   const uint64_t ticket = inbox_->next_ticket++;
   std::vector<int32_t> choices(static_cast<size_t>(request.params.n));
   std::iota(choices.begin(), choices.end(), request.first_choice);
-  auto stream = std::make_shared<Stream>(inbox_, ticket, std::move(choices));
+  auto stream = std::make_shared<Stream>(inbox_, ticket, std::move(choices), std::move(on_event));
   const double now = core_.options().clock();
   if (!request.arrival) request.arrival = now;
   inbox_->incoming.push_back({ticket, std::move(request), stream});
@@ -236,14 +240,17 @@ void Engine::fail_all(const std::string& message) {
   const auto fail = [&](const std::weak_ptr<Stream>& weak) {
     const std::shared_ptr<Stream> stream = weak.lock();
     if (!stream) return;
-    const std::lock_guard lock(stream->mutex_);
-    for (const int32_t choice : stream->open_) {
-      Answer answer;
-      answer.error = RequestError{500, "internal_error", "", "the engine has stopped: " + message};
-      stream->events_.push_back({choice, -1, "", {}, std::move(answer)});
+    {
+      const std::lock_guard lock(stream->mutex_);
+      for (const int32_t choice : stream->open_) {
+        Answer answer;
+        answer.error = RequestError{500, "internal_error", "", "the engine has stopped: " + message};
+        stream->events_.push_back({choice, -1, "", {}, std::move(answer)});
+      }
+      stream->open_.clear();
+      stream->arrived_.notify_all();
     }
-    stream->open_.clear();
-    stream->arrived_.notify_all();
+    if (stream->on_event_) stream->on_event_();
   };
   for (const auto& [ticket, live] : live_) fail(live.stream);
   live_.clear();

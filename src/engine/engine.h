@@ -9,6 +9,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -35,7 +36,8 @@ class Stream {
     std::optional<Answer> answer;  // the whole one, with the last event of its choice
   };
 
-  Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, std::vector<int32_t> choices);
+  Stream(std::shared_ptr<EngineInbox> inbox, uint64_t ticket, std::vector<int32_t> choices,
+         std::function<void()> on_event);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -55,6 +57,7 @@ class Stream {
 
   const std::shared_ptr<EngineInbox> inbox_;
   const uint64_t ticket_;
+  const std::function<void()> on_event_;
   mutable std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<Event> events_;
@@ -73,7 +76,8 @@ class Engine {
   Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions options, EngineLoopOptions loop = {});
   ~Engine();  // ends what runs
 
-  std::variant<std::shared_ptr<Stream>, RequestError> submit(Request request);
+  // `on_event` is called by the engine's thread behind each event, for readers that do not wait; it must not block.
+  std::variant<std::shared_ptr<Stream>, RequestError> submit(Request request, std::function<void()> on_event = {});
   // Refuses further requests, waits for those that run, and ends the rest after `seconds`. True: all came to their end
   // by themselves.
   bool drain(double seconds);

@@ -40,10 +40,16 @@ std::vector<CacheSpec> cache_specs(const CausalLM& model) {
 
 int64_t row_bytes(const CausalLM& model) { return model.hidden_size() * static_cast<int64_t>(size_of(model.dtype())); }
 
+// Which rows are copied where, of one copy of hidden rows.
+int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
+  const bool copies = model.drafter() != nullptr || limits.hidden_ring > 0;
+  return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
+}
+
 // Rows of one step that images replace, the hidden rows that a draft pass reads, and those of the last forward.
 int64_t kept_bytes(const CausalLM& model, const RunnerLimits& limits) {
   const int64_t buffers = (model.vision() != nullptr) + (model.drafter() != nullptr) + (limits.hidden_ring > 0);
-  return buffers * limits.max_num_batched_tokens * row_bytes(model);
+  return buffers * limits.max_num_batched_tokens * row_bytes(model) + list_bytes(model, limits);
 }
 
 int64_t ring_bytes(const CausalLM& model, const RunnerLimits& limits) {
@@ -137,16 +143,26 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
 
   const Workspace measured = measure(model, backend, limits_, caches_);
   workspace_ = Workspace(measured, backend.allocate(measured.bytes()));
-  host_batch_.resize(batch_ints(largest_batch(model, limits_)));
-  device_batch_ = backend.allocate(host_batch_.size() * sizeof(int32_t));
+  const size_t batch_bytes = batch_ints(largest_batch(model, limits_)) * sizeof(int32_t);
+  host_batch_ = backend.allocate_host(batch_bytes);
+  device_batch_ = backend.allocate(batch_bytes);
+  host_logit_rows_ = backend.allocate_host(kLogitRows * sizeof(int32_t));
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
   const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
   if (model.vision() != nullptr) image_embeds_ = backend.allocate(kept);
   if (model.drafter() != nullptr) hidden_ = backend.allocate(kept);
   if (limits_.hidden_ring > 0) {
-    step_hidden_ = backend.allocate(kept);
-    ring_ = backend.allocate(ring_bytes(model, limits_));
+    kept_rows_ = backend.allocate(ring_bytes(model, limits_) + kept);
+    kept_ = kept_rows_.tensor(model.dtype(),
+                              {static_cast<int64_t>(kept_rows_.bytes()) / row_bytes(model), model.hidden_size()});
   }
+  if (list_bytes(model, limits_) > 0) {
+    host_lists_ = backend.allocate_host(list_bytes(model, limits_));
+    lists_ = backend.allocate(list_bytes(model, limits_));
+    from_rows_.reserve(limits_.max_num_batched_tokens);
+    to_rows_.reserve(limits_.max_num_batched_tokens);
+  }
+  host_accepted_ = backend.allocate_host(limits_.num_state_slots * sizeof(int32_t));
   for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
   step_rows_.resize(limits_.max_num_seqs);
   rows_.reserve(limits_.max_num_seqs);
@@ -255,12 +271,12 @@ void ModelRunner::release(Sequence& sequence) {
 }
 
 ExecContext ModelRunner::context(Taps* taps) {
-  ExecContext ctx{backend_, workspace_, communicator_};
+  ExecContext ctx{backend_, workspace_, communicator_, backend_.stream()};
   ctx.taps = taps;
   return ctx;
 }
 
-Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
+ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   BatchSizes sizes;
   sizes.mtp = mtp;
   int64_t max_query_len = 0, max_seq_len = 0, max_drafts = 0;
@@ -288,12 +304,16 @@ Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   }
   visit_images([&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
   sizes.sequences = static_cast<int64_t>(parts.size());
+  const bool repeats = backend_.records() && sizes.image_rows == 0 && sizes.segments == sizes.sequences &&
+                       max_query_len <= limits_.pending_capacity + 1;
+  if (repeats) max_seq_len = RecordedSteps::bound_of(max_seq_len, limits_.max_model_len);
   sizes.pages_per_sequence = pages_for(max_seq_len, limits_.block_size);
   CHECK_LE(sizes.rows, limits_.max_num_batched_tokens);
   CHECK_LE(sizes.sequences, limits_.max_num_seqs);
   CHECK_LE(sizes.segments, limits_.max_num_seqs + limits_.max_cuts);
 
-  const Batch host = lay_out(host_batch_.data(), sizes, Device{});
+  backend_.wait_for_upload();
+  const Batch host = lay_out(static_cast<int32_t*>(host_batch_.data()), sizes, Device{});
   int32_t row = 0, segment = 0;
   const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
     host.segment_start.as<int32_t>()[segment] = static_cast<int32_t>(begin_row);
@@ -342,14 +362,30 @@ Batch ModelRunner::build(std::span<const Rows> parts, bool mtp) {
       host.image_rows.as<int32_t>()[image_row++] = static_cast<int32_t>(first + i);
   });
 
-  backend_.copy_bytes(device_batch_.data(), host_batch_.data(), batch_ints(sizes) * sizeof(int32_t));
+  ExecContext ctx = context(nullptr);
+  backend_.upload(ctx, device_batch_.data(), host_batch_.data(), batch_ints(sizes) * sizeof(int32_t));
   Batch batch = lay_out(static_cast<int32_t*>(device_batch_.data()), sizes, backend_.device());
   if (sizes.image_rows > 0)
     batch.image_embeds = image_embeds_.tensor(model_.dtype(), {sizes.image_rows, model_.hidden_size()});
   batch.max_query_len = max_query_len;
   batch.max_seq_len = max_seq_len;
   batch.max_drafts = max_drafts;
-  return batch;
+  return {batch, repeats};
+}
+
+// work(), or what it was when a step of these shapes ran before.
+template <class F>
+Tensor ModelRunner::run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work) {
+  workspace_.reset();
+  backend_.plan(ctx, step.batch);
+  const Batch& b = step.batch;
+  const Tensor result =
+      step.repeats && ctx.taps == nullptr
+          ? recorded_.run(ctx, {pass, b.rows(), b.sequences(), b.max_query_len, b.max_seq_len, b.max_drafts, input},
+                          work)
+          : work();
+  after_forward_ = workspace_.mark();
+  return result;
 }
 
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
@@ -361,13 +397,13 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
     CHECK_EQ(s.source < 0, s.computed == 0);
     rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), part.drafts, part.cuts});
   }
-  const Batch batch = build(rows_, false);
-  workspace_.reset();
+  const Step step = build(rows_, false);
   ExecContext ctx = context(taps);
-  backend_.plan(ctx, batch);
-  const Tensor hidden = model_.forward(ctx, batch, caches_);
-  ops::commit_slots(ctx, hidden, caches_.slots, batch);
-  after_forward_ = workspace_.mark();
+  const Tensor hidden = run(ctx, step, RecordedSteps::kForward, nullptr, [&] {
+    const Tensor rows = model_.forward(ctx, step.batch, caches_);
+    ops::commit_slots(ctx, rows, caches_.slots, step.batch);
+    return rows;
+  });
   if (limits_.hidden_ring > 0) remember_hidden(parts, hidden);
   for (const Part& part : parts) {
     Sequence& s = *part.sequence;
@@ -385,16 +421,43 @@ void ModelRunner::accept(Sequence& s, int32_t count) {
   CHECK_EQ(s.source, s.slot);
   s.accepted = count;
   s.computed += count;
-  backend_.copy_bytes(&slots_->accepted().as<int32_t>()[s.slot], &count, sizeof count);
+  int32_t* host = &static_cast<int32_t*>(host_accepted_.data())[s.slot];
+  *host = count;  // an earlier upload of it is done: a step was built since
+  ExecContext ctx = context(nullptr);
+  backend_.upload(ctx, &slots_->accepted().as<int32_t>()[s.slot], host, sizeof count);
 }
 
-std::byte* ModelRunner::ring_row(const Sequence& s, int64_t token) {
-  return static_cast<std::byte*>(ring_.data()) +
-         (s.lane * (limits_.hidden_ring + 1) + token % limits_.hidden_ring) * row_bytes(model_);
+int32_t ModelRunner::ring_row(const Sequence& s, int64_t token) const {
+  return static_cast<int32_t>(s.lane * (limits_.hidden_ring + 1) + token % limits_.hidden_ring);
 }
 
-std::byte* ModelRunner::row_before(const Sequence& s) {
-  return static_cast<std::byte*>(ring_.data()) + ((s.lane + 1) * (limits_.hidden_ring + 1) - 1) * row_bytes(model_);
+int32_t ModelRunner::row_before(const Sequence& s) const {
+  return static_cast<int32_t>((s.lane + 1) * (limits_.hidden_ring + 1) - 1);
+}
+
+int32_t ModelRunner::step_row(int64_t row) const {
+  return static_cast<int32_t>(limits_.max_num_seqs * (limits_.hidden_ring + 1) + row);
+}
+
+std::byte* ModelRunner::kept_row(int32_t place) {
+  return static_cast<std::byte*>(kept_rows_.data()) + place * row_bytes(model_);
+}
+
+// Rows from_rows_ of `from` to the places to_rows_ of `to`; empties the lists.
+void ModelRunner::copy_listed_rows(const Tensor& from, Tensor to) {
+  const auto count = static_cast<int64_t>(from_rows_.size());
+  CHECK_LE(count, limits_.max_num_batched_tokens);
+  CHECK_EQ(to_rows_.size(), from_rows_.size());
+  backend_.wait_for_upload();
+  auto* lists = static_cast<int32_t*>(host_lists_.data());
+  std::copy(from_rows_.begin(), from_rows_.end(), lists);
+  std::copy(to_rows_.begin(), to_rows_.end(), lists + count);
+  from_rows_.clear();
+  to_rows_.clear();
+  ExecContext ctx = context(nullptr);
+  backend_.upload(ctx, lists_.data(), lists, 2 * count * sizeof(int32_t));
+  const Tensor both = lists_.tensor(DType::kI32, {2 * count});
+  ops::copy_rows(ctx, from, both.slice(0, 0, count), to, both.slice(0, count, 2 * count));
 }
 
 const ModelRunner::StepRows* ModelRunner::step_rows(const Sequence& s) const {
@@ -411,16 +474,19 @@ void ModelRunner::remember_hidden(std::span<const Part> parts, const Tensor& hid
     const Sequence& s = *part.sequence;
     const int64_t count = part.rows + static_cast<int64_t>(part.drafts.size()), end = s.computed + count;
     if (count >= limits_.hidden_ring) {
-      backend_.copy_bytes(static_cast<std::byte*>(step_hidden_.data()) + row * row_bytes(model_), hidden[row].data(),
-                          count * row_bytes(model_));
+      backend_.copy_bytes(kept_row(step_row(row)), hidden[row].data(), count * row_bytes(model_));
       const bool before = s.computed > 0 && s.ring_begin < s.computed;
-      if (before) backend_.copy_bytes(row_before(s), ring_row(s, s.computed - 1), row_bytes(model_));
+      if (before)
+        backend_.copy_bytes(kept_row(row_before(s)), kept_row(ring_row(s, s.computed - 1)), row_bytes(model_));
       step_rows_[s.lane] = {steps_, s.computed, end, row, before};
     }
-    for (int64_t token = std::max(s.computed, end - limits_.hidden_ring); token < end; ++token)
-      backend_.copy_bytes(ring_row(s, token), hidden[row + token - s.computed].data(), row_bytes(model_));
+    for (int64_t token = std::max(s.computed, end - limits_.hidden_ring); token < end; ++token) {
+      from_rows_.push_back(static_cast<int32_t>(row + token - s.computed));
+      to_rows_.push_back(ring_row(s, token));
+    }
     row += count;
   }
+  copy_listed_rows(hidden, kept_);
 }
 
 int64_t ModelRunner::first_hidden(const Sequence& s) const {
@@ -429,8 +495,7 @@ int64_t ModelRunner::first_hidden(const Sequence& s) const {
 }
 
 Tensor ModelRunner::gather_hidden(std::span<const HiddenRows> parts) {
-  auto* to = static_cast<std::byte*>(hidden_.data());
-  int64_t rows = 0;
+  int32_t rows = 0;
   for (const HiddenRows& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(first_hidden(s), part.begin);
@@ -438,16 +503,18 @@ Tensor ModelRunner::gather_hidden(std::span<const HiddenRows> parts) {
     const StepRows* step = step_rows(s);
     for (int64_t token = part.begin; token < part.end; ++token, ++rows) {
       CHECK_LT(rows, limits_.max_num_batched_tokens);
-      const std::byte* from = ring_row(s, token);
+      int32_t from = ring_row(s, token);
       if (step != nullptr && token >= step->begin)
-        from =
-            static_cast<const std::byte*>(step_hidden_.data()) + (step->row + token - step->begin) * row_bytes(model_);
+        from = step_row(step->row + token - step->begin);
       else if (step != nullptr && step->row_before && token == step->begin - 1)
         from = row_before(s);
-      backend_.copy_bytes(to + rows * row_bytes(model_), from, row_bytes(model_));
+      from_rows_.push_back(from);
+      to_rows_.push_back(rows);
     }
   }
-  return hidden_.tensor(model_.dtype(), {rows, model_.hidden_size()});
+  const Tensor gathered = hidden_.tensor(model_.dtype(), {rows, model_.hidden_size()});
+  copy_listed_rows(kept_, gathered);
+  return gathered;
 }
 
 std::span<const float> ModelRunner::read_row(const Tensor& row) {
@@ -474,13 +541,14 @@ void ModelRunner::load_hidden(Sequence& s) {
   CHECK_GE(s.source, 0);
   backend_.copy_bytes(&s.accepted, &slots_->accepted().as<int32_t>()[s.source], sizeof s.accepted);
   s.ring_begin = s.computed - 1;
-  backend_.copy_bytes(ring_row(s, s.ring_begin), slots_->hidden()[s.source][s.accepted].data(), row_bytes(model_));
+  backend_.copy_bytes(kept_row(ring_row(s, s.ring_begin)), slots_->hidden()[s.source][s.accepted].data(),
+                      row_bytes(model_));
 }
 
 void ModelRunner::copy_ring(const Sequence& from, Sequence& to) {
   to.ring_begin = from.ring_begin;
   for (int64_t token = to.ring_begin; token < from.computed; ++token)
-    backend_.copy_bytes(ring_row(to, token), ring_row(from, token), row_bytes(model_));
+    backend_.copy_bytes(kept_row(ring_row(to, token)), kept_row(ring_row(from, token)), row_bytes(model_));
 }
 
 Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps) {
@@ -491,14 +559,11 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
     CHECK_GE(part.first_entry, 1);
     rows_.push_back({*part.sequence, part.first_entry, part.token_ids});
   }
-  const Batch batch = build(rows_, true);
-  CHECK_EQ(hidden.size(0), batch.rows());
-  workspace_.reset();
+  const Step pass = build(rows_, true);
+  CHECK_EQ(hidden.size(0), pass.batch.rows());
   ExecContext ctx = context(taps);
-  backend_.plan(ctx, batch);
-  const Tensor result = model_.drafter()->forward(ctx, batch, caches_, hidden, step);
-  after_forward_ = workspace_.mark();
-  return result;
+  return run(ctx, pass, step, hidden.data(),
+             [&] { return model_.drafter()->forward(ctx, pass.batch, caches_, hidden, step); });
 }
 
 Tensor ModelRunner::keep_hidden(const Tensor& hidden) {
@@ -509,17 +574,22 @@ Tensor ModelRunner::keep_hidden(const Tensor& hidden) {
 
 Tensor ModelRunner::keep_hidden(const Tensor& hidden, std::span<const int32_t> rows) {
   CHECK_LE(static_cast<int64_t>(rows.size()), limits_.max_num_batched_tokens);
-  auto* to = static_cast<std::byte*>(hidden_.data());
-  for (const int32_t row : rows) {
-    backend_.copy_bytes(to, hidden[row].data(), row_bytes(model_));
-    to += row_bytes(model_);
-  }
-  return hidden_.tensor(hidden.dtype(), {static_cast<int64_t>(rows.size()), hidden.size(1)});
+  from_rows_.assign(rows.begin(), rows.end());
+  for (size_t i = 0; i < rows.size(); ++i) to_rows_.push_back(static_cast<int32_t>(i));
+  const Tensor kept = hidden_.tensor(hidden.dtype(), {std::ssize(rows), hidden.size(1)});
+  copy_listed_rows(hidden, kept);
+  return kept;
 }
 
 Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {
   CHECK_LE(static_cast<int64_t>(rows.size()), kLogitRows);
-  backend_.copy_bytes(logit_rows_.data(), rows.data(), rows.size_bytes());
+  auto* list = static_cast<int32_t*>(host_logit_rows_.data());
+  if (rows.size() > held_logit_rows_ || !std::equal(rows.begin(), rows.end(), list)) {
+    backend_.wait_for_upload();
+    std::copy(rows.begin(), rows.end(), list);
+    backend_.upload(ctx, logit_rows_.data(), list, rows.size_bytes());
+    held_logit_rows_ = rows.size();
+  }
   workspace_.release(after_forward_);
   return ops::gather_rows(ctx, hidden, logit_rows_.tensor(DType::kI32, {std::ssize(rows)}));
 }

@@ -9,6 +9,7 @@
 #include "cache/page_pool.h"
 #include "cache/slot_pool.h"
 #include "engine/checkpoint_store.h"
+#include "engine/recorded_steps.h"
 #include "engine/sequence.h"
 #include "models/causal_lm.h"
 #include "ops/backend.h"
@@ -141,12 +142,22 @@ class ModelRunner {
   };
   bool take_lane_and_slot(Sequence& sequence);
   bool share_pages(Sequence& sequence, std::span<const int32_t> pages, int64_t P, int64_t tokens);
-  Batch build(std::span<const Rows> parts, bool mtp);
+  struct Step {
+    Batch batch;
+    bool repeats;  // steps of these shapes come again and again: bounds are rounded up, so that they are equal
+  };
+  Step build(std::span<const Rows> parts, bool mtp);
+  template <class F>
+  Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
   ExecContext context(Taps* taps);
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void remember_hidden(std::span<const Part> parts, const Tensor& hidden);
-  std::byte* ring_row(const Sequence& sequence, int64_t token);
-  std::byte* row_before(const Sequence& sequence);
+  // Places in kept_rows_.
+  int32_t ring_row(const Sequence& sequence, int64_t token) const;
+  int32_t row_before(const Sequence& sequence) const;
+  int32_t step_row(int64_t row) const;
+  std::byte* kept_row(int32_t place);
+  void copy_listed_rows(const Tensor& from, Tensor to);
 
   const CausalLM& model_;
   Backend& backend_;
@@ -157,15 +168,21 @@ class ModelRunner {
   std::unique_ptr<SlotPool> slots_;
   ModelCaches caches_;
   Workspace workspace_;
-  std::vector<int32_t> host_batch_;
-  Buffer device_batch_;
-  Buffer logit_rows_;
-  Buffer image_embeds_;  // rows of one step that images replace
-  Buffer hidden_;        // of keep_hidden and gather_hidden
-  Buffer step_hidden_;   // of the last forward
-  Buffer ring_;          // [lanes, hidden_ring + 1, D]: the last rows, and the one before those of the last step
+  RecordedSteps recorded_;
+  Buffer host_batch_, device_batch_;
+  Buffer host_accepted_;  // by slot
+  Buffer host_logit_rows_, logit_rows_;
+  size_t held_logit_rows_ = 0;  // how many logit_rows_ has
+  Buffer image_embeds_;         // rows of one step that images replace
+  Buffer hidden_;               // of keep_hidden and gather_hidden
+  // [lanes, hidden_ring + 1, D]: the last rows of each, and the one before those of the last step. Then those of the
+  // last forward, [max_num_batched_tokens, D].
+  Buffer kept_rows_;
+  Tensor kept_;                               // all of them
+  std::vector<int32_t> from_rows_, to_rows_;  // of copy_listed_rows, filled before it
+  Buffer host_lists_, lists_;
   std::vector<int32_t> free_lanes_;
-  struct StepRows {  // where the tokens [begin, end) of a lane's sequence stand in step_hidden_
+  struct StepRows {  // which rows of the last forward are the tokens [begin, end) of a lane's sequence
     uint64_t step = 0;
     int64_t begin = 0, end = 0, row = 0;
     bool row_before = false;  // that of token begin - 1 is there

@@ -5,6 +5,10 @@
 // ops/<family>.h.
 #pragma once
 
+#include <functional>
+#include <memory>
+#include <vector>
+
 #include "ops/attention.h"
 #include "ops/batch.h"
 #include "ops/dense.h"
@@ -38,6 +42,24 @@ class Backend {
   virtual size_t packed_bytes(const StoredMatrix& source) const = 0;
   // Between host and device memory, or within the device. Complete on return.
   virtual void copy_bytes(void* to, const void* from, size_t bytes) = 0;
+  // The stream on which steps run (ExecContext::stream); copy_bytes keeps to its order. Null: the device has one only.
+  virtual void* stream() const { return nullptr; }
+  // Copies memory of allocate_host to the device in the order of the stream, perhaps after its return. `from` may
+  // change again once wait_for_upload has returned.
+  virtual void upload(ExecContext&, void* to, const void* from, size_t bytes) { copy_bytes(to, from, bytes); }
+  virtual void wait_for_upload() {}
+
+  // Kernels that `work` starts, for starting them again in one call with the same arguments: whatever changes from one
+  // step to the next is read from device memory. While `records()` is false there are no recordings.
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void run(ExecContext& ctx) = 0;
+  };
+  virtual bool records() const { return false; }
+  // Calls `work`, which starts nothing meanwhile. It must have run before, so that nothing is loaded in it.
+  virtual std::unique_ptr<Recording> record(ExecContext&, const std::function<void()>&) { return nullptr; }
+
   // Work done once per step for all layers (tile schedules, scratch). Called before the model's forward, also in a dry
   // run with the largest batch, and the only function that may allocate.
   virtual void plan(ExecContext& ctx, const Batch& batch) = 0;
@@ -46,6 +68,17 @@ class Backend {
   virtual size_t scratch_bytes(int64_t columns) const = 0;
   // Barriers between threads (CPU) or kernel launches (CUDA) since the start. Benches count by differences.
   virtual uint32_t launches() const = 0;
+
+  // For benches, of a device of its own; the machine's cores give 0 and nothing. How fast its memory is read, and what
+  // the kernels that `work` starts take there one after the other, by name in the order of their first start. Before
+  // them stand kernels that do nothing: what a launch and its clock take.
+  struct KernelTime {
+    const char* name;
+    int64_t launches;
+    double seconds;
+  };
+  virtual double read_bytes_per_s() { return 0; }
+  virtual std::vector<KernelTime> time_kernels(const std::function<void()>&) { return {}; }
 
   // dense
   virtual void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) = 0;  // out [T, sum N]
@@ -56,6 +89,8 @@ class Backend {
   virtual void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) = 0;
   virtual void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) = 0;
   virtual void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) = 0;
+  virtual void copy_rows(ExecContext& ctx, const Tensor& from, const Tensor& from_rows, Tensor& to,
+                         const Tensor& to_rows) = 0;
   virtual void concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) = 0;
   // norm
   virtual void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,

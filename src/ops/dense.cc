@@ -127,4 +127,13 @@ void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor&
   if (!ctx.dry_run && !values.empty()) ctx.backend.scatter_rows(ctx, x, rows, values);
 }
 
+void copy_rows(ExecContext& ctx, const Tensor& from, const Tensor& from_rows, Tensor& to, const Tensor& to_rows) {
+  const Scope scope("copy_rows");
+  match_shapes("copy_rows", {{from, "T D", std::nullopt},
+                             {to, "N D", from.dtype()},
+                             {from_rows, "I", DType::kI32},
+                             {to_rows, "I", DType::kI32}});
+  if (!ctx.dry_run && !from_rows.empty()) ctx.backend.copy_rows(ctx, from, from_rows, to, to_rows);
+}
+
 }  // namespace calandra::ops

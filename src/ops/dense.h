@@ -53,6 +53,10 @@ Tensor gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows);
 // x[rows[i]] = values[i].   x [T, D]   rows [I] i32, distinct, in [0, T)   values [I, D] as x
 void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values);
 
+// to[to_rows[i]] = from[from_rows[i]].   from [T, D]   to [N, D] as from, perhaps the same memory   from_rows [I] i32
+// in [0, T)   to_rows [I] i32, distinct, in [0, N), none of them a row that is read
+void copy_rows(ExecContext& ctx, const Tensor& from, const Tensor& from_rows, Tensor& to, const Tensor& to_rows);
+
 // The columns of b behind those of a.   a [T, D1]   b [T, D2] as a   returns [T, D1 + D2]
 Tensor concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b);
 

@@ -66,7 +66,7 @@ Tensor gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, cons
   check_delta_state("gated_delta_rule", state, d["Hk"], d["Hv"], d["Dk"], d["Dv"]);
   check_segments("gated_delta_rule", batch, d["T"]);
   Tensor out = ctx.workspace.alloc(v.dtype(), v.shape());
-  if (!ctx.dry_run && !v.empty()) ctx.backend.gated_delta_rule(ctx, q, k, v, g, beta, state, accepted, batch, out);
+  if (!v.empty()) ctx.backend.gated_delta_rule(ctx, q, k, v, g, beta, state, accepted, batch, out);
   return out;
 }
 

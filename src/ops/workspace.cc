@@ -46,6 +46,17 @@ void Workspace::release(size_t mark) {
   give_back(parts_[current_], mark);
 }
 
+Workspace::Place Workspace::place() const { return {{parts_[0].used, parts_[1].used, parts_[kStep].used}, current_}; }
+
+void Workspace::go_to(const Place& place) {
+  CHECK(!CALANDRA_STAMPS);
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    CHECK_LE(place.used[i], parts_[i].capacity);
+    parts_[i].used = place.used[i];
+  }
+  current_ = place.current;
+}
+
 void Workspace::give_back(Part& part, size_t mark) {
   poison(part, mark, part.used);
   part.used = mark;

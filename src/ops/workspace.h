@@ -27,6 +27,15 @@ class Workspace {
   size_t mark() const { return parts_[current_].used; }
   void release(size_t mark);
 
+  // What of every part is in use. Going to a place that an earlier step had, in builds without stamps, is as if the
+  // same had been allocated again.
+  struct Place {
+    std::array<size_t, 3> used;
+    int current;
+  };
+  Place place() const;
+  void go_to(const Place& place);
+
   bool counting() const { return buffer_.data() == nullptr; }
   size_t bytes() const;
 

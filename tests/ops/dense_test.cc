@@ -145,6 +145,30 @@ TEST_P(DenseOps, GatherAndScatterMoveRowsBitForBit) {
   }
 }
 
+// Also within one table, and rows of 16 bytes, which may be copied in other units.
+TEST_P(DenseOps, CopyMovesListedRowsBitForBit) {
+  for (const DType dtype : kTypes)
+    for (const int64_t D : {13, 16})
+      for (const bool within : {false, true}) {
+        const Tensor from = random(pool, dtype, {9, D}, 1, 1, 0, 16), before = random(pool, dtype, {9, D}, 2, 1, 0, 16);
+        const Tensor read = pool.ints({8, 0, 0}), written = pool.ints({7, 2, 3}), none = pool.ints({});
+        Tensor to = random(pool, dtype, {9, D}, within ? 1 : 2, 1, 0, 16);
+        tested.run([&](ExecContext& ctx) {
+          ops::copy_rows(ctx, within ? to : from, read, to, written);
+          ops::copy_rows(ctx, from, none, to, none);
+          return 0;
+        });
+        for (int64_t t = 0; t < 9; ++t) {
+          const int64_t source = t == 7 ? 8 : t == 2 || t == 3 ? 0 : -1;
+          const Tensor& kept = within ? from : before;
+          EXPECT_EQ(row_bytes(to, t, t + 1),
+                    source < 0 ? row_bytes(kept, t, t + 1) : row_bytes(from, source, source + 1))
+              << t;
+          EXPECT_TRUE(std::isnan(element(to, t, -1))) << "what stands beside the row";
+        }
+      }
+}
+
 // Exact bits: what else is in the batch does not matter.
 TEST_P(DenseOps, ARowAloneIsTheRowInTheBatch) {
   for (const DType dtype : kTypes) {

@@ -111,6 +111,7 @@ void CpuBackend::l2_norm(ExecContext& ctx, const Tensor& x, Tensor& out) {
 void CpuBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
                                   const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
                                   Tensor& out) {
+  if (ctx.dry_run) return;
   if (!supported(state)) {
     note_slow("gated_delta_rule", "linear head dims of multiples of 16 up to 256, up to 8 value heads per key head");
     return ReferenceBackend::gated_delta_rule(ctx, q, k, v, g, beta, state, accepted, batch, out);

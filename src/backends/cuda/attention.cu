@@ -1,7 +1,9 @@
 // Rotary positions, paged attention and the attention of vision towers (ops/attention.h, ops/vision.h).
 //   rope_table, rope, store_kv   one number or pair a thread; bound by memory
-//   paged_attention, segment_attention   device/attend.cuh
-#include "backends/cuda/device/attend_rows.cuh"
+//   paged_attention     bf16 on tensor cores: chunks of prompts by device/attend_queries.cuh, sequences of few rows by
+//                       device/attend_few.cuh; f32 by device/attend.cuh
+//   segment_attention   bf16 on tensor cores, f32 by device/attend.cuh
+#include "backends/cuda/device/attend_few.cuh"
 #include "backends/cuda/device/types.cuh"
 
 namespace calandra {
@@ -72,6 +74,10 @@ struct PagedSource {
   Pages<T> k, v;
   PagedBatch batch;
   const int32_t* first_key;  // null: 0
+  bool few_only;             // sequences of many rows are not for this
+  __device__ __forceinline__ bool skips(int64_t row) const {
+    return few_only && batch.has_many_rows(batch.row_sequence[row]);
+  }
   __device__ __forceinline__ KeySpan span(int64_t row) const { return paged_span(batch, first_key, row); }
   __device__ __forceinline__ PagedKeys<T> keys(int64_t row, int64_t head) const {
     return {k, v, batch.block_table + batch.row_sequence[row] * batch.table_stride, head};
@@ -94,6 +100,7 @@ struct SegmentSource {
   const int32_t* start;
   int segments;
   int64_t Dh;
+  __device__ __forceinline__ bool skips(int64_t) const { return false; }
   // The segment that holds the row: the last that begins at or before it.
   __device__ __forceinline__ int segment(int64_t row) const {
     int low = 0, high = segments;
@@ -112,6 +119,73 @@ struct SegmentSource {
     return {k[begin] + head * Dh, v[begin] + head * Dh, k.stride, v.stride};
   }
 };
+
+// For attend_queries, which runs sequences with many rows, and attend_few, which runs the others.
+struct PagedGroups {
+  Pages<bf16_t> keys_of_pages, values_of_pages;
+  PagedBatch batch;
+  const int32_t* first_key;  // null: 0
+  __device__ __forceinline__ const bf16_t* k() const { return keys_of_pages.data; }
+  __device__ __forceinline__ const bf16_t* v() const { return values_of_pages.data; }
+  __device__ __forceinline__ int64_t offset(int b, int64_t head, int64_t i) const {
+    return keys_of_pages.at(batch.block_table + b * batch.table_stride, i, head) - keys_of_pages.data;
+  }
+  __device__ __forceinline__ bool runs(int b) const { return batch.has_many_rows(b); }
+  __device__ __forceinline__ KeySpan keys(int b) const {
+    if (!batch.active[b]) return {0, 0};
+    return {first_key != nullptr ? first_key[b] : 0, batch.token_index[batch.query_start[b + 1] - 1] + 1};
+  }
+  __device__ __forceinline__ int64_t end(int, int64_t row) const { return batch.token_index[row] + 1; }
+};
+
+// For attend_queries: the rows of a segment see each other.
+struct SegmentGroups {
+  Rows<const bf16_t> key_rows, value_rows;
+  const int32_t* start;
+  int64_t Dh;
+  __device__ __forceinline__ const bf16_t* k() const { return key_rows.data; }
+  __device__ __forceinline__ const bf16_t* v() const { return value_rows.data; }
+  __device__ __forceinline__ int64_t offset(int segment, int64_t head, int64_t i) const {
+    return (start[segment] + i) * key_rows.stride + head * Dh;
+  }
+  __device__ __forceinline__ bool runs(int) const { return true; }
+  __device__ __forceinline__ KeySpan keys(int segment) const { return {0, start[segment + 1] - start[segment]}; }
+  __device__ __forceinline__ int64_t end(int segment, int64_t) const { return start[segment + 1] - start[segment]; }
+};
+
+// Whether attend_queries serves: 16 bytes at a time, keys and values alike.
+bool tiles_serve(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out) {
+  const auto aligned = [](const Tensor& x) {
+    bool all = reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 && x.size(-1) % 8 == 0;
+    for (int axis = 0; axis + 1 < x.rank(); ++axis) all = all && (x.stride(axis) % 8 == 0 || x.size(axis) <= 1);
+    return all;
+  };
+  bool alike = k.rank() == v.rank();
+  for (int axis = 0; alike && axis < k.rank(); ++axis) alike = k.stride(axis) == v.stride(axis);
+  return is_bf16(q) && is_bf16(out) && q.size(-1) <= 256 && alike && aligned(q) && aligned(k) && aligned(v);
+}
+
+// Calls f with the width of a tile for heads of Dh numbers.
+template <class F>
+void on_tile_width(int64_t Dh, F f) {
+  if (Dh <= 64)
+    f(std::integral_constant<int, 64>());
+  else if (Dh <= 80)
+    f(std::integral_constant<int, 80>());
+  else if (Dh <= 128)
+    f(std::integral_constant<int, 128>());
+  else
+    f(std::integral_constant<int, 256>());
+}
+
+template <class Source>
+void run_tiles(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Tensor& q, int64_t key_heads,
+               float scale, Tensor& out) {
+  on_tile_width(q.size(2), [&](auto D) {
+    attend_queries<D>(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads,
+                      TileShape{q.size(1), q.size(2), scale}, static_cast<bf16_t*>(out.data()));
+  });
+}
 
 // Calls f with E for heads of Dh numbers: 32 lanes hold one.
 template <int kMost, class F>
@@ -173,20 +247,40 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
                                   float scale, const Tensor& first_key, Tensor& out) {
   const int64_t H = q.size(1), Dh = q.size(2);
   AttendShape shape{q.size(0), H, pages.k.size(1), Dh, 0, scale};
-  const RangeScratch scratch(ctx, shape, batch.max_seq_len, kHeadsOfBlock);
+  const bool tiled = tiles_serve(q, pages.k, pages.v, out);
+  const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kFewRange : kKeyRange,
+                             tiled ? std::max<int64_t>(1, kMultiprocessors / shape.Hkv) : shape.most_rows());
   if (ctx.dry_run) return;
+  const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
+  const auto join = [&](const auto& source) {
+    if (!scratch.split()) return;
+    join_ranges(stream_of(ctx), source, shape, scratch, output_of(out));
+    launched(ctx, "paged_attention join");
+  };
+  if (tiled) {
+    const PagedGroups source{Pages<bf16_t>(pages.k), Pages<bf16_t>(pages.v), PagedBatch(batch), first};
+    const auto* start = batch.query_start.as<int32_t>();
+    const int64_t B = batch.sequences();
+    if (batch.max_query_len > kFewRows) {
+      const QueryTiles tiles{start, static_cast<int>(B), static_cast<int>(shape.group())};
+      run_tiles(stream_of(ctx), source, tiles, q, shape.Hkv, scale, out);
+      launched(ctx, "paged_attention tiles");
+    }
+    on_tile_width(Dh, [&](auto D) {
+      attend_few<D>(stream_of(ctx), source, start, B, std::min<int64_t>(batch.max_query_len, kFewRows), shape.Hkv,
+                    rows_of<bf16_t>(q), TileShape{H, Dh, scale}, scratch.results(), static_cast<bf16_t*>(out.data()));
+    });
+    launched(ctx, "paged_attention");
+    return join(PagedSource<bf16_t>{source.keys_of_pages, source.values_of_pages, source.batch, first, true});
+  }
   on_type(q.dtype(), [&]<class T>(T) {
     on_head_dim<256>(Dh, [&](auto E) {
       const bool aligned = lanes_aligned(pages.k, Dh, E) && lanes_aligned(pages.v, Dh, E);
-      const PagedSource<T> source{Pages<T>(pages.k), Pages<T>(pages.v), PagedBatch(batch),
-                                  first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr};
+      const PagedSource<T> source{Pages<T>(pages.k), Pages<T>(pages.v), PagedBatch(batch), first, false};
       const HeadRows<T> queries{rows_of<T>(q), {nullptr, 0}};
       attend_rows<E, kHeadsOfBlock, 0>(stream_of(ctx), source, queries, shape, scratch, aligned, output_of(out));
       launched(ctx, "paged_attention");
-      if (scratch.split()) {
-        join_ranges(stream_of(ctx), source, shape, scratch, output_of(out));
-        launched(ctx, "paged_attention join");
-      }
+      join(source);
     });
   });
 }
@@ -197,11 +291,16 @@ void CudaBackend::segment_attention(ExecContext& ctx, const Tensor& q, const Ten
   if (ctx.dry_run) return;
   const int64_t H = q.size(1), Dh = q.size(2);
   const AttendShape shape{q.size(0), H, H, Dh, 0, scale};
+  const int segments = static_cast<int>(segment_start.size(0)) - 1;
+  if (tiles_serve(q, k, v, out)) {
+    const SegmentGroups source{rows_of<bf16_t>(k), rows_of<bf16_t>(v), segment_start.as<int32_t>(), Dh};
+    run_tiles(stream_of(ctx), source, QueryTiles{segment_start.as<int32_t>(), segments, 1}, q, H, scale, out);
+    return launched(ctx, "segment_attention tiles");
+  }
   on_type(q.dtype(), [&]<class T>(T) {
     on_head_dim<512>(Dh, [&](auto E) {
       const bool aligned = lanes_aligned(k, Dh, E) && lanes_aligned(v, Dh, E);
-      const SegmentSource<T> source{rows_of<T>(k), rows_of<T>(v), segment_start.as<int32_t>(),
-                                    static_cast<int>(segment_start.size(0)) - 1, Dh};
+      const SegmentSource<T> source{rows_of<T>(k), rows_of<T>(v), segment_start.as<int32_t>(), segments, Dh};
       const HeadRows<T> queries{rows_of<T>(q), {nullptr, 0}};
       attend_rows<E, 1, 0>(stream_of(ctx), source, queries, shape, RangeScratch(), aligned, output_of(out));
       launched(ctx, "segment_attention");

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "backends/cuda/kernel_timer.h"
 #include "backends/cuda/packed_rows.h"
 #include "backends/cuda/plugin_host.h"
 
@@ -43,7 +44,14 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   memory_bytes_ = free - free / 32;  // kernels are loaded as they are first run, and allocations are rounded up
+  CUDA_CHECK(cudaStreamCreate(&stream_));
+  CUDA_CHECK(cudaEventCreateWithFlags(&uploaded_, cudaEventDisableTiming));
   cuda::fail_call(options_.fail_call);
+}
+
+CudaBackend::~CudaBackend() {
+  CUDA_CHECK(cudaEventDestroy(uploaded_));
+  CUDA_CHECK(cudaStreamDestroy(stream_));
 }
 
 Buffer CudaBackend::allocate(size_t bytes) {
@@ -83,6 +91,18 @@ void CudaBackend::copy_bytes(void* to, const void* from, size_t bytes) {
   CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
 }
 
+void CudaBackend::upload(ExecContext& ctx, void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cuda::stream_of(ctx)));
+  CUDA_CHECK(cudaEventRecord(uploaded_, cuda::stream_of(ctx)));
+}
+
+void CudaBackend::wait_for_upload() {
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  CUDA_CHECK(cudaEventSynchronize(uploaded_));
+}
+
 void CudaBackend::plan(ExecContext&, const Batch&) {
   CUDA_CHECK(cudaSetDevice(options_.device));  // the thread that runs steps may not be the one that loaded
 }
@@ -120,8 +140,10 @@ PackedWeight CudaBackend::pack_weight(const StoredMatrix& source, std::byte* to)
 
 void CudaBackend::launched(const ExecContext& ctx, const char* kernel) {
   ++launches_;
+  last_stream_ = cuda::stream_of(ctx);
   const Scope scope(kernel);
   CUDA_CHECK(cudaGetLastError());
+  if (timer_ != nullptr) timer_->note(last_stream_, kernel);
   if (options_.synchronous) CUDA_CHECK(cudaStreamSynchronize(cuda::stream_of(ctx)));
 }
 

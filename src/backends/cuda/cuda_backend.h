@@ -1,9 +1,15 @@
-// CudaBackend: every op as kernels for Hopper (sm_90a), ahead of time. Sums run in f32 in an order that depends on the
-// shapes of the weights and on absolute positions only, never on the number of rows, so that a row gives the same bits
-// in any batch.
+// CudaBackend: every op as kernels for Hopper (sm_90a), ahead of time. Sums run in f32, in an order that depends on the
+// shapes of the weights, on absolute positions and on which of two kinds of rows there are: a step of up to 16 rows
+// (products) or a sequence with up to 16 rows in the step (mixers) gives the same bits whatever else is in it; more
+// rows take the tensor cores, in another order of their own.
 //   cuda_backend.cc   device, memory, weights
 //   linear.cu   dense.cu   norm.cu   attention.cu   latent_attention.cu   recurrence.cu   lightning.cu   moe.cu
-//   vision.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
+//   vision.cu   copy_rows.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
+//   attention_inputs.cu   delta_mixer.cu   lightning_mixer.cu    several ops of a mixer as one kernel
+//   linear_few_rows.{h,cu}    products of up to 16 rows, what linear.cu and moe.cu launch
+//   linear_gemm.{h,cu}   moe_gemm.{h,cu}   delta_chunks.{h,cu}    products and the delta rule of many rows
+//   graph.cc          recordings of steps
+//   measure.cu        for benches: the memory's speed, times of kernels
 //   device/           what kernels share: loads, reductions, segments, the attention and recurrence loops
 //   plugin*.{h,cc}    the border to the program
 #pragma once
@@ -20,6 +26,7 @@
 namespace calandra {
 
 namespace cuda {
+class KernelTimer;
 // Throws LoadError unless the device is there and can run the kernels.
 void check_device(int device);
 
@@ -30,6 +37,7 @@ inline bool is_bf16(const Tensor& x) { return x.dtype() == DType::kBF16; }
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options);
+  ~CudaBackend() override;
 
   const char* name() const override { return "cuda"; }
   Device device() const override { return {DeviceKind::kCuda, options_.device}; }
@@ -40,9 +48,16 @@ class CudaBackend final : public Backend {
   PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) override;
   size_t packed_bytes(const StoredMatrix& source) const override;
   void copy_bytes(void* to, const void* from, size_t bytes) override;
+  void* stream() const override { return stream_; }
+  void upload(ExecContext& ctx, void* to, const void* from, size_t bytes) override;
+  void wait_for_upload() override;
+  bool records() const override;
+  std::unique_ptr<Recording> record(ExecContext& ctx, const std::function<void()>& work) override;
   void plan(ExecContext& ctx, const Batch& batch) override;
   size_t scratch_bytes(int64_t) const override { return 0; }
   uint32_t launches() const override { return launches_; }
+  double read_bytes_per_s() override;
+  std::vector<KernelTime> time_kernels(const std::function<void()>& work) override;
 
   // dense
   void linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) override;
@@ -53,8 +68,16 @@ class CudaBackend final : public Backend {
   void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) override;
   void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override;
   void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) override;
+  void copy_rows(ExecContext& ctx, const Tensor& from, const Tensor& from_rows, Tensor& to,
+                 const Tensor& to_rows) override;
   void concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) override;
+  void linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual,
+                  Tensor& out) override;
+  void swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
+                  const Tensor& residual, Tensor& out) override;
   // norm
+  void add_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                    float weight_offset, Tensor& sum, Tensor& norm) override;
   void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,
                 Tensor& out) override;
   void gated_rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& z, const Tensor& weight, float eps,
@@ -64,6 +87,8 @@ class CudaBackend final : public Backend {
                   Tensor& out) override;
   void rope(ExecContext& ctx, const Tensor& x, const Tensor& table, ops::RopePairing pairing, Tensor& out) override;
   void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages, const Batch& batch) override;
+  void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const ops::QkNorm& norm,
+                          const Tensor& table, KvPages& pages, const Batch& batch, Tensor& out) override;
   void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                        const Tensor& first_key, Tensor& out) override;
   void store_latent(ExecContext& ctx, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
@@ -79,8 +104,14 @@ class CudaBackend final : public Backend {
   void gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
                         const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
                         Tensor& out) override;
+  void gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
+                         const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
+                         const Tensor& accepted, const Batch& batch, Tensor& out) override;
   void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
                            LightningState& state, const Tensor& accepted, const Batch& batch, Tensor& out) override;
+  void lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate, const ops::LightningWeights& weights,
+                       const Tensor& table, LightningState& state, const Tensor& accepted, const Batch& batch,
+                       Tensor& out) override;
   void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override;
   // experts
   void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
@@ -88,6 +119,8 @@ class CudaBackend final : public Backend {
   void grouped_linear(ExecContext& ctx, const Tensor& x, const GroupedWeight& weight, const Tensor& experts,
                       Tensor& out) override;
   void moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& weights, Tensor& out) override;
+  void sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                  const ops::RouterOptions& options, const Tensor& residual, Tensor& out) override;
   // vision
   void layer_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
                   Tensor& out) override;
@@ -108,8 +141,12 @@ class CudaBackend final : public Backend {
   void launched(const ExecContext& ctx, const char* kernel);
 
   const CudaOptions options_;
-  size_t memory_bytes_ = 0;  // that were free at the start, less a reserve
-  uint32_t launches_ = 0;
+  size_t memory_bytes_ = 0;             // that were free at the start, less a reserve
+  uint32_t launches_ = 0;               // a recording counts as one
+  cudaStream_t stream_ = nullptr;       // waits for the legacy stream, and that for it: copy_bytes keeps the order
+  cudaEvent_t uploaded_ = nullptr;      // behind the last upload
+  cudaStream_t last_stream_ = nullptr;  // that was launched on
+  cuda::KernelTimer* timer_ = nullptr;  // during time_kernels
   cuda::SamplingMemory sampling_;
 };
 

@@ -1,5 +1,7 @@
 // Elementwise products and moves of rows (ops/dense.h). All are bound by memory: one pass, 16 bytes a thread where rows
 // are aligned to that, one number a thread otherwise. No shared memory.
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
 
@@ -14,6 +16,7 @@ template <class T, class O, int kVec, class F>
 __global__ void __launch_bounds__(kThreads)
     elementwise(Rows<const T> a, Rows<const T> b, bool b_per_row, O* out, int64_t T_, int64_t D, F f) {
   const int64_t vectors = D / kVec, i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  begin_as_follower();
   if (i >= T_ * vectors) return;
   const int64_t t = i / vectors, column = i % vectors * kVec;
   float x[kVec], y[kVec];
@@ -54,8 +57,8 @@ void run_elementwise(cudaStream_t stream, const Tensor& a, const Tensor& b, Tens
   const bool b_per_row = b.size(1) == 1 && D != 1;
   const bool aligned = D % kVec == 0 && rows_aligned(a, 16) && (b_per_row || rows_aligned(b, 16));
   const auto launch = [&](auto kernel, int64_t width) {
-    kernel<<<blocks_for(rows * (D / width), kThreads), kThreads, 0, stream>>>(rows_of<T>(a), rows_of<T>(b), b_per_row,
-                                                                              static_cast<O*>(out.data()), rows, D, f);
+    launch_follower(kernel, dim3(blocks_for(rows * (D / width), kThreads)), dim3(kThreads), 0, stream, rows_of<T>(a),
+                    rows_of<T>(b), b_per_row, static_cast<O*>(out.data()), rows, D, f);
   };
   if (aligned)
     launch(elementwise<T, O, kVec, F>, kVec);
@@ -69,6 +72,7 @@ __global__ void __launch_bounds__(kThreads)
     embedding_rows(const int32_t* ids, const std::byte* weight, int64_t row_bytes, int64_t N, int64_t K,
                    int64_t values_bytes, int64_t block_k, Output out, int64_t T_) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  begin_as_follower();
   if (i >= T_ * K) return;
   const int64_t t = i / K, k = i % K, id = ids[t];
   float value = 0;
@@ -85,6 +89,7 @@ template <class U>
 __global__ void __launch_bounds__(kThreads) move_rows(Rows<const U> from, const int32_t* from_rows, Rows<U> to,
                                                       const int32_t* to_rows, int64_t count, int64_t width) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  begin_as_follower();
   if (i >= count * width) return;
   const int64_t row = i / width, column = i % width;
   to[to_rows != nullptr ? to_rows[row] : row][column] = from[from_rows != nullptr ? from_rows[row] : row][column];
@@ -99,9 +104,9 @@ void run_move(cudaStream_t stream, const Tensor& from, const int32_t* from_rows,
     const auto stride = [](const Tensor& x) {
       return x.stride(0) * static_cast<int64_t>(size_of(x.dtype())) / static_cast<int64_t>(sizeof(U));
     };
-    move_rows<U><<<blocks_for(count * width, kThreads), kThreads, 0, stream>>>(
-        {static_cast<const U*>(from.data()), stride(from)}, from_rows, {static_cast<U*>(to.data()), stride(to)},
-        to_rows, count, width);
+    launch_follower(move_rows<U>, dim3(blocks_for(count * width, kThreads)), dim3(kThreads), 0, stream,
+                    Rows<const U>{static_cast<const U*>(from.data()), stride(from)}, from_rows,
+                    Rows<U>{static_cast<U*>(to.data()), stride(to)}, to_rows, count, width);
   };
   if (bytes % 16 == 0 && rows_aligned(from, 16) && rows_aligned(to, 16))
     as(uint4{});
@@ -136,9 +141,10 @@ void CudaBackend::add(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor
 
 void CudaBackend::embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) {
   on_stored_type(weight.dtype, [&]<class W>(W) {
-    embedding_rows<W><<<blocks_for(out.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(
-        ids.as<int32_t>(), weight.packed.bytes_at(0), packed_row(weight.dtype, weight.K, weight.block_k), weight.N,
-        weight.K, padded_values(weight.dtype, weight.K), weight.block_k, output_of(out), ids.size(0));
+    launch_follower(embedding_rows<W>, dim3(blocks_for(out.numel(), kThreads)), dim3(kThreads), 0, stream_of(ctx),
+                    ids.as<int32_t>(), weight.packed.bytes_at(0), packed_row(weight.dtype, weight.K, weight.block_k),
+                    weight.N, weight.K, padded_values(weight.dtype, weight.K), weight.block_k, output_of(out),
+                    ids.size(0));
   });
   launched(ctx, "embedding");
 }

@@ -1,11 +1,10 @@
 // Multi-head latent attention, absorbed (ops/latent_attention.h):
-//   head_products    q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent
-//   attend_kernel    scores q_lat . c + q_pe . k_pe, then sum_u p_u c_u, [T, H, L] f32 (device/attend.cuh): one read of
-//   a
-//                    latent serves four heads, as key and as value
-//   head_products    the values, W_UV of the sum
-// Few rows are bound by the read of the latents, H / 4 times from the caches.
-#include "backends/cuda/device/attend_rows.cuh"
+//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; bf16 weights by device/head_products.cuh
+//   attention       scores q_lat . c + q_pe . k_pe, then sum_u p_u c_u, [T, H, L] f32: bf16 of the releases' sizes by
+//                   device/attend_latents.cuh, others by device/attend.cuh, where a read of a latent serves four heads
+//   head_products   the values, W_UV of the sum
+#include "backends/cuda/device/attend_latents.cuh"
+#include "backends/cuda/device/head_products.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
 
@@ -65,6 +64,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 void run_head_products(cudaStream_t stream, const Tensor& x, const GroupedWeight& weight, Tensor& out) {
+  if (weight.dtype == DType::kBF16 && head_products_serve(x, weight.N, weight.K) && weight.packed.stride(0) % 16 == 0)
+    return on_type(x.dtype(), [&]<class X>(X) {
+      constexpr int64_t kBytes = sizeof(bf16_t);
+      run_head_tiles<X>(stream, rows_of<X>(x), reinterpret_cast<const bf16_t*>(weight.packed.bytes_at(0)),
+                        weight.packed.stride(0) / kBytes, packed_row(weight.dtype, weight.K, 0) / kBytes, x.size(0),
+                        weight.E, weight.N, weight.K, output_of(out));
+    });
   CHECK_LE(weight.K, kMostInputs);
   const dim3 grid(blocks_for(weight.N, kWarps), static_cast<unsigned>(weight.E));
   on_type(x.dtype(), [&]<class X>(X) {
@@ -91,11 +97,42 @@ struct LatentSource {
   Pages<T> latents, k_pe;
   PagedBatch batch;
   const int32_t* first_key;  // null: 0
+  bool few_only;             // sequences of many rows are not for this
+  __device__ __forceinline__ bool skips(int64_t row) const {
+    return few_only && batch.has_many_rows(batch.row_sequence[row]);
+  }
   __device__ __forceinline__ KeySpan span(int64_t row) const { return paged_span(batch, first_key, row); }
   __device__ __forceinline__ LatentKeys<T> keys(int64_t row, int64_t) const {
     return {latents, k_pe, batch.block_table + batch.row_sequence[row] * batch.table_stride};
   }
 };
+
+// For attend_latents.
+struct LatentGroups {
+  Pages<bf16_t> latent_pages, rope_pages;
+  PagedBatch batch;
+  const int32_t* first_key;  // null: 0
+  __device__ __forceinline__ const bf16_t* latents() const { return latent_pages.data; }
+  __device__ __forceinline__ const bf16_t* ropes() const { return rope_pages.data; }
+  __device__ __forceinline__ int64_t latent_offset(int b, int64_t i) const {
+    return latent_pages.at(batch.block_table + b * batch.table_stride, i, 0) - latent_pages.data;
+  }
+  __device__ __forceinline__ int64_t rope_offset(int b, int64_t i) const {
+    return rope_pages.at(batch.block_table + b * batch.table_stride, i, 0) - rope_pages.data;
+  }
+  __device__ __forceinline__ bool runs(int b) const { return batch.has_many_rows(b); }
+  __device__ __forceinline__ KeySpan keys(int b) const {
+    if (!batch.active[b]) return {0, 0};
+    return {first_key != nullptr ? first_key[b] : 0, batch.token_index[batch.query_start[b + 1] - 1] + 1};
+  }
+  __device__ __forceinline__ int64_t end(int, int64_t row) const { return batch.token_index[row] + 1; }
+};
+
+bool tiles_serve(const Tensor& q_pe, const LatentPages& pages) {
+  const auto aligned = [](const Tensor& x) { return rows_aligned(x, 16) && x.stride(1) % 8 == 0; };
+  return is_bf16(q_pe) && is_bf16(pages.latent) && pages.latent.size(2) == kLatent &&
+         pages.k_pe.size(2) == kLatentRope && aligned(q_pe) && aligned(pages.latent) && aligned(pages.k_pe);
+}
 
 constexpr int kRope = 2;  // numbers of a rotary key that a lane holds
 
@@ -132,30 +169,49 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
   const size_t mark = ctx.workspace.mark();
   Tensor q = ctx.workspace.alloc(DType::kF32, {T, H, L}), sum = ctx.workspace.alloc(DType::kF32, {T, H, L});
   const AttendShape shape{T, H, 1, L, R, scale};
+  const bool tiled = tiles_serve(q_pe, pages);
   {
-    const RangeScratch scratch(ctx, shape, batch.max_seq_len, kHeadsOfBlock);
+    const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kLatentRange : kKeyRange,
+                               tiled ? kMultiprocessors : shape.most_rows());
     if (!ctx.dry_run) {
       run_head_products(stream_of(ctx), q_nope, up.key, q);
       launched(ctx, "latent queries");
-      on_type(pages.latent.dtype(), [&]<class N>(N) {
-        on_latent(L, [&](auto E) {
-          const auto fits = [](const Tensor& x, int64_t width, int64_t lane) {
-            const auto bytes = static_cast<size_t>(lane) * size_of(x.dtype());
-            return width % lane == 0 && rows_aligned(x, std::min<size_t>(bytes, 16));
-          };
-          const bool aligned = fits(pages.latent, L, E) && fits(pages.k_pe, R, kRope);
-          const LatentSource<N> source{Pages<N>(pages.latent), Pages<N>(pages.k_pe), PagedBatch(batch),
-                                       first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr};
-          const HeadRows<float, N> queries{rows_of<float>(std::as_const(q)), rows_of<N>(q_pe)};
-          attend_rows<E, kHeadsOfBlock, kRope>(stream_of(ctx), source, queries, shape, scratch, aligned,
-                                               output_of(sum));
-          launched(ctx, "latent_attention");
-          if (scratch.split()) {
-            join_ranges(stream_of(ctx), source, shape, scratch, output_of(sum));
-            launched(ctx, "latent_attention join");
-          }
+      const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
+      const auto join = [&](const auto& source) {
+        if (!scratch.split()) return;
+        join_ranges(stream_of(ctx), source, shape, scratch, output_of(sum));
+        launched(ctx, "latent_attention join");
+      };
+      if (tiled) {
+        const LatentGroups source{Pages<bf16_t>(pages.latent), Pages<bf16_t>(pages.k_pe), PagedBatch(batch), first};
+        const QueryTiles tiles{batch.query_start.as<int32_t>(), static_cast<int>(batch.sequences()),
+                               static_cast<int>(H)};
+        const auto q_lat = rows_of<float>(std::as_const(q));
+        if (batch.max_query_len > kFewRows) {
+          attend_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe), T, scale, sum.as<float>());
+          launched(ctx, "latent_attention tiles");
+        }
+        attend_few_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe),
+                           std::min<int64_t>(batch.max_query_len, kFewRows), scale, scratch.results(), sum.as<float>());
+        launched(ctx, "latent_attention");
+        join(LatentSource<bf16_t>{source.latent_pages, source.rope_pages, source.batch, first, true});
+      } else {
+        on_type(pages.latent.dtype(), [&]<class N>(N) {
+          on_latent(L, [&](auto E) {
+            const auto fits = [](const Tensor& x, int64_t width, int64_t lane) {
+              const auto bytes = static_cast<size_t>(lane) * size_of(x.dtype());
+              return width % lane == 0 && rows_aligned(x, std::min<size_t>(bytes, 16));
+            };
+            const bool aligned = fits(pages.latent, L, E) && fits(pages.k_pe, R, kRope);
+            const LatentSource<N> source{Pages<N>(pages.latent), Pages<N>(pages.k_pe), PagedBatch(batch), first, false};
+            const HeadRows<float, N> queries{rows_of<float>(std::as_const(q)), rows_of<N>(q_pe)};
+            attend_rows<E, kHeadsOfBlock, kRope>(stream_of(ctx), source, queries, shape, scratch, aligned,
+                                                 output_of(sum));
+            launched(ctx, "latent_attention");
+            join(source);
+          });
         });
-      });
+      }
       run_head_products(stream_of(ctx), sum, up.value, out);
       launched(ctx, "latent values");
     }

@@ -1,13 +1,10 @@
-// What the kernels of `linear` and `grouped_linear` are given.
+// What the plain kernel of `linear` and `grouped_linear` is given.
 #pragma once
 
-#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
 
 namespace calandra::cuda {
-
-constexpr int kSlices = 8;  // a sum over K is that of so many partial sums, each over one slice, in order
 
 // One weight of a pack.
 struct LinearPart {
@@ -28,8 +25,7 @@ struct LinearArgs {
   const void* x;
   int64_t x_stride;  // elements from row to row; with experts, from token to token
   int64_t x_choice;  // elements from choice to choice
-  bool x_aligned;    // rows of x begin at multiples of 16 bytes and have a multiple of 8 numbers
-  int T, K, slice;
+  int T, K;
   Output out;
   int64_t out_stride;
 
@@ -55,23 +51,5 @@ struct LinearArgs {
     return e >= 0 && e < E ? p.weight + e * expert_bytes : nullptr;
   }
 };
-
-// 8 numbers of a row of x from k on, zeros beyond K.
-__device__ __forceinline__ uint4 load_x(const bf16_t* row, int k, int K, bool aligned) {
-  if (aligned && k + 8 <= K) return *reinterpret_cast<const uint4*>(row + k);
-  Vec<bf16_t, 8> v;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v.at[i] = k + i < K ? row[k + i] : __float2bfloat16_rn(0.0f);
-  return reinterpret_cast<const uint4&>(v);
-}
-
-// 8 numbers of a row of a weight from k on, as bf16.
-template <bool kF8>
-__device__ __forceinline__ uint4 load_weight(const std::byte* row, int k) {
-  if constexpr (kF8)
-    return bf16x8_of_e4m3x8(__ldg(reinterpret_cast<const uint2*>(row + k)));
-  else
-    return __ldg(reinterpret_cast<const uint4*>(row + 2 * k));
-}
 
 }  // namespace calandra::cuda

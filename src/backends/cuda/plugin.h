@@ -18,8 +18,9 @@ enum class LogLevel;  // base/log.h, which nvcc does not compile
 
 struct CudaOptions {
   int device = 0;
-  bool synchronous = false;  // wait after every kernel, so that a fault is found at its op
-  int64_t fail_call = 0;     // tests: the CUDA call of this number fails, counted from 1; 0: none
+  bool synchronous = false;    // wait after every kernel, so that a fault is found at its op
+  bool enforce_eager = false;  // no recordings of steps (graphs)
+  int64_t fail_call = 0;       // tests: the CUDA call of this number fails, counted from 1; 0: none
 };
 
 // What the plug-in asks of the program.

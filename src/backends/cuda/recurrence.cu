@@ -3,31 +3,19 @@
 //   the
 //                        windows and pending inputs, behind the rows, which read the old ones. Bound by memory.
 //   log_decay, l2_norm   one number, one head of a row a warp
-//   gated_delta_rule     device/recur.cuh
+//   gated_delta_rule     device/recur.cuh; prompts in bf16: delta_chunks.h
 //   commit_slots         one block a sequence
+#include "backends/cuda/delta_chunks.h"
+#include "backends/cuda/device/conv.cuh"
 #include "backends/cuda/device/recur.cuh"
 #include "backends/cuda/device/types.cuh"
+#include "backends/cuda/scratch.h"
 
 namespace calandra {
 namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMostTaps = 8;  // kernel width
-
-template <class T>
-struct ConvSlots {
-  T *window, *pending;  // [slots, W - 1, C], [slots, M, C]
-  int C, W, M;
-  // Input `back` places before the first row of a sequence that goes on from `src` with `folded` pending inputs.
-  __device__ __forceinline__ float before(int src, int folded, int back, int c) const {
-    if (src < 0) return 0;
-    const int place = W - 1 + folded - back;
-    return to_float(place < W - 1 ? window[(int64_t{src} * (W - 1) + place) * C + c]
-                                  : pending[(int64_t{src} * M + place - (W - 1)) * C + c]);
-  }
-};
-
 template <class T>
 __global__ void __launch_bounds__(kThreads) convolve(SegmentedBatch batch, const int32_t* row_sequence, Rows<const T> x,
                                                      const float* weight, ConvSlots<T> slots, T* out) {
@@ -84,8 +72,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= T_ * Hv) return;
   const int64_t h = i % Hv;
-  const float x = to_float(a[i / Hv][h]) + dt_bias[h], softplus = x > 20 ? x : log1pf(expf(x));
-  out[i] = -expf(A_log[h]) * softplus;
+  out[i] = log_decay_of(to_float(a[i / Hv][h]), A_log[h], dt_bias[h]);
 }
 
 template <class T>
@@ -177,6 +164,10 @@ void CudaBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tens
                          static_cast<int>(state.pending_k.size(1)),
                          static_cast<float>(1 / std::sqrt(static_cast<double>(q.size(2))))};
   CHECK_LE(shape.Dk, 128);
+  const bool chunked = chunks_serve(q, k, v, shape, batch);
+  const Scratch scratch(ctx.workspace);
+  const Tensor memory = chunked ? chunk_memory(ctx, shape, batch) : Tensor();
+  if (ctx.dry_run) return;
   const SegmentedBatch segments(batch, accepted);
   const int B = static_cast<int>(batch.sequences());
   on_type(q.dtype(), [&]<class T>(T) {
@@ -189,8 +180,18 @@ void CudaBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tens
                             state.pending_v.as<float>(),
                             state.pending_g.as<float>(),
                             state.pending_beta.as<float>()};
-    run_recurrence<T, true>(stream_of(ctx), segments, B, in, shape, state.S.as<float>(), static_cast<T*>(out.data()));
+    run_recurrence<T, true>(stream_of(ctx), segments, B, in, shape, chunked, state.S.as<float>(),
+                            static_cast<T*>(out.data()));
     launched(ctx, "gated_delta_rule");
+    if constexpr (std::is_same_v<T, bf16_t>) {
+      if (chunked) {
+        prepare_chunks(stream_of(ctx), segments, batch, in, shape, memory);
+        launched(ctx, "gated_delta_rule prepare");
+        walk_chunks(stream_of(ctx), segments, batch, in, shape, memory, state.S.as<float>(),
+                    static_cast<bf16_t*>(out.data()));
+        launched(ctx, "gated_delta_rule walk");
+      }
+    }
     if (shape.M == 0) return;
     keep_pending<T, true><<<dim3(B, shape.M), kRecurThreads, 0, stream_of(ctx)>>>(
         segments, in, shape, state.pending_k.as<float>(), state.pending_v.as<float>(), state.pending_g.as<float>(),

@@ -95,6 +95,12 @@ void ReferenceBackend::scatter_rows(ExecContext&, Tensor& x, const Tensor& rows,
   for (int64_t i = 0; i < rows.size(0); ++i) copy_row(values, i, x, rows.as<int32_t>()[i]);
 }
 
+void ReferenceBackend::copy_rows(ExecContext&, const Tensor& from, const Tensor& from_rows, Tensor& to,
+                                 const Tensor& to_rows) {
+  for (int64_t i = 0; i < from_rows.size(0); ++i)
+    copy_row(from, from_rows.as<int32_t>()[i], to, to_rows.as<int32_t>()[i]);
+}
+
 void ReferenceBackend::concat_columns(ExecContext&, const Tensor& a, const Tensor& b, Tensor& out) {
   Tensor left = out.slice(1, 0, a.size(1)), right = out.slice(1, a.size(1), out.size(1));
   for (int64_t t = 0; t < out.size(0); ++t) {

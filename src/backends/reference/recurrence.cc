@@ -104,9 +104,10 @@ void ReferenceBackend::l2_norm(ExecContext&, const Tensor& x, Tensor& out) {
   }
 }
 
-void ReferenceBackend::gated_delta_rule(ExecContext&, const Tensor& q, const Tensor& k, const Tensor& v,
+void ReferenceBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                         const Tensor& g, const Tensor& beta, DeltaState& state, const Tensor& accepted,
                                         const Batch& batch, Tensor& out) {
+  if (ctx.dry_run) return;
   const int64_t Hk = q.size(1), Dk = q.size(2), Hv = v.size(1), Dv = v.size(2);
   const float output_scale = static_cast<float>(1 / std::sqrt(double(Dk)));
   const auto run = [&](const Segment& segment) {

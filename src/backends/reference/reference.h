@@ -34,6 +34,8 @@ class ReferenceBackend : public Backend {
   void embedding(ExecContext& ctx, const Tensor& ids, const PackedWeight& weight, Tensor& out) override;
   void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override;
   void scatter_rows(ExecContext& ctx, Tensor& x, const Tensor& rows, const Tensor& values) override;
+  void copy_rows(ExecContext& ctx, const Tensor& from, const Tensor& from_rows, Tensor& to,
+                 const Tensor& to_rows) override;
   void concat_columns(ExecContext& ctx, const Tensor& a, const Tensor& b, Tensor& out) override;
   // norm
   void rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps, float weight_offset,

@@ -148,6 +148,7 @@ struct RangeResults {
   float* ml;
   float* o;
   int64_t ranges;
+  int keys;  // of a range
   __device__ __forceinline__ int64_t place(int64_t row, int64_t heads, int64_t head, int64_t range) const {
     return (row * heads + head) * ranges + range;
   }

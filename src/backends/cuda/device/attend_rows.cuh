@@ -1,10 +1,12 @@
 // The kernels around attend.cuh and their launches: one block per row, group of query heads and, with few rows, range.
+// Rows that a source skips are another kernel's.
 #pragma once
 
 #include <algorithm>
 
 #include "backends/cuda/device/attend.cuh"
 #include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/device/segments.cuh"
 #include "ops/batch.h"
 #include "ops/exec_context.h"
 
@@ -15,12 +17,16 @@ constexpr int kHeadsOfBlock = 4;  // query heads that share a read of the keys
 // What attention reads of a batch.
 struct PagedBatch {
   explicit PagedBatch(const Batch& batch)
-      : row_sequence(batch.row_sequence.as<int32_t>()),
+      : query_start(batch.query_start.as<int32_t>()),
+        row_sequence(batch.row_sequence.as<int32_t>()),
         token_index(batch.token_index.as<int32_t>()),
         active(batch.active.as<int32_t>()),
         block_table(batch.block_table.as<int32_t>()),
         table_stride(batch.block_table.stride(0)) {}
-  const int32_t *row_sequence, *token_index, *active, *block_table;
+  __device__ __forceinline__ bool has_many_rows(int64_t b) const {
+    return query_start[b + 1] - query_start[b] > kFewRows;
+  }
+  const int32_t *query_start, *row_sequence, *token_index, *active, *block_table;
   int64_t table_stride;
 };
 
@@ -62,6 +68,8 @@ struct HeadRows {
   Rows<const P> extra;
 };
 
+constexpr int64_t kMultiprocessors = 132;
+
 struct AttendShape {
   int64_t T, H, Hkv, D;  // D: numbers of a value
   int64_t R;             // extra numbers of a key
@@ -70,6 +78,8 @@ struct AttendShape {
   int64_t group() const { return H / Hkv; }
   // Blocks of one row.
   int64_t parts(int heads) const { return Hkv * ((group() + heads - 1) / heads); }
+  // Rows whose blocks of attend_kernel fill the device.
+  int64_t most_rows() const { return std::max<int64_t>(1, 2 * kMultiprocessors / parts(kHeadsOfBlock)); }
 };
 
 // Memory for the results of ranges, when few rows leave the device idle otherwise: whether it is used depends on the
@@ -77,17 +87,19 @@ struct AttendShape {
 class RangeScratch {
  public:
   RangeScratch() = default;
-  // In a dry run room for every smaller number of rows too.
-  RangeScratch(ExecContext& ctx, const AttendShape& shape, int64_t max_keys, int heads)
+  // For kernels with ranges of so many keys that keep the device busy with `most` rows. In a dry run room for every
+  // smaller number of rows and keys too, but never more than kMostBytes.
+  RangeScratch(ExecContext& ctx, const AttendShape& shape, int64_t max_keys, int keys, int64_t most)
       : workspace_(&ctx.workspace), mark_(ctx.workspace.mark()) {
-    constexpr int64_t kBlocks = 264;  // two per multiprocessor
-    const int64_t ranges = (max_keys + kKeyRange - 1) / kKeyRange,
-                  most = std::max<int64_t>(1, kBlocks / shape.parts(heads));
-    if (ranges <= 1 || (!ctx.dry_run && shape.T > most)) return;
-    const int64_t rows = std::min(shape.T, most);
-    const Tensor ml = ctx.workspace.alloc(DType::kF32, {rows * shape.H * ranges, 2}),
-                 o = ctx.workspace.alloc(DType::kF32, {rows * shape.H * ranges, shape.D});
-    results_ = {static_cast<float*>(ml.data()), static_cast<float*>(o.data()), ranges};
+    constexpr int64_t kMostBytes = int64_t{512} << 20;
+    const int64_t ranges = (max_keys + keys - 1) / keys,
+                  limit = kMostBytes / (static_cast<int64_t>(sizeof(float)) * shape.H * (shape.D + 2)),
+                  results = std::min(shape.T, most) * ranges;
+    if (ranges <= 1 || (!ctx.dry_run && (shape.T > most || results > limit))) return;
+    const int64_t room = shape.H * std::min(results, limit);
+    const Tensor ml = ctx.workspace.alloc(DType::kF32, {room, 2}),
+                 o = ctx.workspace.alloc(DType::kF32, {room, shape.D});
+    results_ = {static_cast<float*>(ml.data()), static_cast<float*>(o.data()), ranges, keys};
   }
   ~RangeScratch() {
     if (workspace_ != nullptr) workspace_->release(mark_);
@@ -109,6 +121,7 @@ __global__ void __launch_bounds__(kAttendThreads)
     attend_kernel(Source source, In in, AttendShape s, RangeResults results, bool aligned, Output out) {
   const int64_t row = blockIdx.x, chunks = (s.H / s.Hkv + G - 1) / G, head = blockIdx.y / chunks,
                 first = head * (s.H / s.Hkv) + blockIdx.y % chunks * G;
+  if (source.skips(row)) return;
   const int heads = static_cast<int>(min(int64_t{G}, (head + 1) * (s.H / s.Hkv) - first)), lane = threadIdx.x % kWarp;
   const KeySpan span = source.span(row);
   const bool split = results.ranges > 0;
@@ -160,21 +173,31 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
-// One block per row and head, one value a thread and turn.
+// One block per row, head and kAttendThreads values, one value a thread. Results are read some ranges ahead.
 template <class Source>
 __global__ void __launch_bounds__(kAttendThreads)
     join_kernel(Source source, AttendShape s, RangeResults results, Output out) {
-  const int64_t row = blockIdx.x, head = blockIdx.y;
+  constexpr int kAhead = 8;
+  const int64_t row = blockIdx.x, head = blockIdx.y, d = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x;
+  if (d >= s.D || source.skips(row)) return;
   const KeySpan span = source.span(row);
-  for (int64_t d = threadIdx.x; d < s.D; d += kAttendThreads) {
-    Softmax<1> total;
-    for (int64_t range = span.begin / kKeyRange; range * kKeyRange < span.end; ++range) {
-      const int64_t place = results.place(row, s.H, head, range);
-      const float o[1] = {results.o[place * s.D + d]};
-      total.join(results.ml[2 * place], results.ml[2 * place + 1], o);
+  const int64_t begin = span.begin / results.keys, end = (span.end + results.keys - 1) / results.keys;
+  Softmax<1> total;
+  for (int64_t range = begin; range < end; range += kAhead) {
+    float m[kAhead], l[kAhead], o[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t place = results.place(row, s.H, head, min(range + i, end - 1));
+      m[i] = results.ml[2 * place], l[i] = range + i < end ? results.ml[2 * place + 1] : 0;
+      o[i] = results.o[place * s.D + d];
     }
-    out.store((row * s.H + head) * s.D + d, total.l == 0 ? 0 : total.o[0] / total.l);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const float one[1] = {o[i]};
+      total.join(m[i], l[i], one);
+    }
   }
+  out.store((row * s.H + head) * s.D + d, total.l == 0 ? 0 : total.o[0] / total.l);
 }
 
 template <int E, int G, int X, class Source, class In>
@@ -189,7 +212,7 @@ void attend_rows(cudaStream_t stream, const Source& source, const In& in, const 
 template <class Source>
 void join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
                  Output out) {
-  const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H));
+  const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
   join_kernel<<<grid, kAttendThreads, 0, stream>>>(source, shape, scratch.results(), out);
 }
 

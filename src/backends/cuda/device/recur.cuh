@@ -8,6 +8,9 @@
 // their own behind this one, since other blocks still read them here. Decode is bound by the read and write of S; a
 // prompt by the latency of one token after the other. Products and sums are explicit, so that folding, decoding and
 // verifying are the same operations.
+//
+// With few_only, sequences of many rows are another kernel's, which begins from what their pending inputs are folded
+// into here: the slot that their first segment writes.
 #pragma once
 
 #include "backends/cuda/device/reduce.cuh"
@@ -48,7 +51,7 @@ struct RecurInputs {
 
 template <class T, int R, bool kDelta>
 __global__ void __launch_bounds__(kRecurThreads)
-    recur(SegmentedBatch batch, RecurInputs<T> in, RecurShape s, float* state, T* out) {
+    recur(SegmentedBatch batch, RecurInputs<T> in, RecurShape s, bool few_only, float* state, T* out) {
   extern __shared__ float shared[];
   float *keys = shared, *queries = keys + kTokens * s.Dk, *values = queries + kTokens * s.Dk,
         *decays = values + kTokens * kColumns, *betas = decays + kTokens;
@@ -62,6 +65,8 @@ __global__ void __launch_bounds__(kRecurThreads)
       if (part == 0 && own) out[(int64_t{t} * s.Hv + h) * s.Dv + c] = from_float<T>(0);
     return;
   }
+  const bool fold_only = few_only && batch.has_many_rows(b);
+  if (fold_only && batch.at(batch.first(b), b).folded == 0) return;
   float S[R];
   const auto state_of = [&](int slot) { return state + (int64_t{slot} * s.Hv + h) * s.Dk * s.Dv; };
   // One token out of shared memory; its output when wanted.
@@ -140,7 +145,8 @@ __global__ void __launch_bounds__(kRecurThreads)
         if (own && i < s.Dk) to[int64_t{i} * s.Dv + c] = S[r];
       }
     };
-    if (segment.drafts_begin == segment.begin) store_state();
+    if (segment.drafts_begin == segment.begin || fold_only) store_state();
+    if (fold_only) return;
     for (int t0 = segment.begin; t0 < segment.end; t0 += kTokens) {
       const int count = min(kTokens, segment.end - t0);
       __syncthreads();
@@ -197,13 +203,13 @@ __global__ void __launch_bounds__(kRecurThreads)
 
 template <class T, bool kDelta>
 void run_recurrence(cudaStream_t stream, const SegmentedBatch& batch, int sequences, const RecurInputs<T>& in,
-                    const RecurShape& s, float* S, T* out) {
+                    const RecurShape& s, bool few_only, float* S, T* out) {
   const dim3 grid(sequences, s.Hv, blocks_for(s.Dv, kColumns));
   const size_t bytes = sizeof(float) * kTokens * (2 * s.Dk + kColumns + 2);
   if (s.Dk <= 8 * kParts)
-    recur<T, 8, kDelta><<<grid, kRecurThreads, bytes, stream>>>(batch, in, s, S, out);
+    recur<T, 8, kDelta><<<grid, kRecurThreads, bytes, stream>>>(batch, in, s, few_only, S, out);
   else
-    recur<T, 32, kDelta><<<grid, kRecurThreads, bytes, stream>>>(batch, in, s, S, out);
+    recur<T, 32, kDelta><<<grid, kRecurThreads, bytes, stream>>>(batch, in, s, few_only, S, out);
 }
 
 }  // namespace calandra::cuda

@@ -8,6 +8,10 @@
 
 namespace calandra::cuda {
 
+// A sequence with at most so many rows in a step has them computed one by one, bit for bit as decoding does; the rows
+// of a longer chunk share tensor core tiles where there is a kernel for that.
+constexpr int kFewRows = 16;
+
 struct Segment {
   int begin, drafts_begin, end;  // rows; certain ones, then drafts
   int src, dst;                  // slots; src -1: the empty state
@@ -32,6 +36,7 @@ struct SegmentedBatch {
 
   // True if sequence b has rows that change its state.
   __device__ __forceinline__ bool runs(int b) const { return active[b] && query_start[b] < query_start[b + 1]; }
+  __device__ __forceinline__ bool has_many_rows(int b) const { return query_start[b + 1] - query_start[b] > kFewRows; }
   // The first segment of sequence b.
   __device__ __forceinline__ int first(int b) const {
     int low = 0, high = segments;

@@ -57,6 +57,21 @@ __device__ __forceinline__ void load_some(const T* from, float (&to)[N], int cou
   }
 }
 
+// Stores the first `count` numbers; aligned as above.
+template <class T, int N>
+__device__ __forceinline__ void store_some(T* to, const float (&from)[N], int count, bool aligned) {
+  if (aligned && count == N) {
+    Vec<T, N> v;
+#pragma unroll
+    for (int i = 0; i < N; ++i) v.at[i] = from_float<T>(from[i]);
+    *reinterpret_cast<Vec<T, N>*>(to) = v;
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (i < count) to[i] = from_float<T>(from[i]);
+  }
+}
+
 // A result whose type is known at run time.
 struct Output {
   void* data;

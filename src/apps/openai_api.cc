@@ -1,0 +1,194 @@
+#include "apps/openai_api.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+#include <limits>
+
+#include "apps/api_reply.h"
+#include "server/api_error.h"
+#include "server/metrics.h"
+
+namespace calandra::apps {
+namespace {
+
+using server::error_reply;
+using server::HttpReply;
+
+constexpr std::string_view kModels = "/v1/models";
+constexpr int64_t kMostChoices = 4096;  // of one body
+
+struct Route {
+  std::string_view path;
+  bool is_post;
+};
+constexpr Route kRoutes[] = {{kModels, false},
+                             {"/health", false},
+                             {"/ping", false},
+                             {"/version", false},
+                             {"/load", false},
+                             {"/metrics", false},
+                             {"/v1/chat/completions", true},
+                             {"/v1/completions", true},
+                             {"/v1/embeddings", true},
+                             {"/tokenize", true},
+                             {"/detokenize", true}};
+
+HttpReply json_reply(const json::value& value) { return {.body = to_json(value)}; }
+
+RequestError bad(std::string_view param, std::string message, const char* code = "invalid_type") {
+  return {400, code, std::string(param), std::move(message)};
+}
+
+bool is_true(const json::object& body, std::string_view name) {
+  const json::value* value = body.if_contains(name);
+  return value != nullptr && value->is_bool() && value->get_bool();
+}
+
+}  // namespace
+
+OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer,
+                     std::string version)
+    : engine_(engine),
+      reader_(reader),
+      writer_(writer),
+      tokenizer_(tokenizer),
+      version_(std::move(version)),
+      created_(static_cast<int64_t>(std::time(nullptr))) {}
+
+OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::Wake wake) {
+  const bool is_model = request.path.starts_with(kModels) && request.path.size() > kModels.size() + 1 &&
+                        request.path[kModels.size()] == '/';
+  const auto* route =
+      std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) { return r.path == request.path; });
+  if (route == std::end(kRoutes) && !is_model)
+    return error_reply({404, "not_found", "", fmt::format("there is no {}", to_json(json::string(request.path)))});
+  const bool is_post = !is_model && route->is_post;
+  if (request.path == "/ping" ? request.method != "GET" && request.method != "POST"
+                              : request.method != (is_post ? "POST" : "GET")) {
+    HttpReply reply = error_reply({405, "method_not_allowed", "", fmt::format("use {}", is_post ? "POST" : "GET")});
+    reply.headers.emplace_back("Allow", is_post ? "POST" : "GET");
+    return reply;
+  }
+  if (is_post) return post(request, std::move(wake));
+  if (is_model) return model(std::string_view(request.path).substr(kModels.size() + 1));
+  if (request.path == kModels) return models();
+  if (request.path == "/version") return json_reply({{"version", version_}});
+  const EngineStats stats = engine_.stats();
+  if (request.path == "/load") return json_reply({{"server_load", stats.requests_running + stats.requests_waiting}});
+  if (request.path == "/metrics")
+    return HttpReply{.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                     .body = server::prometheus_text(stats, reader_.served().front(), requests_)};
+  return health();
+}
+
+HttpReply OpenAiApi::health() const {
+  if (draining_) return error_reply({503, "service_unavailable", "", "the server is shutting down"});
+  if (!engine_.healthy()) return error_reply({503, "service_unavailable", "", "the engine makes no progress"});
+  return json_reply(json::object());
+}
+
+json::object OpenAiApi::model_object(const std::string& name) const {
+  return {{"id", name},
+          {"object", "model"},
+          {"created", created_},
+          {"owned_by", "calandra"},
+          {"root", reader_.served().front()},
+          {"parent", nullptr},
+          {"max_model_len", reader_.longest()},
+          {"permission", json::array()}};
+}
+
+HttpReply OpenAiApi::models() const {
+  json::array data;
+  for (const std::string& name : reader_.served()) data.push_back(model_object(name));
+  return json_reply({{"object", "list"}, {"data", std::move(data)}});
+}
+
+HttpReply OpenAiApi::model(std::string_view name) const {
+  for (const std::string& served : reader_.served())
+    if (served == name) return json_reply(model_object(served));
+  return error_reply(
+      {404, "model_not_found", "model", fmt::format("the model {} does not exist", to_json(json::string(name)))});
+}
+
+OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wake wake) {
+  ++requests_;
+  json::value body;
+  try {
+    body = parse_json(request.body, "the body");
+  } catch (const LoadError& error) {
+    return error_reply(bad("", error.what(), "invalid_json"));
+  }
+  if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"));
+  const json::object& fields = body.get_object();
+  if (request.path == "/tokenize") return tokenize(fields);
+  if (request.path == "/detokenize") return detokenize(fields);
+  const json::value* name = fields.if_contains("model");
+  if (name == nullptr || name->is_null())
+    return error_reply(
+        bad("model", fmt::format("model is missing; served is {}", reader_.served().front()), "missing_parameter"));
+  const Endpoint endpoint = request.path == "/v1/completions"  ? Endpoint::kCompletions
+                            : request.path == "/v1/embeddings" ? Endpoint::kEmbeddings
+                                                               : Endpoint::kChatCompletions;
+  return answer(endpoint, fields, request, std::move(wake));
+}
+
+OpenAiApi::Result OpenAiApi::answer(Endpoint endpoint, const json::object& body, const server::HttpRequest& request,
+                                    server::Wake wake) {
+  auto read = reader_.read(endpoint, body);
+  if (const auto* error = std::get_if<RequestError>(&read)) return error_reply(*error);
+  auto& parsed = std::get<BatchBody>(read);
+  if (parsed.request_id.empty() && request.request_id.starts_with("req-"))
+    parsed.request_id = request.request_id.substr(4);
+  const int64_t n = std::max(1, parsed.requests[0].params.n);
+  if (std::ssize(parsed.requests) * n > kMostChoices)
+    return error_reply(
+        bad("n", fmt::format("a request may ask for at most {} answers", kMostChoices), "invalid_value"));
+  if (parsed.stream && parsed.echo && parsed.requests[0].params.logprobs && !parsed.without_answer)
+    return error_reply(
+        bad("logprobs", "logprobs of an echo cannot be streamed; leave out stream", "unsupported_parameter"));
+  return ApiReply::start(engine_, writer_, std::move(parsed), std::move(wake));
+}
+
+HttpReply OpenAiApi::tokenize(const json::object& given) {
+  if (tokenizer_ == nullptr) return error_reply({400, "unsupported_parameter", "", "the model has no tokenizer"});
+  json::object body = given;
+  const json::value* content = body.if_contains("content");  // llama.cpp's form
+  const bool is_content = content != nullptr && content->is_string() && !body.contains("prompt");
+  if (is_content) {
+    body["prompt"] = json::value(*content);
+    body["add_special_tokens"] = is_true(body, "add_special");
+  }
+  auto read = reader_.read_prompt(body);
+  if (const auto* error = std::get_if<RequestError>(&read)) return error_reply(*error);
+  const std::vector<Request>& requests = std::get<BatchBody>(read).requests;
+  if (requests.size() != 1) return error_reply(bad("prompt", "prompt must be one text"));
+  const std::vector<int32_t>& ids = requests[0].prompt_token_ids;
+  json::object reply{{"tokens", json::array(ids.begin(), ids.end())}};
+  if (is_content) return json_reply(reply);
+  reply["count"] = ids.size();
+  reply["max_model_len"] = reader_.longest();
+  json::array strings;
+  if (is_true(body, "return_token_strs"))
+    for (const int32_t id : ids) strings.push_back(json::string(tokenizer_->id_to_token(id)));
+  reply["token_strs"] = is_true(body, "return_token_strs") ? json::value(std::move(strings)) : json::value(nullptr);
+  return json_reply(reply);
+}
+
+HttpReply OpenAiApi::detokenize(const json::object& body) const {
+  if (tokenizer_ == nullptr) return error_reply({400, "unsupported_parameter", "", "the model has no tokenizer"});
+  const json::value* tokens = body.if_contains("tokens");
+  if (tokens == nullptr || !tokens->is_array()) return error_reply(bad("tokens", "tokens must be a list of token ids"));
+  std::vector<int32_t> ids;
+  for (const json::value& value : tokens->get_array()) {
+    if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() >= tokenizer_->size())
+      return error_reply(bad("tokens", fmt::format("tokens must be ids from 0 to {}", tokenizer_->size() - 1)));
+    ids.push_back(static_cast<int32_t>(value.get_int64()));
+  }
+  const json::string text(tokenizer_->decode(ids));
+  return json_reply({{"prompt", text}, {"content", text}});
+}
+
+}  // namespace calandra::apps

@@ -1,0 +1,45 @@
+// The endpoints of `calandra serve`. Source: OpenAI's API reference; vLLM's api_server.py for the rest.
+#pragma once
+
+#include <atomic>
+#include <string>
+
+#include "apps/batch_request.h"
+#include "apps/batch_response.h"
+#include "engine/engine.h"
+#include "server/http.h"
+
+namespace calandra::apps {
+
+class OpenAiApi {
+ public:
+  using Result = std::variant<server::HttpReply, std::unique_ptr<server::PendingReply>>;
+  // All must outlive it. `tokenizer` may be null.
+  OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer, std::string version);
+
+  // Any thread may call it.
+  Result handle(const server::HttpRequest& request, server::Wake wake);
+  // From now on /health says that no more requests are taken.
+  void set_draining() { draining_ = true; }
+
+ private:
+  Result post(const server::HttpRequest& request, server::Wake wake);
+  Result answer(Endpoint endpoint, const json::object& body, const server::HttpRequest& request, server::Wake wake);
+  server::HttpReply health() const;
+  server::HttpReply models() const;
+  server::HttpReply model(std::string_view name) const;
+  json::object model_object(const std::string& name) const;
+  server::HttpReply tokenize(const json::object& body);
+  server::HttpReply detokenize(const json::object& body) const;
+
+  Engine& engine_;
+  BatchReader& reader_;
+  BatchWriter& writer_;
+  const Tokenizer* tokenizer_;
+  const std::string version_;
+  const int64_t created_;
+  std::atomic<bool> draining_ = false;
+  std::atomic<int64_t> requests_ = 0;
+};
+
+}  // namespace calandra::apps

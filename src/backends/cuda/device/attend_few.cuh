@@ -1,0 +1,227 @@
+// Softmax attention of sequences with few bf16 rows over their pages on tensor cores: decoding, and the verification of
+// drafts, whose rows share one read of the keys.
+//
+// A block has 16 queries of one sequence and key head: rows with the query heads of the key head beside one
+// another. Keys come in ranges of 256 at absolute positions and in tiles of 64 through shared memory, the next tile
+// arriving while this one is used; 4 warps have 16 keys each of a tile for all queries, and 4 more the same for the
+// other half of the values. Maximum, sum and weighted values of its keys stay in registers (online softmax, weights
+// rounded to bf16 for the product); at the end of a range the warps' results are joined in order. 210 kB of shared
+// memory for D 256.
+//
+// With few sequences each range has a block of its own, which leaves its result in memory for join_ranges; with many,
+// one block walks all ranges. Both join range by range in order, with the same operations, and what other queries see
+// takes part with weight 0: a query's bits depend on its keys alone. Bound by the read of keys and values.
+#pragma once
+
+#include "backends/cuda/device/attend_queries.cuh"
+
+namespace calandra::cuda {
+
+constexpr int kFewQueries = 16, kFewRange = 256;
+
+template <int D>
+struct FewShared {
+  static constexpr int kStride = D + kTilePadding;
+  static constexpr int kKeyWarps = kTileKeys / 16, kParts = D % 32 == 0 ? 2 : 1;  // of the numbers of a value
+  static constexpr int kThreads = kKeyWarps * kParts * kWarp;
+  struct Tile {
+    bf16_t keys[kTileKeys * kStride], values[kTileKeys * kStride];
+  };
+  Tile tiles[2];
+  bf16_t queries[kFewQueries * kStride];
+  float o[kKeyWarps][kFewQueries][D], m[kKeyWarps][kFewQueries], l[kKeyWarps][kFewQueries];
+  float total_m[2][kFewQueries], total_l[2][kFewQueries];  // of the ranges so far, in turns
+  int64_t offsets[2][kTileKeys];                           // -1: no such key
+};
+
+// Source as for attend_queries. blockIdx: sequence, key head and 16 queries, range if `results` has ranges.
+template <int D, class Source>
+__global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
+    attend_few_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
+                      Rows<const bf16_t> q, TileShape s, RangeResults results, bf16_t* out) {
+  extern __shared__ __align__(16) std::byte few_shared[];
+  using Shared = FewShared<D>;
+  constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads,
+                kOwn = kFewQueries * D / kThreads, kValues = D / Shared::kParts;
+  Shared& shared = *reinterpret_cast<Shared*>(few_shared);
+  const int b = blockIdx.x, head = blockIdx.y / parts;
+  const int warp = threadIdx.x / kWarp % Shared::kKeyWarps, lane = threadIdx.x % kWarp,
+            value0 = threadIdx.x / kWarp / Shared::kKeyWarps * kValues;
+  const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.y} % parts * kFewQueries;
+  if (first >= count || source.runs(b)) return;  // what attend_queries runs
+  const bool split = results.ranges > 0;
+  const int queries = static_cast<int>(min(count - first, int64_t{kFewQueries})), chunks = static_cast<int>(s.Dh / 8);
+  const auto row_of = [&](int query) { return row0 + (first + query) / G; };
+  const auto head_of = [&](int query) { return int64_t{head} * G + (first + query) % G; };
+  const KeySpan span = source.keys(b);
+  const int64_t end = min(span.end, source.end(b, row_of(queries - 1)));
+  int64_t from = span.begin, to = end;
+  if (split) {
+    from = max(from, int64_t{blockIdx.z} * kFewRange), to = min(to, int64_t{blockIdx.z + 1} * kFewRange);
+    if (from >= to) return;
+  }
+  const int begin_tile = static_cast<int>(from / kTileKeys),
+            end_tile = from < to ? static_cast<int>((to + kTileKeys - 1) / kTileKeys) : begin_tile;
+
+  const auto find_keys = [&](int tile) {
+    if (threadIdx.x >= kTileKeys) return;
+    const int64_t i = int64_t{tile} * kTileKeys + threadIdx.x;
+    shared.offsets[tile % 2][threadIdx.x] = i >= from && i < to ? source.offset(b, head, i) : -1;
+  };
+  const auto load_tile = [&](int tile) {
+    auto& place = shared.tiles[tile % 2];
+    for (int i = threadIdx.x; i < kTileKeys * kChunks; i += kThreads) {
+      const int r = i / kChunks, c = i % kChunks, at = r * kStride + c * 8;
+      const int64_t offset = shared.offsets[tile % 2][r];
+      const bool seen = offset >= 0 && c < chunks;
+      copy_16_async(place.keys + at, seen ? source.k() + offset + c * 8 : source.k(), seen);
+      copy_16_async(place.values + at, seen ? source.v() + offset + c * 8 : source.v(), seen);
+    }
+    end_copy_group();
+  };
+  for (int i = threadIdx.x; i < kFewQueries * kChunks; i += kThreads) {
+    const int r = i / kChunks, c = i % kChunks;
+    const bool seen = r < queries && c < chunks;
+    copy_16_async(shared.queries + r * kStride + c * 8, seen ? q[row_of(r)] + head_of(r) * s.Dh + c * 8 : q.data, seen);
+  }
+  find_keys(begin_tile), find_keys(begin_tile + 1);
+  if (threadIdx.x < kFewQueries) shared.total_m[0][threadIdx.x] = -INFINITY, shared.total_l[0][threadIdx.x] = 0;
+  __syncthreads();
+  if (begin_tile < end_tile) load_tile(begin_tile);
+
+  // Of queries g and g + 8.
+  int64_t ends[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int query = lane / 4 + 8 * r;
+    ends[r] = query < queries ? min(to, source.end(b, row_of(query))) : 0;
+  }
+  float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, o[kValues / 8][4] = {};
+  // What the thread has of the ranges' results: numbers threadIdx.x + i * kThreads of [kFewQueries, D].
+  float total[kOwn] = {};
+  int turn = 0;
+  const auto end_range = [&](int range) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
+      l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
+      const int query = lane / 4 + 8 * r;
+      if (lane % 4 == 0 && value0 == 0) shared.m[warp][query] = __fmul_rn(m[r], s.scale), shared.l[warp][query] = l[r];
+#pragma unroll
+      for (int n = 0; n < kValues / 8; ++n)
+        *reinterpret_cast<float2*>(&shared.o[warp][query][value0 + n * 8 + lane % 4 * 2]) = {o[n][2 * r],
+                                                                                             o[n][2 * r + 1]};
+      m[r] = -INFINITY, l[r] = 0;
+    }
+#pragma unroll
+    for (int n = 0; n < kValues / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[n][i] = 0;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int at = threadIdx.x + i * kThreads, query = at / D, d = at % D;
+      if (query >= queries) break;
+      Softmax<1> part;
+#pragma unroll
+      for (int w = 0; w < Shared::kKeyWarps; ++w) {
+        const float mine[1] = {shared.o[w][query][d]};
+        part.join(shared.m[w][query], shared.l[w][query], mine);
+      }
+      if (!split) {
+        Softmax<1> joined;
+        joined.m = shared.total_m[turn][query], joined.l = shared.total_l[turn][query], joined.o[0] = total[i];
+        joined.join(part.m, part.l, part.o);
+        total[i] = joined.o[0];
+        if (d == 0) shared.total_m[turn ^ 1][query] = joined.m, shared.total_l[turn ^ 1][query] = joined.l;
+      } else if (d < s.Dh) {
+        const int64_t place = results.place(row_of(query), s.H, head_of(query), range);
+        if (d == 0) results.ml[2 * place] = part.m, results.ml[2 * place + 1] = part.l;
+        results.o[place * s.Dh + d] = part.o[0];
+      }
+    }
+    turn ^= 1;
+    __syncthreads();  // the memory is free for the next range
+  };
+
+  const float scale = s.scale * 1.44269504f;  // of exponents of 2
+  for (int tile = begin_tile; tile < end_tile; ++tile) {
+    __syncthreads();  // nobody reads the tile before this one
+    if (tile + 1 < end_tile)
+      load_tile(tile + 1);
+    else
+      end_copy_group();
+    find_keys(tile + 2);
+    wait_copies<1>();
+    __syncthreads();  // the tile is there
+    const auto& place = shared.tiles[tile % 2];
+    float score[2][4] = {};
+#pragma unroll
+    for (int d = 0; d < D; d += 16) {
+      uint32_t a[4], k[4];
+      load_a(a, shared.queries, kStride, 0, d, lane);
+      load_b(k, place.keys, kStride, warp * 16, d, lane);
+      mma_bf16(score[0], a[0], a[1], a[2], a[3], k[0], k[1]);
+      mma_bf16(score[1], a[0], a[1], a[2], a[3], k[2], k[3]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = m[r];
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int i = 2 * r; i < 2 * r + 2; ++i) {
+          const int64_t key = int64_t{tile} * kTileKeys + warp * 16 + n * 8 + lane % 4 * 2 + i % 2;
+          if (key < from || key >= ends[r]) score[n][i] = -INFINITY;
+          top = fmaxf(top, score[n][i]);
+        }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);  // nothing seen so far: all weights are 0
+      const float shrink = exp2f(fmaf(m[r], scale, -base));
+      m[r] = top;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int i = 2 * r; i < 2 * r + 2; ++i) sum += score[n][i] = exp2f(fmaf(score[n][i], scale, -base));
+      l[r] = fmaf(l[r], shrink, sum);
+#pragma unroll
+      for (int n = 0; n < kValues / 8; ++n) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
+    }
+    const uint32_t a[4] = {bf16_pair(score[0][0], score[0][1]), bf16_pair(score[0][2], score[0][3]),
+                           bf16_pair(score[1][0], score[1][1]), bf16_pair(score[1][2], score[1][3])};
+#pragma unroll
+    for (int n = 0; n < kValues / 16; ++n) {
+      uint32_t v[4];
+      load_b_as_stored(v, place.values, kStride, warp * 16, value0 + n * 16, lane);
+      mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
+      mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
+    }
+    if (tile + 1 == end_tile || (tile + 1) * kTileKeys % kFewRange == 0) end_range(tile * kTileKeys / kFewRange);
+  }
+  wait_copies<0>();
+  if (split) return;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int at = threadIdx.x + i * kThreads, query = at / D, d = at % D;
+    if (query >= queries || d >= s.Dh) continue;
+    const float l = shared.total_l[turn][query];
+    out[(row_of(query) * s.H + head_of(query)) * s.Dh + d] = from_float<bf16_t>(l == 0 ? 0 : total[i] / l);
+  }
+}
+
+template <int D, class Source>
+void attend_few(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
+                int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, const RangeResults& results,
+                bf16_t* out) {
+  const int64_t G = shape.H / key_heads, parts = (most_rows * G + kFewQueries - 1) / kFewQueries;
+  const dim3 grid(static_cast<unsigned>(sequences), static_cast<unsigned>(key_heads * parts),
+                  results.ranges > 0 ? static_cast<unsigned>(results.ranges) : 1);
+  const auto kernel = attend_few_kernel<D, Source>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(FewShared<D>)));
+  kernel<<<grid, FewShared<D>::kThreads, sizeof(FewShared<D>), stream>>>(
+      source, start, static_cast<int>(G), static_cast<int>(parts), q, shape, results, out);
+}
+
+}  // namespace calandra::cuda

@@ -1,0 +1,191 @@
+// Products of up to 16 rows of x with weights that are read once, near the memory's speed: y = x W^T.
+//
+// A block of 8 warps has kTiles tiles of 8 outputs (rows of W). Weights go from memory straight to registers, kAhead
+// chunks of 1 kB of a row before the first is used; a warp multiplies 128 bytes of a chunk on tensor cores
+// (device/mma.cuh; A: 16 rows of x, B: 8 rows of W), with x through the caches. In the end the 8 warps' sums of an
+// output are added in order through 4 kB of shared memory a tile. The order of a sum depends on K and the number format
+// alone, and an instruction computes every row by itself: a row gives the same bits alone, in any batch, and with
+// experts.
+//
+// The first weights are read before the kernel in front has ended, since no kernel writes them. Bound by the read of
+// the weights: 85 to 95 % of the read bandwidth from 30 MB on, less where a launch is over in a few microseconds.
+#pragma once
+
+#include "backends/cuda/device/few_rows_args.cuh"
+#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/pipeline.cuh"
+
+namespace calandra::cuda {
+
+// 8 numbers of a row of x from k on, zeros beyond K.
+__device__ __forceinline__ uint4 x_at(const bf16_t* row, int k, int K, bool aligned) {
+  if (aligned && k + 8 <= K) return *reinterpret_cast<const uint4*>(row + k);
+  Vec<bf16_t, 8> v;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v.at[i] = k + i < K ? row[k + i] : __float2bfloat16_rn(0.0f);
+  return reinterpret_cast<const uint4&>(v);
+}
+
+// 16 bytes that are read once.
+__device__ __forceinline__ uint4 load_once(const std::byte* from) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+
+// Products of a chunk: a warp's 128 bytes of each row of a tile. f8: a thread has 16 numbers of two steps at once.
+template <bool kF8>
+struct ChunkProduct {
+  static constexpr int kSize = kF8 ? 1 : 2;
+  static constexpr int kInputs = kOfWarp / kSize;
+  static constexpr int kOwn = kInputs / 32;  // times 8 inputs of a thread
+
+  // The 8 inputs of number i, from the warp's first on.
+  __device__ __forceinline__ static int input(int i, int t) {
+    return kF8 ? i / 2 * 64 + 16 * t + i % 2 * 8 : i * 32 + 8 * t;
+  }
+  __device__ __forceinline__ static void step(float (&d)[4], const uint4& low, const uint4& high, const uint4& w) {
+    mma_bf16(d, low.x, high.x, low.y, high.y, w.x, w.y);
+    mma_bf16(d, low.z, high.z, low.w, high.w, w.z, w.w);
+  }
+  __device__ __forceinline__ static void add(float (&sum)[4], const uint4 (&low)[kOwn], const uint4 (&high)[kOwn],
+                                             const uint4 (&w)[2], const float (&scale)[2]) {
+    if constexpr (kF8) {
+      float block[4] = {};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        step(block, low[2 * i], high[2 * i], bf16x8_of_e4m3x8({w[i].x, w[i].y}));
+        step(block, low[2 * i + 1], high[2 * i + 1], bf16x8_of_e4m3x8({w[i].z, w[i].w}));
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[i] = fmaf(block[i], scale[i % 2], sum[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) step(sum, low[i], high[i], w[i]);
+    }
+  }
+};
+
+// kHigh: more than 8 rows.
+template <bool kF8, bool kHigh, int kAhead, int kTiles>
+__global__ void __launch_bounds__(kTileWarps* kWarp, kAhead* kTiles > 2 ? 2
+                                                     : kF8 || kHigh     ? 3
+                                                                        : 4)
+    few_rows(const __grid_constant__ FewRowsArgs a) {
+  __shared__ float sums[kTiles][kTileWarps][kHigh ? kMostRows : kMostRows / 2][kTile];
+  __shared__ ChoiceGroup group;
+  using Product = ChunkProduct<kF8>;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int t0 = blockIdx.y * kMostRows, rows = min(kMostRows, a.T - t0);
+  int number = 0;
+  while (number + 1 < a.parts && static_cast<int>(blockIdx.x) >= a.part[number + 1].first_block) ++number;
+  const FewRowsPart& p = a.part[number];
+  const std::byte *weight = p.weight, *other = p.other;
+  int block = static_cast<int>(blockIdx.x) - p.first_block, own = rows;
+  const bool grouped = p.expert_bytes != 0;
+  let_next_grid_begin();
+  if (grouped) {
+    wait_for_grid();
+    const int blocks = p.blocks(kTiles), slot = block / blocks;
+    block %= blocks;
+    if (slot >= rows * a.top_k) return;
+    group_of_choice(a, t0, rows, slot, group);
+    own = group.count;
+    if (own == 0) return;
+    const bool exists = group.expert >= 0 && group.expert < a.E;
+    weight = exists ? weight + group.expert * p.expert_bytes : nullptr;
+    other += group.expert * p.expert_bytes;
+  }
+  const int per_tile = p.outputs_of_tile(), n0 = block * kTiles * per_tile;
+  // Row `i` of a tile's 8: of a pair, 4 of the one and 4 of the other.
+  const auto row_of = [&](int tile, int i) {
+    const bool second = i >= per_tile;
+    const int n = min(n0 + tile * per_tile + (second ? i - per_tile : i), p.N - 1);
+    return (second ? other : weight) + int64_t{n} * p.row_bytes;
+  };
+
+  float sum[kTiles][4] = {};
+  if (weight != nullptr) {
+    const std::byte *from[kTiles], *scales[kTiles][2];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      from[tile] = row_of(tile, g) + warp * kOfWarp + 16 * t;
+      if constexpr (kF8)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) scales[tile][i] = row_of(tile, 2 * t + i) + p.value_bytes + warp * sizeof(float);
+    }
+    const auto x_row = [&](int r) -> const bf16_t* {
+      if (r >= own) return nullptr;
+      if (!grouped) return p.x + (t0 + r) * p.x_stride;
+      const int choice = group.choice[r];
+      return p.x + (t0 + choice / a.top_k) * p.x_stride + choice % a.top_k * p.x_choice;
+    };
+    const bf16_t *low_row = x_row(g), *high_row = kHigh ? x_row(g + 8) : nullptr;
+    bool waited = grouped;
+    for (int begin = 0; begin < p.value_bytes; begin += kAhead * kChunk) {
+      uint4 w[kAhead][kTiles][2], low[kAhead][Product::kOwn], high[kAhead][Product::kOwn];
+      float scale[kAhead][kTiles][2];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const int chunk = begin + u * kChunk;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            w[u][tile][i] = chunk + warp * kOfWarp + i * 64 + 16 * t < p.value_bytes
+                                ? load_once(from[tile] + chunk + i * 64)
+                                : uint4{};
+          if constexpr (kF8)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+              scale[u][tile][i] = chunk + warp * kOfWarp < p.K
+                                      ? __ldg(reinterpret_cast<const float*>(scales[tile][i] + chunk / kOfWarp * 4))
+                                      : 0;
+        }
+      }
+      if (!waited) wait_for_grid(), waited = true;
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u)
+#pragma unroll
+        for (int i = 0; i < Product::kOwn; ++i) {
+          const int k = (begin + u * kChunk) / Product::kSize + warp * Product::kInputs + Product::input(i, t);
+          low[u][i] = low_row != nullptr && k < p.K ? x_at(low_row, k, p.K, p.x_aligned) : uint4{};
+          high[u][i] = high_row != nullptr && k < p.K ? x_at(high_row, k, p.K, p.x_aligned) : uint4{};
+        }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u)
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) Product::add(sum[tile], low[u], high[u], w[u][tile], scale[u][tile]);
+    }
+  } else if (!grouped) {
+    wait_for_grid();
+  }
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+    for (int i = 0; i < (kHigh ? 4 : 2); ++i) sums[tile][warp][g + i / 2 * 8][2 * t + i % 2] = sum[tile][i];
+  __syncthreads();
+
+  for (int i = threadIdx.x; i < kTiles * own * per_tile; i += kTileWarps * kWarp) {
+    const int column = i % per_tile, r = i / per_tile % own, tile = i / per_tile / own,
+              n = n0 + tile * per_tile + column;
+    if (n >= p.N) continue;
+    const auto total = [&](int c, const float* bias) {
+      float y = 0;
+#pragma unroll
+      for (int w = 0; w < kTileWarps; ++w) y += sums[tile][w][r][c];
+      return weight != nullptr && bias != nullptr ? y + bias[n] : y;
+    };
+    const int64_t row = grouped ? int64_t{t0} * a.top_k + group.choice[r] : t0 + r;
+    float y = total(column, p.bias);
+    if (p.after == After::kSwiGlu)
+      y = rounded<bf16_t>(silu(rounded<bf16_t>(y))) * rounded<bf16_t>(total(column + per_tile, p.other_bias));
+    else if (p.after == After::kAdd)
+      y = to_float(p.residual[row * p.residual_stride + n]) + rounded<bf16_t>(y);
+    p.out.store(row * p.out_stride + n, y);
+  }
+}
+
+}  // namespace calandra::cuda

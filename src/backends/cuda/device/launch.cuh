@@ -1,0 +1,36 @@
+// Launches a kernel that follows the one before it in the stream closely (device/pipeline.cuh): its blocks may begin,
+// and load what no kernel writes, while that one still runs. The kernel must call wait_for_grid() in every block.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <utility>
+
+namespace calandra::cuda {
+
+// The same with blocks in clusters; `cluster` divides the grid.
+template <class... Parameters, class... Arguments>
+void launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster, size_t shared_bytes,
+                     cudaStream_t stream, Arguments&&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
+  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);  // `launched` looks at the last error
+}
+
+template <class... Parameters, class... Arguments>
+void launch_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                     Arguments&&... arguments) {
+  launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace calandra::cuda

@@ -1,0 +1,123 @@
+// Launches of device/few_rows.cuh. How much a block reads at once is chosen by measurement and changes no bit: enough
+// blocks to fill the device when there are many tiles, longer reads when there are few.
+#include "backends/cuda/linear_few_rows.h"
+
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/types.cuh"
+#include "backends/cuda/packed_rows.h"
+
+namespace calandra::cuda {
+
+bool has_few_rows(DType x, const PackedWeight& weight) {
+  if (x != DType::kBF16) return false;
+  return weight.dtype == DType::kBF16 || (weight.dtype == DType::kF8E4M3 && weight.block_k == kOfWarp);
+}
+
+FewRowsPart& FewRowsLaunch::part(const Tensor& x, const PackedWeight& weight, const Tensor& out, After after) {
+  CHECK_LT(args_.parts, FewRowsArgs::kMostParts);
+  CHECK(args_.parts == 0 || (weight.dtype == stored_ && args_.part[args_.parts - 1].expert_bytes == 0));
+  stored_ = weight.dtype;
+  FewRowsPart& p = args_.part[args_.parts++];
+  p.weight = weight.packed.bytes_at(0);
+  p.bias = weight.bias ? weight.bias.as<float>() : nullptr;
+  p.x = static_cast<const bf16_t*>(x.data());
+  p.x_stride = x.stride(0);
+  p.x_aligned = weight.K % 8 == 0 && rows_aligned(x, 16);
+  p.out = {const_cast<void*>(out.data()), is_bf16(out)};
+  p.out_stride = out.stride(0);
+  p.row_bytes = static_cast<int>(packed_row(weight.dtype, weight.K, weight.block_k));
+  p.value_bytes = static_cast<int>(padded_values(weight.dtype, weight.K));
+  p.N = static_cast<int>(weight.N);
+  p.K = static_cast<int>(weight.K);
+  p.after = after;
+  return p;
+}
+
+FewRowsPart& FewRowsLaunch::grouped(const Tensor& x, const GroupedWeight& weight, const Tensor& chosen,
+                                    const Tensor& out, After after) {
+  FewRowsPart& p = part(x, weight.expert(0), out, after);
+  p.x_choice = x.rank() == 3 ? weight.K : 0;
+  p.out_stride = weight.N;  // from choice to choice
+  p.expert_bytes = weight.packed.stride(0);
+  args_.experts = chosen.as<int32_t>();
+  args_.experts_stride = chosen.stride(0);
+  args_.top_k = static_cast<int>(chosen.size(1));
+  args_.E = static_cast<int>(weight.E);
+  CHECK_LE(args_.top_k * kMostRows, kMostChoices);
+  return p;
+}
+
+void FewRowsLaunch::add(const Tensor& x, const PackedWeight& weight, const Tensor& out, int64_t column) {
+  FewRowsPart& p = part(x, weight, out, After::kStore);
+  p.out.data = static_cast<std::byte*>(p.out.data) + column * static_cast<int64_t>(size_of(out.dtype()));
+}
+
+void FewRowsLaunch::add_to(const Tensor& x, const PackedWeight& weight, const Tensor& residual, const Tensor& out) {
+  FewRowsPart& p = part(x, weight, out, After::kAdd);
+  p.residual = static_cast<const bf16_t*>(residual.data());
+  p.residual_stride = residual.stride(0);
+}
+
+void FewRowsLaunch::swiglu(const Tensor& x, const PackedWeight& gate, const PackedWeight& up, const Tensor& out) {
+  FewRowsPart& p = part(x, gate, out, After::kSwiGlu);
+  p.other = up.packed.bytes_at(0);
+  p.other_bias = up.bias ? up.bias.as<float>() : nullptr;
+}
+
+void FewRowsLaunch::experts(const Tensor& x, const GroupedWeight& weight, const Tensor& chosen, const Tensor& out) {
+  grouped(x, weight, chosen, out, After::kStore);
+}
+
+void FewRowsLaunch::swiglu_experts(const Tensor& x, const GroupedWeight& gate, const GroupedWeight& up,
+                                   const Tensor& chosen, const Tensor& out) {
+  CHECK_EQ(gate.packed.stride(0), up.packed.stride(0));
+  grouped(x, gate, chosen, out, After::kSwiGlu).other = up.packed.bytes_at(0);
+}
+
+namespace {
+
+template <bool kF8, bool kHigh, int kAhead, int kTiles>
+void launch(cudaStream_t stream, FewRowsArgs& args) {
+  int blocks = 0;
+  for (int i = 0; i < args.parts; ++i) {
+    FewRowsPart& p = args.part[i];
+    p.first_block = blocks;
+    blocks += p.blocks(kTiles) * (p.expert_bytes == 0 ? 1 : std::min(args.T, kMostRows) * args.top_k);
+  }
+  launch_follower(few_rows<kF8, kHigh, kAhead, kTiles>,
+                  dim3(static_cast<unsigned>(blocks), blocks_for(args.T, kMostRows)), dim3(kTileWarps * kWarp), 0,
+                  stream, args);
+}
+
+}  // namespace
+
+// Measured on an H100: see bench/results/cuda_few_rows.md.
+void FewRowsLaunch::run(cudaStream_t stream) {
+  constexpr int kSms = 132;
+  int tiles = 0, longest = 0;
+  for (int i = 0; i < args_.parts; ++i) {
+    tiles += args_.part[i].blocks(1);
+    longest = std::max(longest, args_.part[i].value_bytes);
+  }
+  const bool high = args_.T > 8, f8 = stored_ == DType::kF8E4M3, grouped = args_.experts != nullptr;
+  const auto choose = [&]<int kAhead, int kTiles>() {
+    if (f8)
+      high ? launch<true, true, kAhead, kTiles>(stream, args_) : launch<true, false, kAhead, kTiles>(stream, args_);
+    else
+      high ? launch<false, true, kAhead, kTiles>(stream, args_) : launch<false, false, kAhead, kTiles>(stream, args_);
+  };
+  if (grouped)
+    f8 || high ? choose.operator()<1, 4>() : choose.operator()<1, 2>();
+  else if (f8)
+    tiles > 4 * kSms ? choose.operator()<1, 2>() : choose.operator()<1, 1>();
+  else if (tiles <= 2 * kSms)
+    choose.operator()<4, 1>();
+  else if (high)
+    longest <= 2 * kChunk ? choose.operator()<1, 4>() : choose.operator()<1, 2>();
+  else if (tiles > 4 * kSms && tiles <= 5 * kSms)  // all blocks at once, which read less ahead
+    choose.operator()<1, 1>();
+  else
+    choose.operator()<2, 1>();
+}
+
+}  // namespace calandra::cuda

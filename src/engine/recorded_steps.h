@@ -1,0 +1,64 @@
+// RecordedSteps: steps whose shapes come again are recorded (Backend::record) and then started in one call, so that the
+// host does not start each of their kernels.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <compare>
+#include <map>
+
+#include "base/check.h"
+#include "ops/backend.h"
+
+namespace calandra {
+
+class RecordedSteps {
+ public:
+  static constexpr int64_t kForward = -1;  // of Key::pass; passes of the drafter count from 0
+
+  // All that arguments of a step's kernels depend on. The batch and the caches lie where they always lie.
+  struct Key {
+    int64_t pass, rows, sequences, max_query_len, max_seq_len, max_drafts;
+    const void* input;  // hidden rows of a drafter's pass
+    auto operator<=>(const Key&) const = default;
+  };
+
+  // The bound of a length that is the same for most steps of a sequence: it changes when the length doubles.
+  static int64_t bound_of(int64_t max_seq_len, int64_t max_model_len) {
+    const auto next = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(max_seq_len)));
+    return std::min(std::max(kLeastBound, next), std::max(max_seq_len, max_model_len));
+  }
+
+  // work(), a Tensor in the workspace, which was reset. The first time for a key it runs as it is, the second time it
+  // is recorded, and from then on the recording runs.
+  template <class F>
+  Tensor run(ExecContext& ctx, const Key& key, const F& work) {
+    if (CALANDRA_STAMPS || !ctx.backend.records()) return work();  // stamps want every allocation
+    const auto found = steps_.find(key);
+    if (found == steps_.end()) {
+      if (steps_.size() < kMost) steps_.emplace(key, Step{});
+      return work();
+    }
+    Step& step = found->second;
+    if (step.recording == nullptr) {
+      step.recording = ctx.backend.record(ctx, [&] { step.result = work(); });
+      step.behind = ctx.workspace.place();
+    }
+    step.recording->run(ctx);
+    ctx.workspace.go_to(step.behind);
+    return step.result;
+  }
+
+ private:
+  static constexpr int64_t kLeastBound = 512;
+  static constexpr size_t kMost = 256;  // a recording takes about a megabyte of the host
+
+  struct Step {
+    std::unique_ptr<Backend::Recording> recording;  // null: it ran once
+    Tensor result;
+    Workspace::Place behind{};
+  };
+  std::map<Key, Step> steps_;
+};
+
+}  // namespace calandra

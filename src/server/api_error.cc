@@ -1,0 +1,38 @@
+#include "server/api_error.h"
+
+namespace calandra::server {
+namespace {
+
+constexpr const char* kRetryAfterSeconds = "1";
+
+std::string_view error_type(int status) {
+  switch (status) {
+    case 401:
+      return "authentication_error";
+    case 404:
+      return "not_found_error";
+    case 429:
+      return "rate_limit_error";
+    case 503:
+      return "service_unavailable";
+    default:
+      return status < 500 ? "invalid_request_error" : "server_error";
+  }
+}
+
+}  // namespace
+
+json::object error_object(const RequestError& error) {
+  return {{"message", error.message},
+          {"type", error_type(error.status)},
+          {"param", error.param.empty() ? json::value(nullptr) : json::value(error.param)},
+          {"code", error.code}};
+}
+
+HttpReply error_reply(const RequestError& error) {
+  HttpReply reply{.status = error.status, .body = to_json(json::object{{"error", error_object(error)}})};
+  if (error.status == 429 || error.status == 503) reply.headers.emplace_back("Retry-After", kRetryAfterSeconds);
+  return reply;
+}
+
+}  // namespace calandra::server

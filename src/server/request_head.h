@@ -1,0 +1,25 @@
+// What a request's head says: paths, keys, ids, origins.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace calandra::server {
+
+// "/v1/models/a%2Fb?x=1" -> "/v1/models/a/b". Nothing when it is no path or an escape is wrong.
+std::optional<std::string> decode_path(std::string_view target);
+
+// Whether one of the keys is in `authorization` ("Bearer KEY") or `api_key`. The time it takes tells nothing about
+// them.
+bool has_key(std::span<const std::string> keys, std::string_view authorization, std::string_view api_key);
+
+// May stand in a header and in a log as it is.
+bool is_plain_id(std::string_view id);
+std::string make_request_id();
+
+// What access-control-allow-origin must say, or nothing.
+std::optional<std::string> allowed_origin(std::span<const std::string> allowed, std::string_view origin);
+
+}  // namespace calandra::server

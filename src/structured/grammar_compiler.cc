@@ -1,0 +1,207 @@
+#include "structured/grammar_compiler.h"
+
+#include <fmt/format.h>
+#include <xgrammar/compiler.h>
+
+#include <condition_variable>
+#include <deque>
+#include <future>
+#include <list>
+#include <mutex>
+#include <thread>
+
+#include "base/log.h"
+#include "structured/matched_grammar.h"
+#include "text/tokenizer.h"
+
+namespace calandra {
+namespace {
+
+// What xgrammar warns about while it compiles: parts of a form that it would ignore. One grammar is compiled by one
+// thread.
+thread_local std::vector<std::string>* warnings = nullptr;
+
+struct Refused {
+  std::string why;
+};
+
+RequestError refusal(std::string_view why) {
+  return {400, "invalid_request_error", "response_format", fmt::format("the output form cannot be used: {}", why)};
+}
+
+}  // namespace
+
+class GrammarCompiler::Worker {
+ public:
+  Worker(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids, Limits limits)
+      : limits_(limits),
+        compiler_(xgrammar::TokenizerInfo(vocabulary, xgrammar::VocabType::RAW, std::nullopt, eos_token_ids),
+                  /*max_threads=*/1, /*cache_enabled=*/false),
+        thread_([this] { run(); }) {}
+
+  ~Worker() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    work_.notify_all();
+    thread_.join();
+  }
+
+  Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
+    if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(why)};
+    std::shared_future<Result> result = submit(form);
+    if (result.wait_for(limits_.patience) != std::future_status::ready)
+      return {nullptr, refusal("compiling it takes too long")};
+    const Result& compiled = result.get();
+    if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(refused->why)};
+    return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
+            {}};
+  }
+
+  Stats stats() const {
+    const std::lock_guard lock(mutex_);
+    return stats_;
+  }
+
+ private:
+  using Result = std::variant<Refused, xgrammar::CompiledGrammar>;
+  struct Entry {
+    OutputForm form;
+    std::promise<Result> promise = {};
+    std::shared_future<Result> result = promise.get_future().share();
+    int64_t bytes = -1;  // not compiled yet
+  };
+
+  static bool same(const OutputForm& a, const OutputForm& b) {
+    return a.kind == b.kind && a.strict == b.strict && a.text == b.text;
+  }
+
+  std::shared_future<Result> submit(const OutputForm& form) {
+    const std::lock_guard lock(mutex_);
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (!same((*entry)->form, form)) continue;
+      entries_.splice(entries_.begin(), entries_, entry);
+      ++stats_.found;
+      return entries_.front()->result;
+    }
+    auto entry = std::make_shared<Entry>(form);
+    entries_.push_front(entry);
+    waiting_.push_back(entry);
+    work_.notify_one();
+    return entry->result;
+  }
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      work_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+      if (stopping_) return;
+      const std::shared_ptr<Entry> entry = waiting_.front();
+      waiting_.pop_front();
+      lock.unlock();
+      Result result = compile_now(entry->form);
+      lock.lock();
+      ++stats_.compiled;
+      const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&result);
+      entry->bytes = static_cast<int64_t>(entry->form.text.size()) +
+                     (compiled != nullptr ? static_cast<int64_t>(compiled->MemorySizeBytes()) : 0);
+      stats_.bytes += entry->bytes;
+      entry->promise.set_value(std::move(result));
+      forget();
+    }
+  }
+
+  // Drops grammars that were not asked for lately, until the rest fits; choices that follow one keep it.
+  void forget() {
+    for (auto entry = entries_.end(); stats_.bytes > limits_.cache_bytes && entry != entries_.begin();) {
+      --entry;
+      if ((*entry)->bytes < 0) continue;
+      stats_.bytes -= (*entry)->bytes;
+      entry = entries_.erase(entry);
+    }
+  }
+
+  Result compile_now(const OutputForm& form) {
+    std::vector<std::string> ignored;
+    warnings = &ignored;
+    Result result = Refused{"unknown"};
+    try {
+      result = compile_form(form);
+    } catch (const std::exception& error) {
+      result = Refused{error.what()};
+    }
+    warnings = nullptr;
+    // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
+    std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
+    if (!ignored.empty() && std::holds_alternative<xgrammar::CompiledGrammar>(result)) return Refused{ignored.front()};
+    return result;
+  }
+
+  xgrammar::CompiledGrammar compile_form(const OutputForm& form) {
+    const auto schema = [&](const std::string& text, bool strict) {
+      return compiler_.CompileJSONSchema(text, /*any_whitespace=*/true, std::nullopt, std::nullopt, strict);
+    };
+    switch (form.kind) {
+      case OutputForm::Kind::kJsonObject:
+        return schema(R"({"type": "object"})", false);
+      case OutputForm::Kind::kJsonSchema:
+        return schema(form.text, form.strict);
+      case OutputForm::Kind::kRegex:
+        return compiler_.CompileRegex(form.text);
+      case OutputForm::Kind::kEbnf:
+        return compiler_.CompileGrammar(form.text);
+      case OutputForm::Kind::kStructuralTag:
+        return compiler_.CompileStructuralTag(form.text);
+    }
+    throw std::invalid_argument("unknown form");
+  }
+
+  const Limits limits_;
+  xgrammar::GrammarCompiler compiler_;  // of thread_
+  mutable std::mutex mutex_;
+  std::condition_variable work_;
+  std::list<std::shared_ptr<Entry>> entries_;  // lately asked for first
+  std::deque<std::shared_ptr<Entry>> waiting_;
+  Stats stats_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+GrammarCompiler::GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids,
+                                 Limits limits)
+    : worker_(std::make_unique<Worker>(vocabulary, eos_token_ids, limits)) {}
+
+GrammarCompiler::GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids)
+    : GrammarCompiler(vocabulary, eos_token_ids, Limits()) {}
+
+GrammarCompiler::~GrammarCompiler() = default;
+
+GrammarCompiler::Compiled GrammarCompiler::compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
+  return worker_->compile(form, std::move(thinking_end));
+}
+
+GrammarCompiler::Stats GrammarCompiler::stats() const { return worker_->stats(); }
+
+std::vector<std::string> grammar_vocabulary(const Tokenizer& tokenizer) {
+  std::vector<std::string> vocabulary(tokenizer.size());
+  for (int32_t id = 0; id < tokenizer.size(); ++id)
+    if (!tokenizer.is_special(id)) vocabulary[id] = tokenizer.id_to_piece(id);
+  return vocabulary;
+}
+
+}  // namespace calandra
+
+// What xgrammar's own sources call to report.
+namespace xgrammar {
+
+void LogFatalImpl(const std::string&, int, const std::string& message) { throw std::runtime_error(message); }
+
+void LogMessageImpl(const std::string&, int, int, const std::string& message) {
+  if (calandra::warnings != nullptr)
+    calandra::warnings->push_back(message);
+  else
+    calandra::log_debug("xgrammar: {}", message);
+}
+
+}  // namespace xgrammar

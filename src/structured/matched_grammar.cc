@@ -1,0 +1,95 @@
+#include "structured/matched_grammar.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace calandra {
+
+MatchedGrammar::MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end)
+    : matcher_(compiled),
+      vocab_size_(compiled.GetTokenizerInfo().GetVocabSize()),
+      thinking_end_(std::move(thinking_end)),
+      thinking_{!thinking_end_.empty()} {}
+
+MatchedGrammar::Thinking MatchedGrammar::behind(Thinking thinking, int32_t token) const {
+  // The longest beginning of the end that the outputs end with; its tokens are few.
+  size_t matched = thinking.matched;
+  while (matched > 0 && thinking_end_[matched] != token) {
+    size_t shorter = matched - 1;
+    while (shorter > 0 && !std::equal(thinking_end_.begin(), thinking_end_.begin() + shorter,
+                                      thinking_end_.begin() + (matched - shorter)))
+      --shorter;
+    matched = shorter;
+  }
+  if (thinking_end_[matched] == token) ++matched;
+  return {matched < thinking_end_.size(), matched < thinking_end_.size() ? matched : 0};
+}
+
+bool MatchedGrammar::is_end(int32_t token) const {
+  const std::vector<int>& ends = matcher_.GetStopTokenIds();
+  return std::find(ends.begin(), ends.end(), token) != ends.end();
+}
+
+// Asks the matcher only what it does not warn about.
+bool MatchedGrammar::advance(int32_t token) {
+  return !matcher_.IsTerminated() && token >= 0 && token < vocab_size_ && matcher_.AcceptToken(token);
+}
+
+bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> words) {
+  const int64_t own_words = xgrammar::GetBitmaskSize(vocab_size_);
+  CHECK_LE(own_words, static_cast<int64_t>(words.size()));
+  Thinking thinking = thinking_;
+  bool ended = ended_;
+  int taken = 0;
+  bool allowed = true;
+  for (const int32_t draft : drafts) {
+    if (ended) {
+      allowed = false;
+    } else if (thinking.open) {
+      ended = is_end(draft);
+      if (!ended) thinking = behind(thinking, draft);
+    } else if ((allowed = advance(draft))) {
+      ++taken;
+    }
+    if (!allowed) break;
+  }
+  if (allowed && (ended || matcher_.IsTerminated())) {
+    for (const int end : matcher_.GetStopTokenIds()) words[end / 32] |= uint32_t{1} << (end % 32);
+  } else if (allowed && thinking.open) {
+    std::fill(words.begin(), words.end(), ~uint32_t{0});
+  } else if (allowed) {
+    int64_t shape = own_words;
+    DLTensor tensor{words.data(), {kDLCPU, 0}, 1, xgrammar::GetBitmaskDLType(), &shape, nullptr, 0};
+    matcher_.FillNextTokenBitmask(&tensor);
+  }
+  if (taken > 0) matcher_.Rollback(taken);
+  return allowed;
+}
+
+void MatchedGrammar::accept(int32_t token) {
+  if (ended_ || matcher_.IsTerminated()) return;
+  if (thinking_.open) {
+    ended_ = is_end(token);
+    if (!ended_) thinking_ = behind(thinking_, token);
+    return;
+  }
+  CHECK_MSG(advance(token), "the grammar does not allow the token that was emitted");
+}
+
+bool MatchedGrammar::finished() const {
+  if (ended_ || matcher_.IsTerminated()) return true;
+  if (thinking_.open || !matcher_.IsCompleted()) return false;
+  std::vector<uint32_t> words(xgrammar::GetBitmaskSize(vocab_size_));
+  clone()->mask({}, words);
+  for (const int end : matcher_.GetStopTokenIds()) words[end / 32] &= ~(uint32_t{1} << (end % 32));
+  return std::all_of(words.begin(), words.end(), [](uint32_t word) { return word == 0; });
+}
+
+std::unique_ptr<Grammar> MatchedGrammar::clone() const {
+  auto copy = std::make_unique<MatchedGrammar>(*this);
+  copy->matcher_ = matcher_.Fork();
+  return copy;
+}
+
+}  // namespace calandra

@@ -1,0 +1,39 @@
+// MatchedGrammar: a compiled grammar at the place that a choice has reached.
+#pragma once
+
+#include <xgrammar/matcher.h>
+
+#include "engine/grammar.h"
+
+#include <vector>
+
+namespace calandra {
+
+class MatchedGrammar : public Grammar {
+ public:
+  // `thinking_end`: the grammar begins behind these tokens; empty: at once.
+  MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end);
+
+  bool mask(std::span<const int32_t> drafts, std::span<uint32_t> words) override;
+  void accept(int32_t token) override;
+  bool finished() const override;
+  std::unique_ptr<Grammar> clone() const override;
+
+ private:
+  // How far the outputs got: inside of the reasoning, and how much of its end they end with.
+  struct Thinking {
+    bool open = false;
+    size_t matched = 0;
+  };
+  Thinking behind(Thinking thinking, int32_t token) const;
+  bool is_end(int32_t token) const;
+  bool advance(int32_t token);
+
+  xgrammar::GrammarMatcher matcher_;
+  int32_t vocab_size_;
+  std::vector<int32_t> thinking_end_;
+  Thinking thinking_;
+  bool ended_ = false;  // an end-of-text id was accepted inside of the reasoning
+};
+
+}  // namespace calandra

@@ -1,0 +1,28 @@
+// OutputForm: the form that a request asks its answer to have.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+
+namespace calandra {
+
+struct OutputForm {
+  enum class Kind { kJsonObject, kJsonSchema, kRegex, kEbnf, kStructuralTag };
+  Kind kind = Kind::kJsonObject;
+  std::string text = {};  // schema as JSON, expression, grammar (root rule "root"), or structural tag as JSON
+  bool strict = false;    // of a schema: objects have no properties but the named ones
+
+  static OutputForm json_schema(const json::value& schema, bool strict);
+  // The whole answer matches it; "." is any character but a newline.
+  static OutputForm regex(std::string_view expression);
+  // One of the texts.
+  static OutputForm choice(const std::vector<std::string>& texts);
+};
+
+// Empty, or why this is refused before it is compiled: it would take unbounded time or memory, or not be kept in full.
+std::string refusal_of(const OutputForm& form);
+
+}  // namespace calandra

@@ -1,0 +1,254 @@
+// Structured output: recorded strings, and what the engine asks of a Grammar.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <random>
+#include <sstream>
+
+#include "structured/grammar_compiler.h"
+#include "structured/grammar_rows.h"
+#include "structured/requested_form.h"
+
+namespace calandra {
+namespace {
+
+std::vector<json::object> read_rows(const char* name) {
+  const std::filesystem::path file = std::filesystem::path(CALANDRA_SOURCE_DIR) / "tests/oracle/text/structured" / name;
+  std::vector<json::object> rows;
+  std::istringstream lines(read_text_file(file));
+  for (std::string line; std::getline(lines, line);) rows.push_back(parse_json(line, name).as_object());
+  return rows;
+}
+
+std::string fmt_kind(OutputForm::Kind kind) {
+  constexpr const char* kNames[] = {"object ", "schema ", "regex ", "ebnf ", "tag "};
+  return kNames[static_cast<int>(kind)];
+}
+
+TEST(Structured, Goldens) {
+  int64_t strings = 0, refused = 0, rows = 0;
+  for (const char* name : {"json_schemas.jsonl", "regexes.jsonl", "grammars.jsonl"}) {
+    for (const json::object& row : read_rows(name)) {
+      ++rows;
+      const json::object answer = grammar_row(row);
+      const std::string id(row.at("id").as_string());
+      if (answer.contains("error")) {
+        ++refused;
+        EXPECT_TRUE(row.contains("may_refuse")) << id << " " << to_json(answer);
+        continue;
+      }
+      const json::array& accepted = answer.at("accepted").as_array();
+      for (size_t i = 0; i < accepted.size(); ++i, ++strings) {
+        // Values stand with both spacings, one behind the other.
+        const bool other = row.contains("one_spacing_suffices") && accepted[i ^ 1].as_bool();
+        EXPECT_TRUE(accepted[i].as_bool() || other) << id << " " << row.at("accept").as_array()[i];
+      }
+      const json::array& rejected = answer.at("rejected").as_array();
+      for (size_t i = 0; i < rejected.size(); ++i, ++strings)
+        EXPECT_TRUE(rejected[i].as_bool()) << id << " " << row.at("reject").as_array()[i];
+    }
+  }
+  std::printf("%ld rows, %ld refused as may_refuse allows, %ld strings\n", static_cast<long>(rows),
+              static_cast<long>(refused), static_cast<long>(strings));
+  EXPECT_GT(strings, 600);
+}
+
+// A vocabulary of bytes, two longer tokens, and an end.
+constexpr int32_t kTrue = 256, kNull = 257, kThinkEnd = 258, kEnd = 259;
+
+std::vector<std::string> small_vocabulary() {
+  std::vector<std::string> pieces(kEnd + 1);
+  for (int byte = 0; byte < 256; ++byte) pieces[byte] = static_cast<char>(byte);
+  pieces[kTrue] = "true";
+  pieces[kNull] = "null";
+  pieces[kThinkEnd] = "</think>";
+  pieces[kEnd] = "<end>";
+  return pieces;
+}
+
+using Words = std::vector<uint32_t>;
+Words mask_of(Grammar& grammar, const std::vector<int32_t>& drafts, bool* alive = nullptr) {
+  Words words(10);  // as of logits that have more columns than there are tokens
+  const bool answer = grammar.mask(drafts, words);
+  if (alive != nullptr)
+    *alive = answer;
+  else
+    EXPECT_TRUE(answer);
+  return words;
+}
+bool has(const Words& words, int32_t token) { return (words[token / 32] >> (token % 32) & 1) != 0; }
+
+OutputForm list_of_booleans() {
+  return OutputForm::json_schema(
+      parse_json(R"({"type": "array", "items": {"enum": [true, null]}, "maxItems": 2})", "schema"), true);
+}
+
+TEST(Structured, MasksBehindDraftsAreThoseOfWhatIsAccepted) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  std::mt19937 random(3);
+  for (const OutputForm& form :
+       {list_of_booleans(), OutputForm::regex("(ab|a[0-9]{2})*x"), OutputForm::choice({"yes", "no", "a \"b\"\\\n"}),
+        OutputForm{.kind = OutputForm::Kind::kJsonObject}}) {
+    const GrammarCompiler::Compiled compiled = compiler.compile(form);
+    ASSERT_FALSE(compiled.error) << compiled.error->message;
+    for (int walk = 0; walk < 20; ++walk) {
+      const std::unique_ptr<Grammar> grammar = compiled.grammar->clone(), ahead = compiled.grammar->clone();
+      for (int step = 0; step < 12 && !grammar->finished(); ++step) {
+        std::vector<int32_t> drafts;
+        const Words before = mask_of(*grammar, {});
+        std::unique_ptr<Grammar> other = grammar->clone();
+        for (int draft = 0; draft < 4; ++draft) {
+          const Words words = mask_of(*other, {});
+          EXPECT_EQ(mask_of(*grammar, drafts), words);
+          std::vector<int32_t> allowed, refused;
+          for (int32_t token = 0; token <= kEnd; ++token) (has(words, token) ? allowed : refused).push_back(token);
+          ASSERT_FALSE(allowed.empty());
+          if (!refused.empty()) {
+            bool alive = true;
+            std::vector<int32_t> wrong = drafts;
+            wrong.push_back(refused[random() % refused.size()]);
+            mask_of(*grammar, wrong, &alive);
+            EXPECT_FALSE(alive);
+          }
+          drafts.push_back(allowed[random() % allowed.size()]);
+          if (drafts.back() == kEnd) break;  // nothing may be drafted behind it
+          other->accept(drafts.back());
+        }
+        EXPECT_EQ(mask_of(*grammar, {}), before);  // masks leave nothing behind
+        grammar->accept(drafts.front());
+      }
+    }
+  }
+}
+
+TEST(Structured, EndsWhereTheFormEnds) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  const auto grammar = compiler.compile(OutputForm::choice({"ab"})).grammar->clone();
+  grammar->accept('a');
+  EXPECT_FALSE(grammar->finished());
+  EXPECT_FALSE(has(mask_of(*grammar, {}), kEnd));
+  grammar->accept('b');
+  EXPECT_TRUE(grammar->finished());
+  Words only_end(10);
+  only_end[kEnd / 32] = uint32_t{1} << (kEnd % 32);
+  EXPECT_EQ(mask_of(*grammar, {}), only_end);
+  bool alive = true;
+  mask_of(*grammar, {kEnd, 'a'}, &alive);
+  EXPECT_FALSE(alive);
+  grammar->accept(kEnd);
+  EXPECT_EQ(mask_of(*grammar, {}), only_end);
+}
+
+TEST(Structured, HoldsFromTheEndOfTheReasoningOn) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  const auto grammar = compiler.compile(list_of_booleans(), {kThinkEnd}).grammar->clone();
+  const Words all(10, ~uint32_t{0});
+  EXPECT_EQ(mask_of(*grammar, {'x'}), all);
+  grammar->accept('x');
+  const Words first = mask_of(*grammar, {'y', kThinkEnd});  // the end in the middle of drafts
+  EXPECT_NE(first, all);
+  EXPECT_TRUE(has(first, '['));
+  EXPECT_FALSE(has(first, 'x'));
+  EXPECT_EQ(mask_of(*grammar, {}), all);
+  bool alive = true;
+  mask_of(*grammar, {kThinkEnd, 'x'}, &alive);
+  EXPECT_FALSE(alive);
+  grammar->accept(kThinkEnd);
+  EXPECT_EQ(mask_of(*grammar, {}), first);
+  const auto split = compiler.compile(list_of_booleans(), {'<', '<', '/'}).grammar->clone();
+  for (const int32_t token : {'<', '<', '<'}) split->accept(token);
+  EXPECT_EQ(mask_of(*split, {}), all);
+  EXPECT_EQ(mask_of(*split, {'/'}), first);
+}
+
+TEST(Structured, StructuralTags) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  const auto compiled =
+      compiler.compile({.kind = OutputForm::Kind::kStructuralTag,
+                        .text = R"({"type": "structural_tag", "format": {"type": "tag", "begin": "<call>", "content":
+                   {"type": "json_schema", "json_schema": {"type": "boolean"}}, "end": "</call>"}})"});
+  ASSERT_FALSE(compiled.error) << compiled.error->message;
+  const auto grammar = compiled.grammar->clone();
+  for (const char c : std::string("<call>")) grammar->accept(c);
+  EXPECT_TRUE(has(mask_of(*grammar, {}), kTrue));
+  EXPECT_FALSE(has(mask_of(*grammar, {}), kNull));
+}
+
+TEST(Structured, ReadsWhatRequestsAskFor) {
+  const auto read = [](const char* body) { return requested_form(parse_json(body, "body").as_object()); };
+  const auto form = [&](const char* body) {
+    const auto answer = read(body);
+    const auto* found = std::get_if<std::optional<OutputForm>>(&answer);
+    return found == nullptr || !*found ? "" : fmt_kind((*found)->kind) + (*found)->text;
+  };
+  EXPECT_EQ(form("{}"), "");
+  EXPECT_EQ(form(R"({"response_format": {"type": "text"}, "guided_json": null})"), "");
+  EXPECT_EQ(form(R"({"response_format": {"type": "json_object"}})"), "object ");
+  EXPECT_EQ(form(R"({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}}})"),
+            R"(schema {"a":1})");
+  EXPECT_EQ(form(R"({"guided_json": "{\"a\": 1}"})"), R"(schema {"a":1})");
+  EXPECT_EQ(form(R"({"guided_regex": "a.\\.[.]"})"), R"(regex a[^\n]\.[.])");
+  EXPECT_EQ(form(R"({"structured_outputs": {"choice": ["a", "b"]}})"), R"(ebnf root ::= "a" | "b")");
+  EXPECT_EQ(form(R"({"structured_outputs": {"json_object": true}})"), "object ");
+  for (const char* wrong :
+       {R"({"response_format": 5})", R"({"response_format": {}})", R"({"response_format": {"type": "xml"}})",
+        R"({"response_format": {"type": "json_schema"}})", R"({"guided_json": "{"})", R"({"guided_json": 5})",
+        R"({"guided_choice": []})", R"({"guided_regex": ""})", R"({"structured_outputs": []})",
+        R"({"guided_regex": "a", "response_format": {"type": "json_object"}})"}) {
+    const auto answer = read(wrong);
+    ASSERT_TRUE(std::holds_alternative<RequestError>(answer)) << wrong;
+    EXPECT_EQ(std::get<RequestError>(answer).status, 400);
+  }
+}
+
+TEST(Structured, BombsAndNonsenseAreRefused) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  const auto schema = [](const std::string& text) {
+    return OutputForm::json_schema(parse_json(text, "schema"), false);
+  };
+  std::string values = "1";
+  for (int i = 0; i < 100'000; ++i) values += ",2";
+  std::string nested = R"({"type": "string"})";
+  for (int i = 0; i < 100; ++i) nested = R"({"oneOf": [)" + nested + "]}";
+  const OutputForm forms[] = {
+      OutputForm::regex(std::string(30'000, '(') + "a" + std::string(30'000, ')')),
+      OutputForm::regex("((a{1000}){1000}){1000}"),
+      OutputForm::regex("(a"),
+      OutputForm::regex("a{999999999999999999999999}"),
+      schema(R"({"enum": [)" + values + "]}"),
+      schema(nested),
+      schema(R"({"type": "array", "minItems": 1000000000})"),
+      schema(R"({"type": "string", "pattern": "(a{1000}){1000}"})"),
+      schema(R"({"type": "object", "properties": {"a": {"not": {}}}})"),
+      schema(R"({"type": "no type"})"),
+      schema(R"({"$ref": "#/nowhere"})"),
+      schema(R"(5)"),
+      {.kind = OutputForm::Kind::kEbnf, .text = "root ::= "},
+      {.kind = OutputForm::Kind::kEbnf, .text = "other ::= \"a\""},
+      {.kind = OutputForm::Kind::kStructuralTag, .text = "{"},
+      {.kind = OutputForm::Kind::kStructuralTag, .text = "{}"},
+  };
+  for (const OutputForm& form : forms) {
+    const GrammarCompiler::Compiled compiled = compiler.compile(form);
+    ASSERT_TRUE(compiled.error) << form.text.substr(0, 200);
+    EXPECT_EQ(compiled.error->status, 400);
+    EXPECT_EQ(compiled.grammar, nullptr);
+  }
+}
+
+TEST(Structured, GrammarsAreKeptUpToABound) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd}, {.cache_bytes = 20'000});
+  for (int round = 0; round < 2; ++round)
+    for (int i = 0; i < 3; ++i) ASSERT_FALSE(compiler.compile(OutputForm::regex("a")).error);
+  EXPECT_EQ(compiler.stats().compiled, 1);
+  EXPECT_EQ(compiler.stats().found, 5);
+  for (int i = 0; i < 40; ++i)
+    ASSERT_FALSE(compiler.compile(OutputForm::regex("[a-f]{" + std::to_string(i + 20) + "}")).error);
+  EXPECT_EQ(compiler.stats().compiled, 41);
+  EXPECT_LE(compiler.stats().bytes, 20'000);
+  ASSERT_FALSE(compiler.compile(OutputForm::regex("a")).error);
+  EXPECT_EQ(compiler.stats().compiled, 42);  // it had been dropped
+}
+
+}  // namespace
+}  // namespace calandra

@@ -1,0 +1,330 @@
+#!/usr/bin/env python3
+"""`calandra serve` as clients meet it: the recorded checks of the API, streams, leaving clients, hostile requests, the end.
+
+    server_test.py PROGRAM
+
+Runs the built program on the demo model, over loopback. Nothing is asserted about time; loops that wait are bounded.
+"""
+import concurrent.futures
+import http.client
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CHECKS = ROOT.parent / 'shared' / 'oracle' / 'text' / 'api'
+PROGRAM = ''
+ENVIRONMENT = {**os.environ, 'CALANDRA_DEMO_DIR': str(ROOT / 'demo'), 'CALANDRA_THREADS': '1', 'CALANDRA_BACKEND': 'cpu'}
+ENVIRONMENT.pop('VLLM_API_KEY', None)
+MODEL = 'demo:qwen3_5'
+LONG = {'max_tokens': 1500, 'ignore_eos': True}
+CHECKS_TO_SKIP = ('responses', 'messages', 'structured', 'qwen_template')  # the demo has a template of its own
+
+
+class Server:
+    """A server on a free port; its log and its access lines are kept."""
+
+    def __init__(self, *flags):
+        self.folder = tempfile.mkdtemp(prefix='calandra_server_')
+        self.log_path, self.access_path = (os.path.join(self.folder, name) for name in ('log', 'access'))
+        with open(self.log_path, 'w') as log, open(self.access_path, 'w') as access:
+            self.process = subprocess.Popen([PROGRAM, 'serve', '--port', '0', '--json', '--max-model-len', '2048', *flags],
+                                            stdout=access, stderr=log, env=ENVIRONMENT)
+        for _ in range(1200):
+            found = re.search(r'on https?://\S+:(\d+)', self.log())
+            if found:
+                self.port = int(found.group(1))
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError('the server did not start: ' + self.log())
+
+    def log(self):
+        return pathlib.Path(self.log_path).read_text()
+
+    def access(self):
+        return [json.loads(line) for line in pathlib.Path(self.access_path).read_text().splitlines()]
+
+    def connect(self):
+        return http.client.HTTPConnection('127.0.0.1', self.port, timeout=120)
+
+    def ask(self, path, body=None, method=None, headers=None):
+        connection = self.connect()
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        connection.request(method or ('GET' if body is None else 'POST'), path, data, headers or {})
+        reply = connection.getresponse()
+        text = reply.read()
+        connection.close()
+        return reply.status, dict(reply.getheaders()), text
+
+    def ok(self, path, body=None):
+        status, _, text = self.ask(path, body)
+        if status != 200:
+            raise AssertionError(f'{path}: {status} {text[:300]}')
+        return json.loads(text)
+
+    def stream(self, path, body):
+        """The events' data of a stream; each must be whole UTF-8 by itself."""
+        status, headers, text = self.ask(path, {**body, 'stream': True})
+        assert status == 200 and headers['Content-Type'] == 'text/event-stream', (status, headers, text[:300])
+        events = [block[6:].decode('utf-8') for block in text.split(b'\n\n') if block.startswith(b'data: ')]
+        assert events[-1] == '[DONE]', events[-1]
+        return [json.loads(event) for event in events[:-1]]
+
+    def raw(self, data, half=False):
+        """What comes back for these bytes until the server closes."""
+        with socket.create_connection(('127.0.0.1', self.port), timeout=120) as one:
+            try:
+                one.sendall(data)
+                if half:
+                    one.shutdown(socket.SHUT_WR)
+                parts = []
+                while part := one.recv(65536):
+                    parts.append(part)
+                return b''.join(parts)
+            except ConnectionError:
+                return b''
+
+    def metric(self, name, labels=''):
+        text = self.ask('/metrics')[2].decode()
+        found = re.search(r'^' + re.escape(name) + r'\{[^}]*' + re.escape(labels) + r'[^}]*\} (\S+)$', text, re.M)
+        return float(found.group(1))
+
+    def until(self, condition):
+        for _ in range(600):
+            if condition():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def end(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(timeout=120)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return status
+
+
+def completion(**body):
+    return {'model': MODEL, 'prompt': 'Once upon a time', 'temperature': 0, 'max_tokens': 24, **body}
+
+
+def chat(**body):
+    return {'model': MODEL, 'messages': [{'role': 'user', 'content': 'What is 2 + 3?'}], 'temperature': 0, 'max_tokens': 24, **body}
+
+
+class WithServer(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server('--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}')
+
+    @classmethod
+    def tearDownClass(cls):
+        assert cls.server.end() == 0
+
+    # the recorded checks
+
+    def run_checks(self, *arguments):
+        if not CHECKS.is_dir():
+            self.skipTest('no recorded checks beside the repository')
+        done = subprocess.run([sys.executable, str(CHECKS / 'run_checks.py'), *arguments], capture_output=True, text=True, timeout=540)
+        print(done.stdout.strip().splitlines()[-1], flush=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_recorded_checks(self):
+        self.run_checks(f'http://127.0.0.1:{self.server.port}', '--skip', *CHECKS_TO_SKIP)
+
+    def test_recorded_checks_of_keys(self):
+        server = Server('--api-key', 'secret')
+        try:
+            self.run_checks(f'http://127.0.0.1:{server.port}', '--checks', str(CHECKS / 'checks_auth.json'), '--model', MODEL, '--skip', *CHECKS_TO_SKIP)
+        finally:
+            server.end()
+
+    # streams
+
+    def test_a_stream_is_the_answer(self):
+        for seed in range(4):
+            body = completion(temperature=1.0, seed=seed, n=2, logprobs=2, return_token_ids=True, prompt=['Once', '语言 👋'])
+            whole = self.server.ok('/v1/completions', body)['choices']
+            chunks = self.server.stream('/v1/completions', body)
+            self.assertEqual([choice['index'] for choice in whole], [0, 1, 2, 3])
+            for choice in whole:
+                mine = [c['choices'][0] for c in chunks if c['choices'][0]['index'] == choice['index']]
+                self.assertEqual(''.join(c['text'] for c in mine), choice['text'])
+                self.assertEqual(sum((c['token_ids'] for c in mine), []), choice['token_ids'])
+                self.assertEqual(mine[-1]['finish_reason'], choice['finish_reason'])
+                for name in ('tokens', 'token_logprobs', 'text_offset', 'top_logprobs'):
+                    parts = [c['logprobs'][name] for c in mine if c['logprobs']]
+                    self.assertEqual(sum(parts, []), choice['logprobs'][name], name)
+
+    def test_a_chat_stream_is_the_answer(self):
+        for seed in range(3):
+            body = chat(temperature=1.2, seed=seed, n=2, logprobs=True, top_logprobs=2, max_tokens=40)
+            whole = self.server.ok('/v1/chat/completions', body)
+            chunks = self.server.stream('/v1/chat/completions', {**body, 'stream_options': {'include_usage': True}})
+            self.assertEqual(chunks[-1]['usage']['completion_tokens'], whole['usage']['completion_tokens'])
+            self.assertEqual(chunks[-1]['choices'], [])
+            for choice in whole['choices']:
+                mine = [c['choices'][0] for c in chunks if c['choices'] and c['choices'][0]['index'] == choice['index']]
+                self.assertEqual(mine[0]['delta'], {'role': 'assistant', 'content': ''})
+                for name in ('content', 'reasoning', 'reasoning_content'):
+                    self.assertEqual(''.join(c['delta'].get(name) or '' for c in mine), choice['message'].get(name) or '', name)
+                self.assertEqual(sum((c['logprobs']['content'] for c in mine if c['logprobs']), []), choice['logprobs']['content'])
+
+    def test_many_streams_at_once_are_what_they_are_alone(self):
+        bodies = [completion(temperature=1.0, seed=i, max_tokens=8 + i % 9, prompt='Word ' * (1 + i % 7)) for i in range(48)]
+        alone = [self.server.ok('/v1/completions', body)['choices'][0]['text'] for body in bodies]
+        with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+            chunks = list(pool.map(lambda body: self.server.stream('/v1/completions', body), bodies))
+        self.assertEqual([''.join(c['choices'][0]['text'] for c in one) for one in chunks], alone)
+
+    # clients that leave
+
+    def leaves(self, body, read_first):
+        before = self.server.metric('vllm:request_success_total', 'finished_reason="abort"')
+        connection = self.server.connect()
+        connection.request('POST', '/v1/completions', json.dumps(body))
+        if read_first:
+            connection.getresponse().read(20)
+        else:
+            self.assertTrue(self.server.until(lambda: self.server.metric('vllm:num_requests_running') == 1))
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        self.assertTrue(self.server.until(lambda: self.server.metric('vllm:num_requests_running') == 0))
+        self.assertEqual(self.server.metric('vllm:request_success_total', 'finished_reason="abort"'), before + body.get('n', 1))
+
+    def test_a_client_that_leaves_a_stream_ends_it(self):
+        self.leaves(completion(**{**LONG, 'stream': True, 'n': 2}), read_first=True)
+
+    def test_a_client_that_leaves_before_its_answer_ends_it(self):
+        self.leaves(completion(**LONG), read_first=False)
+
+    # hostile requests
+
+    def test_hostile_requests_harm_nobody(self):
+        head = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\n'
+        body = json.dumps(completion()).encode()
+        whole = head + b'Content-Length: %d\r\n\r\n' % len(body) + body
+        for cut in range(0, len(whole), 7):
+            self.server.raw(whole[:cut], half=True)
+        for status, data in {
+                b'413': head + b'Content-Length: 99999999999\r\n\r\n',
+                b'431': head + b'X-Long: ' + b'x' * 100_000 + b'\r\n\r\n',
+                b'415': head + b'Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}',
+                b'400': b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n'}.items():
+            self.assertTrue(self.server.raw(data).startswith(b'HTTP/1.1 ' + status), status)
+        for wrong in (b'[' * 100_000, b'{"model":' * 50_000, b'\xff\xfe', b'{"model": "\xed\xa0\x80"}', b'{"a": 1e999999}'):
+            self.assertEqual(self.server.ask('/v1/completions', wrong)[0], 400)
+        for field, value in (('prompt', [[1]] * 100_000), ('n', 10**9), ('n', 2**64), ('prompt', [2**31]), ('max_tokens', 2**31 - 1),
+                             ('stop', ['x'] * 1000), ('logit_bias', {'1': 'x'}), ('seed', 'x'), ('request_id', 5)):
+            self.assertEqual(self.server.ask('/v1/completions', completion(**{field: value}))[0], 400, field)
+        self.assertEqual(self.server.ok('/v1/completions', completion())['choices'][0]['finish_reason'], 'length')
+
+    def test_request_ids_come_back(self):
+        _, headers, _ = self.server.ask('/v1/completions', completion(), headers={'X-Request-Id': 'mine-1'})
+        self.assertEqual(headers['X-Request-Id'], 'mine-1')
+        _, headers, _ = self.server.ask('/health', headers={'X-Request-Id': 'a"b'})
+        self.assertTrue(headers['X-Request-Id'].startswith('req-'))
+
+    def test_the_access_log_says_nothing_of_prompts(self):
+        secret = 'xyzzy-plugh'
+        self.server.ok('/v1/completions', completion(prompt=secret))
+        self.server.ask('/health?' + secret)
+        self.server.ask('/v1/completions', {'model': MODEL, 'prompt': secret, 'temperature': -1})
+        self.assertTrue(any(row['path'] == '/v1/completions' and row['status'] == 400 for row in self.server.access()))
+        self.assertNotIn(secret, pathlib.Path(self.server.access_path).read_text() + self.server.log())
+
+    def test_messages_of_all_kinds(self):
+        call = {'id': 'c', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"a": '}}
+        for messages in (
+                [{'role': 'developer', 'content': 'a'}, {'role': 'user', 'content': 'b'}, {'role': 'system', 'content': 'c'}],
+                [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]}],
+                [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': None, 'tool_calls': [call]},
+                 {'role': 'tool', 'tool_call_id': 'c', 'content': [{'type': 'text', 'text': 'x'}]}],
+                [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b', 'reasoning': 'c'}, {'role': 'user', 'content': 'd'}]):
+            self.server.ok('/v1/chat/completions', chat(messages=messages))
+        merged = self.server.ok('/tokenize', {'messages': [{'role': 'system', 'content': 'a\n\nc'}, {'role': 'user', 'content': 'b'}]})
+        late = self.server.ok('/tokenize', {'messages': [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}, {'role': 'system', 'content': 'c'}]})
+        self.assertEqual(merged['tokens'], late['tokens'])
+
+
+class Ends(unittest.TestCase):
+    def start_stream(self, server, **body):
+        connection = server.connect()
+        connection.request('POST', '/v1/completions', json.dumps(completion(**{**LONG, 'stream': True, **body})))
+        reply = connection.getresponse()
+        first = reply.read(30)
+        return reply, first
+
+    def test_a_stream_that_runs_comes_to_its_end(self):
+        server = Server('--shutdown-timeout', '600')
+        reply, first = self.start_stream(server, max_tokens=300)
+        server.process.send_signal(signal.SIGTERM)
+        rest = first + reply.read()
+        self.assertTrue(rest.endswith(b'data: [DONE]\n\n'))
+        self.assertNotIn(b'"error"', rest)
+        self.assertEqual(server.end(), 0)
+
+    def test_a_stream_that_is_given_up_says_so(self):
+        server = Server('--shutdown-timeout', '0')
+        reply, first = self.start_stream(server)
+        server.process.send_signal(signal.SIGTERM)
+        rest = first + reply.read()
+        self.assertIn(b'"error"', rest)
+        self.assertEqual(server.end(), 0)
+
+    def test_a_full_queue_refuses(self):
+        server = Server('--max-num-seqs', '1', '--max-waiting-requests', '2')
+        streams = [self.start_stream(server)]
+        statuses = []
+
+        def ask():
+            return server.ask('/v1/completions', completion(max_tokens=1))
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(ask) for _ in range(8)]
+            done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+            self.assertTrue(done)
+            streams[0][0].close()
+            statuses = [future.result() for future in futures]
+        refused = [one for one in statuses if one[0] == 503]
+        self.assertTrue(refused)
+        self.assertTrue(all(one[0] in (200, 503) for one in statuses))
+        self.assertEqual(refused[0][1]['Retry-After'], '1')
+        self.assertEqual(server.end(), 0)
+
+    def test_tls(self):
+        if not shutil.which('openssl'):
+            self.skipTest('no openssl to make a certificate with')
+        with tempfile.TemporaryDirectory() as folder:
+            key, certificate = folder + '/key.pem', folder + '/cert.pem'
+            subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', certificate, '-days', '2',
+                            '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'], check=True, capture_output=True)
+            server = Server('--ssl-certfile', certificate, '--ssl-keyfile', key)
+            context = ssl.create_default_context(cafile=certificate)
+            context.check_hostname = False
+            connection = http.client.HTTPSConnection('127.0.0.1', server.port, context=context, timeout=120)
+            for stream in (False, True, False):
+                connection.request('POST', '/v1/completions', json.dumps(completion(stream=stream)))
+                reply = connection.getresponse()
+                self.assertEqual(reply.status, 200)
+                self.assertTrue(reply.read())
+            connection.close()
+            self.assertEqual(server.raw(b'GET /health HTTP/1.1\r\n\r\n')[:8], b'')
+            self.assertEqual(server.end(), 0)
+
+
+if __name__ == '__main__':
+    PROGRAM = sys.argv.pop(1)
+    unittest.main()
