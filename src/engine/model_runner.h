@@ -156,7 +156,6 @@ class ModelRunner {
   int32_t ring_row(const Sequence& sequence, int64_t token) const;
   int32_t row_before(const Sequence& sequence) const;
   int32_t step_row(int64_t row) const;
-  std::byte* kept_row(int32_t place);
   void copy_listed_rows(const Tensor& from, Tensor to);
 
   const CausalLM& model_;

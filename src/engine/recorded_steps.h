@@ -51,7 +51,7 @@ class RecordedSteps {
 
  private:
   static constexpr int64_t kLeastBound = 512;
-  static constexpr size_t kMost = 256;  // a recording takes about a megabyte of the host
+  static constexpr size_t kMost = 256;  // further shapes are never recorded; what one takes was not measured
 
   struct Step {
     std::unique_ptr<Backend::Recording> recording;  // null: it ran once
