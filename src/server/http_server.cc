@@ -512,6 +512,9 @@ void HttpServer::run() {
   net::co_spawn(impl_->io, impl_->watch_signals(), net::detached);
   impl_->io.run();
   impl_->shared.handlers->join();
+  // The end of the last set would bring back the signals' default, which kills: from here on the process ends by
+  // itself.
+  [[maybe_unused]] static const auto* ignored = new net::signal_set(*new net::io_context, SIGINT, SIGTERM);
 }
 
 void HttpServer::stop() { net::co_spawn(impl_->io, impl_->drain(), net::detached); }
