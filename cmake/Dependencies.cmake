@@ -5,6 +5,7 @@ find_package(fmt 9 CONFIG REQUIRED)        # headers; the rest of it is src/base
 find_package(spdlog 1.10 CONFIG REQUIRED)  # headers
 find_package(CLI11 2.1 CONFIG REQUIRED)
 find_package(Threads REQUIRED)
+find_path(CURL_HEADERS curl/curl.h REQUIRED)  # of a library that is opened at run time (src/net/curl_library.cc)
 set(OPENSSL_USE_STATIC_LIBS ON)
 find_package(OpenSSL 3.0 REQUIRED)
 if(CALANDRA_TESTS)

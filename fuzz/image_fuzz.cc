@@ -8,7 +8,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   using namespace calandra;
-  constexpr ImageLimits kLimits{.max_file_bytes = 1 << 20, .max_pixels = 1 << 18, .max_side = 1 << 12};
+  const ImageLimits kLimits{.max_file_bytes = 1 << 20, .max_pixels = 1 << 18, .max_side = 1 << 12};
   const auto decoded = decode_image({reinterpret_cast<const char*>(bytes), size}, kLimits);
   if (const auto* error = std::get_if<RequestError>(&decoded)) {
     if (error->status != 400 || error->message.empty()) std::abort();

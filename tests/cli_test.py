@@ -87,13 +87,12 @@ class Cli(unittest.TestCase):
 
     def test_unknown_verbs_and_flags(self):
         self.fails(2, ('no verb foo', 'generate'), 'foo')
-        self.fails(2, ('bench needs a verb', 'latency, throughput, acceptance, ops'), 'bench')
+        self.fails(2, ('bench needs a verb', 'latency, throughput, acceptance, ops, serve'), 'bench')
         self.fails(2, ('no flag --foo',), 'generate', '--foo', 'hi')
         self.fails(2, '--seed needs a value', 'generate', 'hi', '--seed')
         self.fails(2, '--raw is a flag', 'generate', '--system', '--raw', 'hi')
         self.fails(2, '--input is required', 'logits')
         self.fails(2, 'did you mean generate?', 'generte')
-        self.fails(2, 'bench serve is not in this version yet', 'bench', 'serve')
         self.fails(2, 'pull is not in this version yet', 'pull')
         for flag, meant in ('--temprature', '--temperature'), ('--max_tokens', '--max-tokens'), ('--top_pp', '--top-p'):
             self.fails(2, (f'no flag {flag}', f'did you mean {meant}?'), 'generate', 'hi', flag, '1')
@@ -530,7 +529,7 @@ class Cli(unittest.TestCase):
                  (400, 'uniqueItems', completion('a', guided_json={'type': 'array', 'uniqueItems': True}, **fine)),
                  (400, 'response_format', chat('a', response_format={'type': 'xml'}, **fine)),
                  (400, 'messages', request('a', '/v1/chat/completions', **fine)), (400, 'messages', chat('a', messages=[5], **fine)),
-                 (400, 'pictures', chat('a', messages=[{'role': 'user', 'content': [{'type': 'image_url'}]}], **fine)),
+                 (400, 'without a URL', chat('a', messages=[{'role': 'user', 'content': [{'type': 'image_url'}]}], **fine)),
                  (400, 'roles', chat('a', messages=[{'role': 'nobody', 'content': 'x'}], **fine)),
                  (400, 'top_logprobs', chat('a', top_logprobs=2, **fine)), (400, 'tool_choice', chat('a', tool_choice='required', **fine)),
                  (400, 'no token is left', completion('a', prompt=[5], allowed_token_ids=[40], bad_words_ids=[[40]], **fine)),

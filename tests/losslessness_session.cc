@@ -90,10 +90,11 @@ void Tally::draft_differs(const std::string& what) {
 
 std::string Tally::words() const {
   return fmt::format(
-      "{} runs, {} differences; {} tokens, {} steps, {} preemptions, {} hits of {} tokens, {} evictions, {} restores, "
+      "{} runs, {} differences; {} tokens, {} steps, {} of them launched ahead, {} preemptions, {} hits of {} tokens, "
+      "{} evictions, {} restores, "
       "{} of {} drafts accepted; {} runs of drafts compared, {} differ, {} with incomplete entries",
-      runs, differences, tokens, steps, preemptions, hits, hit_tokens, evictions, restores, accepted, drafted,
-      drafts_compared, draft_differences, incomplete);
+      runs, differences, tokens, steps, steps_ahead, preemptions, hits, hit_tokens, evictions, restores, accepted,
+      drafted, drafts_compared, draft_differences, incomplete);
 }
 
 Session::Session(Subject& subject, Setting setting, Tally& tally, DraftLedger* ledger)
@@ -107,6 +108,7 @@ Session::Session(Subject& subject, Setting setting, Tally& tally, DraftLedger* l
   options.eos_token_ids = subject.config.eos_token_ids;
   options.seed = 1;
   options.thinking = thinking_of(subject);
+  options.async_scheduling = setting_.async;
   options.scheduler.checkpoint_interval = setting_.checkpoint_interval;
   if (setting_.cache) options.checkpoint_bytes = setting_.checkpoint_bytes;
   if (setting_.cache) options.host_checkpoint_bytes = setting_.host_checkpoint_bytes;
@@ -130,6 +132,7 @@ Session::Session(Subject& subject, Setting setting, Tally& tally, DraftLedger* l
 Session::~Session() {
   const EngineStats& stats = core_->stats();
   tally_.steps += stats.steps;
+  tally_.steps_ahead += stats.steps_ahead;
   tally_.preemptions += stats.preemptions;
   tally_.hits += stats.prefix.hits;
   tally_.hit_tokens += stats.prefix.hit_tokens;

@@ -42,6 +42,7 @@ struct Setting {
   int64_t batch = 1;    // sequences at once
   int preemptions = 0;  // of every choice, at drawn steps
   uint64_t seed = 0;    // of everything that is drawn
+  bool async = false;   // steps are launched ahead, if the subject's backend has a stream
   // The rest is drawn, or as given.
   RunnerLimits limits = {};
   int64_t checkpoint_bytes = 0, host_checkpoint_bytes = 0, checkpoint_interval = 0;
@@ -70,7 +71,8 @@ class DraftLedger {
 struct Tally {
   int64_t runs = 0;  // answers compared
   int64_t differences = 0;
-  int64_t tokens = 0, steps = 0, preemptions = 0, hits = 0, hit_tokens = 0, evictions = 0, restores = 0;
+  int64_t tokens = 0, steps = 0, steps_ahead = 0, preemptions = 0, hits = 0, hit_tokens = 0, evictions = 0,
+          restores = 0;
   int64_t drafted = 0, accepted = 0;
   int64_t drafts_compared = 0, draft_differences = 0, incomplete = 0;  // incomplete: without all MTP entries
   std::string first;                                                   // difference

@@ -29,6 +29,7 @@ MAY_INCLUDE = {
     'models': BELOW_OPS | {'ops', 'weights', 'cache', 'layers'},
     'text': {'base'},
     'vision': {'tensor', 'base'},
+    'net': {'base'},
     'engine': BELOW_OPS | {'models', 'cache', 'ops', 'text', 'vision'},
     'structured': {'engine', 'text', 'base'},
     'server': {'engine', 'base'},

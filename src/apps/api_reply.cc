@@ -9,6 +9,10 @@ namespace {
 
 constexpr size_t kMostEvents = 1024;  // taken at once, so that a slow reader's text is not all made at once
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 RequestError cut_off() {
   return {503, "service_unavailable", "", "the answer was cut off: the server is shutting down"};
 }
@@ -55,6 +59,7 @@ bool ApiReply::take_events() {
       ++taken;
       const auto i = static_cast<size_t>(event->choice - body_.requests[j].first_choice);
       Open& open = open_[j][i];
+      if (first_seconds_ < 0) first_seconds_ = seconds_since(started_);
       open.text += event->text;
       if (event->token >= 0) {
         open.token_ids.push_back(event->token);
@@ -88,6 +93,7 @@ bool ApiReply::advance(server::HttpReply& reply) {
       reply = server::error_reply(*failed);
     else if (all)
       reply.body = to_json(writer_.response(body_, answers_));
+    if (all) add_measures(reply);
     return failed != nullptr || all;
   }
   reply.content_type = "text/event-stream";
@@ -99,6 +105,7 @@ bool ApiReply::advance(server::HttpReply& reply) {
     return true;
   }
   if (!all) return false;
+  add_measures(reply);
   if (body_.include_usage) {
     json::object chunk = head_;
     chunk["choices"] = json::array();
@@ -107,6 +114,19 @@ bool ApiReply::advance(server::HttpReply& reply) {
   }
   reply.body += "data: [DONE]\n\n";
   return true;
+}
+
+void ApiReply::add_measures(server::HttpReply& reply) const {
+  int64_t prompt = 0, completion = 0, choices = 0;
+  for (size_t j = 0; j < answers_.size(); ++j) {
+    prompt += std::ssize(body_.requests[j].prompt_token_ids);
+    choices += std::ssize(answers_[j]);
+    for (const Answer& answer : answers_[j]) completion += std::ssize(answer.token_ids);
+  }
+  reply.measures = {{"gen_ai.usage.num_sequences", static_cast<double>(choices)},
+                    {"gen_ai.usage.prompt_tokens", static_cast<double>(prompt)},
+                    {"gen_ai.usage.completion_tokens", static_cast<double>(completion)},
+                    {"gen_ai.latency.time_to_first_token", first_seconds_}};
 }
 
 // A chunk with what is new of a choice, if anything is.
@@ -162,7 +182,7 @@ void ApiReply::add_chunk(size_t prompt, size_t choice, std::string& to) {
   told_[prompt][choice] = true;
   const Answer& answer = answers_[prompt][choice];
   std::string_view reason = body_.without_answer ? "length" : name_of(answer.finish_reason);
-  if (open.has_calls && answer.finish_reason == FinishReason::kStop) reason = "tool_calls";
+  if (open.has_calls && !body_.named_call && answer.finish_reason == FinishReason::kStop) reason = "tool_calls";
   send(chats ? json::value(json::object()) : json::value(json::string()), nullptr, json::string(reason),
        stop_reason(answer));
 }

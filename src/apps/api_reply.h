@@ -1,6 +1,7 @@
 // The answer to one body of the API, while the engine makes it: whole, or as an event stream.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <variant>
 #include <vector>
@@ -41,6 +42,7 @@ class ApiReply : public server::PendingReply {
   void add_chunk(size_t prompt, size_t choice, std::string& to);
   json::array deltas(Open& open, bool last) const;
   void add_event(const json::object& chunk, std::string& to) const;
+  void add_measures(server::HttpReply& reply) const;
   const RequestError* error() const;
   json::object usage_so_far() const;
 
@@ -52,6 +54,8 @@ class ApiReply : public server::PendingReply {
   std::vector<std::vector<Answer>> answers_;      // by prompt and choice, when `ended`
   std::vector<std::vector<bool>> ended_, told_;   // answers that are there, and whose last chunk was sent
   std::vector<std::vector<Open>> open_;
+  const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  double first_seconds_ = -1;  // to the first event
 };
 
 }  // namespace calandra::apps

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "apps/chat_messages.h"
+#include "apps/tool_choice.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "structured/requested_form.h"
@@ -122,6 +123,7 @@ const Fields kRead = {"model",
                       "chat_template_kwargs",
                       "reasoning_effort",
                       "documents",
+                      "mm_processor_kwargs",
                       "add_generation_prompt",
                       "continue_final_message",
                       "skip_reading_prefix_cache",
@@ -151,7 +153,6 @@ const std::pair<std::string_view, const char*> kRefused[] = {
     {"prompt_embeds", "prompts are text or token ids"},
     {"kv_transfer_params", "caches are not transferred"},
     {"chat_template", "the model's own template is used"},
-    {"mm_processor_kwargs", "pictures are not supported in a batch"},
     {"functions", "use tools"},
     {"function_call", "use tool_choice"},
 };
@@ -166,9 +167,6 @@ void refuse_unsupported(const json::object& body, Endpoint endpoint) {
     if (const json::value* value = body.if_contains(name); value != nullptr && !is_neutral(*value))
       refuse(name, fmt::format("{} cannot be set: {}", name, reason), "unsupported_parameter");
   if (endpoint == Endpoint::kChatCompletions) {
-    const json::value* choice = find(body, "tool_choice");
-    if (choice != nullptr && *choice != "none" && *choice != "auto")
-      refuse("tool_choice", "tool_choice must be none or auto", "unsupported_parameter");
     if (read_flag(body, "echo", false)) refuse("echo", "echo is for completions", "unsupported_parameter");
   }
 }
@@ -245,6 +243,7 @@ BatchReader::BatchReader(const LoadedModel& loaded, const Options& options, std:
       options_(options),
       served_(std::move(served)),
       longest_(longest),
+      media_(loaded, options.media, longest),
       defaults_(defaults_of(loaded, options)) {}
 
 BatchLine BatchReader::read(const std::string& line) {
@@ -258,15 +257,15 @@ BatchLine BatchReader::read(const std::string& line) {
   return result;
 }
 
-std::variant<BatchBody, RequestError> BatchReader::read(Endpoint endpoint, const json::object& body) {
-  return as_value([&] { return read_body(endpoint, body); });
+std::variant<BatchBody, RequestError> BatchReader::read(Endpoint endpoint, const json::object& body, const Gone& gone) {
+  return as_value([&] { return read_body(endpoint, body, gone); });
 }
 
-std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::object& body) {
+std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::object& body, const Gone& gone) {
   return as_value([&]() -> std::variant<BatchBody, RequestError> {
     BatchBody result;
     if (find(body, "messages") != nullptr)
-      read_messages(body, result);
+      read_messages(body, gone, result);
     else
       read_prompts(body, "prompt", result);
     return result;
@@ -287,13 +286,14 @@ std::variant<BatchBody, RequestError> BatchReader::read_line(const json::object&
     if (body == nullptr) refuse("body", "body must be an object", "missing_parameter");
     if (read_flag(*body, "stream", false))
       refuse("stream", "stream cannot be set: answers of a batch are not streamed", "unsupported_parameter");
-    return read_body(endpoint, *body);
+    return read_body(endpoint, *body, {});
   }
   refuse("url", fmt::format("url must be /v1/completions, /v1/chat/completions or /v1/embeddings, got {}",
                             to_json(json::string(url))));
 }
 
-std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body) {
+std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body,
+                                                             const Gone& gone) {
   warn_of_unknown(body);
   if (const std::string model = read_string(body, "model");
       !model.empty() && std::find(served_.begin(), served_.end(), model) == served_.end())
@@ -304,9 +304,11 @@ std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, 
   BatchBody result;
   result.endpoint = endpoint;
   if (endpoint == Endpoint::kChatCompletions)
-    read_messages(body, result);
+    read_messages(body, gone, result);
   else
     read_prompts(body, endpoint == Endpoint::kEmbeddings ? "input" : "prompt", result);
+  for (Request& request : result.requests)  // a placeholder without its picture
+    if (request.pictures.empty()) media_.none().place(request);
   if (auto error = finish(body, result)) return *std::move(error);
   return result;
 }
@@ -346,12 +348,13 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
   }
 }
 
-void BatchReader::read_messages(const json::object& body, BatchBody& to) {
+void BatchReader::read_messages(const json::object& body, const Gone& gone, BatchBody& to) {
   const json::value* messages = find(body, "messages");
   if (messages == nullptr) refuse("messages", "messages is missing", "missing_parameter");
   if (!messages->is_array() || messages->get_array().empty()) wrong_type("messages", "must be a list of objects");
   auto read = chat_messages(messages->get_array());
   if (auto* error = std::get_if<RequestError>(&read)) throw Refused{std::move(*error)};
+  auto& chat_read = std::get<ChatMessages>(read);
   const json::value* tools = find(body, "tools");
   if (tools != nullptr && !tools->is_array()) wrong_type("tools", "must be a list of objects");
   if (tools != nullptr)
@@ -370,18 +373,27 @@ void BatchReader::read_messages(const json::object& body, BatchBody& to) {
   if (const json::object* kwargs = read_object(body, "chat_template_kwargs"))
     for (const auto& [name, value] : *kwargs) variables[name] = value;
 
+  const json::object* kwargs = read_object(body, "mm_processor_kwargs");
+  auto loaded_pictures = media_.load(chat_read.media, kwargs == nullptr ? json::object() : *kwargs, gone);
+  if (auto* error = std::get_if<RequestError>(&loaded_pictures)) throw Refused{std::move(*error)};
   {
     const std::lock_guard lock(mutex_);
     if (!conversation_) conversation_.emplace(loaded_, options_);
   }
-  EncodedChat chat = conversation_->encode(with_parsed_arguments(std::get<json::array>(std::move(read))),
+  EncodedChat chat = conversation_->encode(with_parsed_arguments(std::move(chat_read.messages)),
                                            tools == nullptr ? json::value() : *tools, std::move(variables));
   to.include_reasoning = read_flag(body, "include_reasoning", true);
   if (options_.verb == Verb::kServe) to.parser = parser_options(body, loaded_.tokenizer->decode(chat.ids));
   Request& request = to.requests.emplace_back();
   request.prompt_token_ids = std::move(chat.ids);
   request.checkpoint_hints = std::move(chat.message_ends);
+  std::get<Pictures>(loaded_pictures).place(request);
   to.echoes.emplace_back();
+}
+
+ToolFormat BatchReader::tool_format_of_model() const {
+  const std::string& given = options_.serve.tool_call_parser;
+  return given.empty() ? tool_format_of_template(loaded_.tokenizer->chat_template()) : tool_format(given).value();
 }
 
 // How the answer to a chat is read: by the flags, else by what the model's template writes.
@@ -396,10 +408,26 @@ AnswerParser::Options BatchReader::parser_options(const json::object& body, cons
   const json::value* tools = find(body, "tools");
   const json::value* choice = find(body, "tool_choice");
   if (tools == nullptr || tools->get_array().empty() || (choice != nullptr && *choice == "none")) return options;
-  options.tools =
-      flags.tool_call_parser.empty() ? tool_format_of_template(source) : tool_format(flags.tool_call_parser).value();
+  options.tools = tool_format_of_model();
   options.tool_list = std::make_shared<const json::array>(tools->get_array());
   return options;
+}
+
+// Of tool_choice, which is a form of its own.
+std::optional<RequestError> BatchReader::add_form(const json::object& body, BatchBody& to,
+                                                  std::optional<OutputForm>& form) const {
+  if (to.endpoint != Endpoint::kChatCompletions) return std::nullopt;
+  const bool thoughts = ends_in_reasoning(loaded_.tokenizer->decode(to.requests[0].prompt_token_ids));
+  auto read = read_tool_choice(body, tool_format_of_model(), thoughts);
+  if (auto* error = std::get_if<RequestError>(&read)) return std::move(*error);
+  auto& choice = std::get<ToolChoice>(read);
+  to.named_call = choice.named;
+  if (!choice.form || (form && !choice.required)) return std::nullopt;
+  if (form)
+    return RequestError{400, "invalid_value", "tool_choice",
+                        "a form of the answer and a call that must come exclude each other"};
+  form = std::move(choice.form);
+  return std::nullopt;
 }
 
 // The form that the answers are to have, from the end of the reasoning on where a prompt ends inside of a think block.
@@ -407,7 +435,8 @@ std::optional<RequestError> BatchReader::add_grammars(const json::object& body, 
   if (to.endpoint == Endpoint::kEmbeddings) return std::nullopt;
   auto read = requested_form(body);
   if (auto* error = std::get_if<RequestError>(&read)) return std::move(*error);
-  const auto& form = std::get<std::optional<OutputForm>>(read);
+  auto& form = std::get<std::optional<OutputForm>>(read);
+  if (auto error = add_form(body, to, form)) return error;
   if (!form) return std::nullopt;
   if (!loaded_.tokenizer)
     return RequestError{400, "unsupported_parameter", "response_format",
@@ -474,6 +503,8 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
     if (keep) {
       const int64_t most = *keep == -1 ? std::max<int64_t>(1, longest_ - answer) : *keep;
       if (std::ssize(ids) > most) {
+        if (!request.pictures.empty())
+          refuse("truncate_prompt_tokens", "truncate_prompt_tokens cannot cut a prompt with pictures");
         ids.erase(ids.begin(), ids.end() - most);
         request.checkpoint_hints.clear();
         to.echoes[j] = to.echo && loaded_.tokenizer ? loaded_.tokenizer->decode(ids) : "";

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "apps/conversation.h"
+#include "apps/media.h"
 #include "engine/request.h"
 #include "structured/grammar_compiler.h"
 #include "text/parsers/answer_parser.h"
@@ -31,6 +32,7 @@ struct BatchBody {
   std::string request_id;                       // the user's name for it; may be empty
   bool stream = false;                          // of a server
   std::optional<AnswerParser::Options> parser;  // of a chat's answers; absent: all text is content
+  bool named_call = false;                      // tool_choice names a function: a call ends the answer with "stop"
   bool include_reasoning = true;
   bool include_usage = false, continuous_usage_stats = false;  // in a stream
 };
@@ -46,20 +48,25 @@ class BatchReader {
   // `served`: names that a body's "model" may have. `longest`: most tokens of a sequence. `loaded` must outlive it.
   BatchReader(const LoadedModel& loaded, const Options& options, std::vector<std::string> served, int64_t longest);
 
+  // Whether the client has left, so that nobody needs its pictures.
+  using Gone = std::function<bool()>;
+
   BatchLine read(const std::string& line);
-  // One body. Any thread may ask.
-  std::variant<BatchBody, RequestError> read(Endpoint endpoint, const json::object& body);
+  // One body. Any thread may ask; it waits until the body's pictures are there.
+  std::variant<BatchBody, RequestError> read(Endpoint endpoint, const json::object& body, const Gone& gone = {});
   // The prompts of a body alone: its `messages`, or the field `prompt`.
-  std::variant<BatchBody, RequestError> read_prompt(const json::object& body);
+  std::variant<BatchBody, RequestError> read_prompt(const json::object& body, const Gone& gone = {});
   const std::vector<std::string>& served() const { return served_; }
   int64_t longest() const { return longest_; }
 
  private:
   std::variant<BatchBody, RequestError> read_line(const json::object& line);
-  std::variant<BatchBody, RequestError> read_body(Endpoint endpoint, const json::object& body);
+  std::variant<BatchBody, RequestError> read_body(Endpoint endpoint, const json::object& body, const Gone& gone);
   void read_prompts(const json::object& body, std::string_view field, BatchBody& to) const;
-  void read_messages(const json::object& body, BatchBody& to);
+  void read_messages(const json::object& body, const Gone& gone, BatchBody& to);
+  ToolFormat tool_format_of_model() const;
   AnswerParser::Options parser_options(const json::object& body, const std::string& prompt) const;
+  std::optional<RequestError> add_form(const json::object& body, BatchBody& to, std::optional<OutputForm>& form) const;
   std::optional<RequestError> finish(const json::object& body, BatchBody& to);
   std::optional<RequestError> add_grammars(const json::object& body, BatchBody& to);
   void warn_of_unknown(const json::object& body);
@@ -68,6 +75,7 @@ class BatchReader {
   const Options& options_;
   const std::vector<std::string> served_;
   const int64_t longest_;
+  const MediaLoader media_;
   SamplingParams defaults_;                    // of generation_config.json
   std::mutex mutex_;                           // of what follows
   std::optional<Conversation> conversation_;   // made for the first chat

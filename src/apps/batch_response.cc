@@ -246,7 +246,7 @@ json::object BatchWriter::message_of(const BatchBody& body, const Answer& answer
   if (!parsed.reasoning.empty() && body.include_reasoning)
     for (const char* name : {"reasoning", "reasoning_content"}) message[name] = parsed.reasoning;
   if (parsed.tool_calls.empty()) return message;
-  calls = answer.finish_reason == FinishReason::kStop;
+  calls = answer.finish_reason == FinishReason::kStop && !body.named_call;
   if (parsed.content.empty()) message["content"] = nullptr;
   json::array list;
   const uint64_t seed = call_seed();

@@ -168,7 +168,11 @@ TimeSummary summary_of(std::vector<double> values) {
   if (values.empty()) return {};
   std::sort(values.begin(), values.end());
   const double sum = std::accumulate(values.begin(), values.end(), 0.0);
-  return {sum / static_cast<double>(values.size()), percentile(values, 0.5), percentile(values, 0.99)};
+  const auto count = static_cast<double>(values.size());
+  const double mean = sum / count;
+  double squares = 0;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return {mean, percentile(values, 0.5), percentile(values, 0.99), std::sqrt(squares / count)};
 }
 
 LoadSummary::LoadSummary(const LoadTimes& times) : duration(times.seconds) {
@@ -211,6 +215,7 @@ void LoadSummary::add_to(json::object& line) const {
   for (const auto& [name, summary] : times) {
     line["mean_" + std::string(name) + "_ms"] = 1e3 * summary->mean;
     line["median_" + std::string(name) + "_ms"] = 1e3 * summary->median;
+    line["std_" + std::string(name) + "_ms"] = 1e3 * summary->deviation;
     line["p99_" + std::string(name) + "_ms"] = 1e3 * summary->p99;
   }
 }

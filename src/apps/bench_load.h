@@ -56,7 +56,7 @@ LoadTimes run_load(EngineCore& core, std::span<const BenchConversation> conversa
                    const Request& request);
 
 struct TimeSummary {
-  double mean = 0, median = 0, p99 = 0;
+  double mean = 0, median = 0, p99 = 0, deviation = 0;
 };
 // Percentiles as numpy interpolates them; all 0 of nothing.
 TimeSummary summary_of(std::vector<double> values);

@@ -2,6 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
+#include "apps/bench_serve.h"
+#include "base/error.h"
+
 namespace calandra::apps {
 namespace {
 
@@ -14,6 +19,36 @@ TEST(BenchLoad, PercentilesAreNumpys) {
   EXPECT_EQ(one.median, 7);
   EXPECT_EQ(one.p99, 7);
   EXPECT_EQ(summary_of({}).mean, 0);
+}
+
+// The mean and the variance of pauses are 1 / rate and 1 / (rate^2 burstiness); bounds are five standard errors.
+TEST(BenchServe, PausesAreGammaDistributed) {
+  constexpr int kCount = 20000;
+  constexpr double kRate = 4;
+  for (const double burstiness : {0.5, 1.0, 4.0}) {
+    std::mt19937_64 random(7);
+    const std::vector<double> times = arrivals(kCount, kRate, burstiness, random);
+    double mean = 0, squares = 0, last = 0;
+    for (const double time : times) {
+      ASSERT_GE(time, last);
+      mean += (time - last) / kCount;
+      squares += (time - last) * (time - last) / kCount;
+      last = time;
+    }
+    const double variance = 1 / (kRate * kRate * burstiness);
+    EXPECT_NEAR(mean, 1 / kRate, 5 * std::sqrt(variance / kCount));
+    // The fourth central moment of a gamma distribution is variance^2 (3 + 6 / shape).
+    EXPECT_NEAR(squares - mean * mean, variance, 5 * variance * std::sqrt((2 + 6 / burstiness) / kCount));
+  }
+}
+
+TEST(BenchServe, LimitsOfGoodput) {
+  const Goodput limits = read_goodput("ttft:200,e2el:1000");
+  EXPECT_EQ(limits.ttft, 200);
+  EXPECT_EQ(limits.e2el, 1000);
+  EXPECT_FALSE(limits.tpot);
+  for (const char* wrong : {"ttft", "itl:5", "ttft:", "ttft:-1", ",", "ttft:1;tpot:2"})
+    EXPECT_THROW(read_goodput(wrong), UsageError) << wrong;
 }
 
 TEST(BenchLoad, FiguresAreThoseOfVllm) {

@@ -54,7 +54,8 @@ class Chat {
       : engine_(engine),
         params_(std::move(params)),
         conversation_(std::move(conversation)),
-        pictures_(loaded),
+        reader_(loaded),
+        pictures_(reader_),
         system_(options.system),
         verbose_(options.verbose) {
     forget();
@@ -173,6 +174,7 @@ class Chat {
   EngineCore& engine_;
   const SamplingParams params_;
   Conversation conversation_;
+  const PictureReader reader_;
   Pictures pictures_;
   Pictures::Count shown_;  // pictures of earlier messages
   std::string system_;

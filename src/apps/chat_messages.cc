@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,23 +19,67 @@ const json::value* find(const json::object& object, std::string_view name) {
   return value == nullptr || value->is_null() ? nullptr : value;
 }
 
-// The text of a message, or what is wrong with it.
-std::variant<std::string, RequestError> text_of(const json::object& message) {
-  const json::value* content = find(message, "content");
-  if (content == nullptr) return std::string();
-  if (content->is_string()) return std::string(content->get_string());
-  if (!content->is_array()) return wrong("must have a text or a list of parts as content");
-  std::string text;
-  for (const json::value& part : content->get_array()) {
-    const json::value* type = part.is_object() ? find(part.get_object(), "type") : nullptr;
-    if (type == nullptr || !type->is_string()) return wrong("must have parts with a type as content");
-    if (*type != "text" && *type != "input_text" && *type != "output_text")
-      return wrong("may have parts of the type text only: pictures are not supported here", "unsupported_parameter");
-    const json::value* words = find(part.get_object(), "text");
-    if (words == nullptr || !words->is_string()) return wrong("have a part without text");
-    text += words->get_string();
+constexpr std::string_view kMediaKeys[] = {"image_url", "video_url", "image", "video", "url"};
+
+// What kind of part it is: its type, or with vLLM's short form the one key that it has.
+std::string_view kind_of(const json::object& part) {
+  const json::value* type = find(part, "type");
+  if (type != nullptr) return type->is_string() ? std::string_view(type->get_string()) : std::string_view();
+  for (const std::string_view key : {"text", "image_url", "video_url"})
+    if (find(part, key) != nullptr) return key;
+  return {};
+}
+
+bool is_image(std::string_view kind) { return kind == "image_url" || kind == "input_image" || kind == "image"; }
+bool is_video(std::string_view kind) { return kind == "video_url" || kind == "input_video" || kind == "video"; }
+
+// The URL of a picture part, or what is wrong with it.
+std::variant<std::string, RequestError> url_of(const json::object& part, std::string_view kind) {
+  for (const std::string_view key : kMediaKeys) {
+    const json::value* value = find(part, key);
+    if (value == nullptr) continue;
+    if (const json::object* inner = value->if_object()) value = find(*inner, "url");
+    if (value != nullptr && value->is_string()) return std::string(value->get_string());
+    return wrong(fmt::format("have a part of the type {} whose {} is no URL", kind, key));
   }
-  return text;
+  return wrong(fmt::format("have a part of the type {} without a URL: data:image/png;base64,…", kind));
+}
+
+// The content of a message, for a template: a text, or a list when it shows pictures, which are added to `media`.
+std::variant<json::value, RequestError> content_of(const json::object& message, std::vector<MediaPart>& media) {
+  const json::value* content = find(message, "content");
+  if (content == nullptr) return json::value(json::string());
+  if (content->is_string()) return json::value(content->get_string());
+  if (!content->is_array()) return wrong("must have a text or a list of parts as content");
+  json::array items;
+  std::string text;
+  const size_t before = media.size();
+  for (const json::value& value : content->get_array()) {
+    if (value.is_string()) {
+      text += value.get_string();
+      items.push_back(json::object{{"type", "text"}, {"text", value}});
+      continue;
+    }
+    const json::object* part = value.if_object();
+    const std::string_view kind = part == nullptr ? std::string_view() : kind_of(*part);
+    if (kind.empty()) return wrong("must have parts with a type as content");
+    if (kind == "text" || kind == "input_text" || kind == "output_text") {
+      const json::value* words = find(*part, "text");
+      if (words == nullptr || !words->is_string()) return wrong("have a part without text");
+      text += words->get_string();
+      items.push_back(json::object{{"type", "text"}, {"text", *words}});
+      continue;
+    }
+    if (!is_image(kind) && !is_video(kind))
+      return wrong("may have parts of text, images and videos only; found " + to_json(json::string(kind)),
+                   "unsupported_parameter");
+    auto url = url_of(*part, kind);
+    if (auto* error = std::get_if<RequestError>(&url)) return std::move(*error);
+    media.push_back({is_video(kind), std::get<std::string>(std::move(url))});
+    items.push_back(json::object{{"type", is_video(kind) ? "video" : "image"}});
+  }
+  if (media.size() == before) return json::value(json::string(text));
+  return json::value(std::move(items));
 }
 
 // Arguments of calls that are no JSON object, made one: templates go through their members.
@@ -61,25 +106,29 @@ bool is_role(std::string_view role) { return role == "user" || role == "assistan
 
 }  // namespace
 
-std::variant<json::array, RequestError> chat_messages(const json::array& messages) {
-  json::array read;
+std::variant<ChatMessages, RequestError> chat_messages(const json::array& messages) {
+  ChatMessages result;
+  json::array& read = result.messages;
   std::optional<std::string> system;
   for (const json::value& value : messages) {
     const json::object* given = value.if_object();
     if (given == nullptr) return wrong("must be a list of objects");
     const json::value* role = find(*given, "role");
     if (role == nullptr || !role->is_string()) return wrong("must each have a role");
-    auto text = text_of(*given);
-    if (auto* error = std::get_if<RequestError>(&text)) return std::move(*error);
-    const std::string& content = std::get<std::string>(text);
+    const size_t pictures = result.media.size();
+    auto content_read = content_of(*given, result.media);
+    if (auto* error = std::get_if<RequestError>(&content_read)) return std::move(*error);
+    json::value& shown = std::get<json::value>(content_read);
     if (*role == "system" || *role == "developer") {
+      if (result.media.size() > pictures) return wrong("of the system show a picture; a user's can", "invalid_value");
+      const std::string content(shown.get_string());
       system = system && !content.empty() ? *system + "\n\n" + content : system.value_or(content);
       continue;
     }
     if (!is_role(role->get_string()))
       return wrong("may have the roles system, developer, user, assistant and tool", "invalid_value");
     json::object message = *given;
-    message["content"] = content;
+    message["content"] = std::move(shown);
     if (const json::value* calls = find(message, "tool_calls"); calls != nullptr && !calls->is_array())
       return wrong("must have a list as tool_calls");
     if (find(message, "tool_calls") == nullptr)
@@ -92,7 +141,16 @@ std::variant<json::array, RequestError> chat_messages(const json::array& message
     read.push_back(std::move(message));
   }
   if (system) read.insert(read.begin(), json::object{{"role", "system"}, {"content", *system}});
-  return read;
+  return result;
+}
+
+bool may_have_media(const json::value& body) {
+  if (const json::array* list = body.if_array()) return std::any_of(list->begin(), list->end(), may_have_media);
+  const json::object* object = body.if_object();
+  if (object == nullptr) return false;
+  const std::string_view kind = kind_of(*object);
+  return is_image(kind) || is_video(kind) ||
+         std::any_of(object->begin(), object->end(), [](const auto& member) { return may_have_media(member.value()); });
 }
 
 }  // namespace calandra::apps

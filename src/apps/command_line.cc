@@ -7,6 +7,7 @@
 #include <span>
 
 #include "apps/arguments.h"
+#include "apps/bench_serve.h"
 #include "apps/flag_groups.h"
 #include "apps/model_folder.h"
 #include "apps/output.h"
@@ -204,6 +205,7 @@ class VerbList {
                    "Names that a body's `model` may have; answers carry the first (repeatable; default: MODEL)")
         ->type_name("NAME");
     verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
+    add_media_flags(verb, o_.media);
     add_model_flags(verb, o_.model);
     add_engine_flags(verb, o_.engine);
   }
@@ -219,6 +221,7 @@ class VerbList {
     verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
     verb->add_flag("--json", o_.json, "One JSON line per request on standard output");
     add_serve_flags(verb, o_.serve);
+    add_media_flags(verb, o_.media);
     add_model_flags(verb, o_.model);
     add_engine_flags(verb, o_.engine);
   }
@@ -274,6 +277,14 @@ class VerbList {
     add_whole(ops, "--repetitions", o_.repetitions, 1, 1'000'000, "Runs; the best is reported");
     ops->add_flag("--json", o_.json, "One JSON line per op");
     add_backend_flags(ops, o_.model);
+
+    CLI::App* serve =
+        add_verb(bench, "serve", "A load on a running server, of any kind with OpenAI's API", Verb::kBenchServe,
+                 "  calandra bench serve --num-prompts 200 --request-rate 4 --goodput ttft:500,tpot:50\n"
+                 "  calandra bench serve --base-url http://other:8000 --endpoint /v1/chat/completions "
+                 "--max-concurrency 16\n"
+                 "  calandra bench serve --dataset-name sharegpt --dataset-path sharegpt.json --json");
+    add_bench_serve_flags(serve, o_.bench_serve);
   }
 
   CLI::App& app_;
@@ -297,7 +308,7 @@ bool text_comes_elsewhere(const Options& o) { return o.jsonl || !o.prompt_file.e
 void place_words(std::vector<std::string> words, const std::string& config_model, Options& o) {
   const bool has_text = o.verb == Verb::kGenerate || o.verb == Verb::kTokenize;
   const bool has_model = o.verb != Verb::kSample && o.verb != Verb::kParse && o.verb != Verb::kGrammar &&
-                         o.verb != Verb::kVersion && o.verb != Verb::kBenchOps;
+                         o.verb != Verb::kVersion && o.verb != Verb::kBenchOps && o.verb != Verb::kBenchServe;
   for (const std::string& word : words)
     if (word.empty()) throw UsageError("a word of the command line is empty ('')");
   const size_t most = (has_model ? 1 : 0) + (has_text && !text_comes_elsewhere(o) ? 1 : 0);
@@ -431,6 +442,7 @@ std::optional<Options> parse_command_line(int argc, char** argv) {
   }
   check_combinations(o);
   if (o.verb == Verb::kBenchThroughput) check_load(o);
+  if (o.verb == Verb::kBenchServe) check_bench_serve(o.bench_serve);
   return o;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/bench_serve_flags.h"
 #include "base/json.h"
 #include "engine/speculative_config.h"
 
@@ -28,6 +29,7 @@ enum class Verb {
   kBenchThroughput,
   kBenchAcceptance,
   kBenchOps,
+  kBenchServe,
   kVersion
 };
 
@@ -59,6 +61,7 @@ struct EngineFlags {
   std::optional<int64_t> checkpoint_bytes, host_checkpoint_bytes;
   std::optional<int64_t> checkpoint_interval, checkpoints_per_prompt;
   std::string scheduling_policy = "fcfs";
+  bool async_scheduling = false;
   std::optional<json::object> speculative_config;  // as given
   std::optional<SpeculativeConfig> speculative;    // as read; nothing with 0 drafts
   std::optional<int64_t> draft_vocab;              // 0: full
@@ -90,6 +93,14 @@ struct LoadOptions {
   int64_t rounds = 10;                       // of a comparison
 };
 
+// Pictures and videos in messages (serve, run-batch).
+struct MediaFlags {
+  bool language_model_only = false;
+  std::optional<json::object> limit_mm_per_prompt, mm_processor_kwargs;  // as given; apps/media.cc reads them
+  std::vector<std::string> allowed_media_domains;
+  std::string allowed_local_media_path;
+};
+
 // Of `serve`.
 struct ServeFlags {
   std::string host = "127.0.0.1";
@@ -98,10 +109,11 @@ struct ServeFlags {
   std::string ssl_certfile, ssl_keyfile;
   std::vector<std::string> allowed_origins;        // empty: all
   std::string reasoning_parser, tool_call_parser;  // empty: by the model's template
-  bool disable_access_log = false;
+  bool disable_access_log = false, disable_web_page = false;
   int64_t max_waiting = 4096;
   int64_t max_body_bytes = 16 << 20;
   int64_t shutdown_timeout = 30;  // seconds
+  std::string otlp_traces_endpoint;
 };
 
 struct Options {
@@ -142,6 +154,7 @@ struct Options {
   bool disable_log_stats = false;
 
   ServeFlags serve;
+  MediaFlags media;
 
   bool verbose = false;  // chat
 
@@ -151,6 +164,7 @@ struct Options {
   bool profile = false;                                                       // bench latency
   std::string filter;
   LoadOptions load;
+  BenchServeFlags bench_serve;
 };
 
 // Parses the arguments and the --config file. Nothing when help was printed. Throws UsageError; without any argument

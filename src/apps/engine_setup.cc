@@ -54,6 +54,7 @@ EngineOptions options_of(const LoadedModel& loaded, const Options& given, const 
     options.host_checkpoint_bytes = flags.host_checkpoint_bytes.value_or(0);
   }
   options.speculative = flags.speculative;
+  options.async_scheduling = flags.async_scheduling;
   return options;
 }
 

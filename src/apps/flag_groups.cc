@@ -76,6 +76,10 @@ void add_engine_flags(CLI::App* app, EngineFlags& e) {
             "States kept of one prompt at most (8)")
       ->group(group);
   add_choice(app, "--scheduling-policy", e.scheduling_policy, {"fcfs", "priority"}, "Who runs first")->group(group);
+  app->add_flag_function(
+         "--async-scheduling,!--no-async-scheduling", [&e](int64_t count) { e.async_scheduling = count > 0; },
+         "cuda backend, without drafts: starts a step before the tokens of the one before were read; no token changes")
+      ->group(group);
   add_object(app, "--speculative-config", e.speculative_config,
              R"(vLLM's JSON object: {"method": "mtp" or "ngram", "num_speculative_tokens": 3}; no token changes)")
       ->group(group);
@@ -104,6 +108,26 @@ void add_filter_flags(CLI::App* app, SamplingOptions& s) {
       ->group(kSamplingGroup);
 }
 
+void add_media_flags(CLI::App* app, MediaFlags& m) {
+  const std::string group = "Pictures and videos in messages";
+  app->add_flag("--language-model-only", m.language_model_only, "Takes text only; the vision tower is not loaded")
+      ->group(group);
+  add_object(app, "--limit-mm-per-prompt", m.limit_mm_per_prompt,
+             R"(Most of each in one prompt: {"image": 4, "video": 0} (64 images, 8 videos))")
+      ->group(group);
+  add_object(app, "--mm-processor-kwargs", m.mm_processor_kwargs,
+             R"(How they are prepared, over the model's files: {"max_pixels": 1048576}; also a field of requests)")
+      ->group(group);
+  add_repeatable(app, "--allowed-media-domains", m.allowed_media_domains,
+                 "Host whose http and https URLs are fetched (repeatable, or a list a.com,b.com); without one, only "
+                 "data: URLs are taken")
+      ->type_name("HOST")
+      ->group(group);
+  add_text(app, "--allowed-local-media-path", m.allowed_local_media_path, "Folder that file: URLs may name files of")
+      ->type_name("DIR")
+      ->group(group);
+}
+
 void add_serve_flags(CLI::App* app, ServeFlags& s) {
   const std::string group = "Server";
   add_text(app, "--host", s.host, "Address to listen on; 0.0.0.0: all (127.0.0.1)")->group(group);
@@ -124,8 +148,13 @@ void add_serve_flags(CLI::App* app, ServeFlags& s) {
              "How tool calls are written (by the chat template)")
       ->group(group);
   app->add_flag("--disable-uvicorn-access-log", s.disable_access_log, "No line per request")->group(group);
-  add_whole(app, "--max-waiting-requests", s.max_waiting, 1, 1'000'000, "More are refused with 503")->group(group);
+  app->add_flag("--disable-web-page", s.disable_web_page, "No chat page at /")->group(group);
+  add_whole(app, "--max-waiting-requests", s.max_waiting, 1, 1'000'000, "More are refused with 429")->group(group);
   add_whole(app, "--max-body-bytes", s.max_body_bytes, 1024, int64_t{1} << 30, "Longest body of a request")
+      ->group(group);
+  add_text(app, "--otlp-traces-endpoint", s.otlp_traces_endpoint,
+           "Collector that gets a span per request, as OTLP in JSON: http://localhost:4318/v1/traces")
+      ->type_name("URL")
       ->group(group);
   add_whole(app, "--shutdown-timeout", s.shutdown_timeout, 0, 86400,
             "Seconds that running requests may take when the server is told to end")

@@ -101,7 +101,8 @@ int generate(const Options& options) {
   Request request;
   request.params = sampling_params(options, loaded);
   if (!request.params.max_tokens && options.raw) request.params.max_tokens = 256;
-  Pictures pictures(loaded);
+  const PictureReader reader(loaded);
+  Pictures pictures(reader);
   for (const std::string& file : options.images) pictures.add_image(file);
   for (const std::string& path : options.videos) pictures.add_video(path, options.video_fps);
   request.prompt_token_ids = prompt_ids(options, text, loaded, pictures);

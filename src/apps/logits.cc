@@ -92,7 +92,8 @@ int logits(const Options& options) {
   const int64_t T = sequence.size();
   TapCollector taps(*loaded.backend, options.taps);
   Taps* const tapped = options.taps.empty() ? nullptr : &taps;
-  Pictures pictures(loaded, tapped);
+  const PictureReader reader(loaded);
+  Pictures pictures(reader, tapped);
   inputs.pictures("pixel_values", "image_grid_thw", [&](std::span<const float> patches, const PatchGrid& grid) {
     pictures.add_image_patches(patches, grid);
   });

@@ -58,6 +58,8 @@ int run(const Options& options) {
       return bench_acceptance(options);
     case Verb::kBenchOps:
       return bench_ops(options);
+    case Verb::kBenchServe:
+      return bench_serve(options);
     case Verb::kVersion:
       return version();
   }

@@ -7,8 +7,10 @@
 #include <limits>
 
 #include "apps/api_reply.h"
+#include "apps/chat_messages.h"
 #include "server/api_error.h"
 #include "server/metrics.h"
+#include "text/utf8.h"
 
 namespace calandra::apps {
 namespace {
@@ -18,6 +20,7 @@ using server::HttpReply;
 
 constexpr std::string_view kModels = "/v1/models";
 constexpr int64_t kMostChoices = 4096;  // of one body
+constexpr int64_t kMostLogprobs = 20;   // of a token, as vLLM: an answer's memory is their product with its tokens
 
 struct Route {
   std::string_view path;
@@ -32,6 +35,9 @@ constexpr Route kRoutes[] = {{kModels, false},
                              {"/v1/chat/completions", true},
                              {"/v1/completions", true},
                              {"/v1/embeddings", true},
+                             {"/v1/responses", true},
+                             {"/v1/messages", true},
+                             {"/v1/messages/count_tokens", true},
                              {"/tokenize", true},
                              {"/detokenize", true}};
 
@@ -53,21 +59,27 @@ OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, c
     : engine_(engine),
       reader_(reader),
       writer_(writer),
+      responses_(engine, reader),
+      messages_(engine, reader),
       tokenizer_(tokenizer),
       version_(std::move(version)),
       created_(static_cast<int64_t>(std::time(nullptr))) {}
 
 OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::Wake wake) {
+  if (!is_valid_utf8(request.path)) return error_reply(bad("", "the path is not UTF-8", "bad_request"), "");
   const bool is_model = request.path.starts_with(kModels) && request.path.size() > kModels.size() + 1 &&
                         request.path[kModels.size()] == '/';
   const auto* route =
       std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) { return r.path == request.path; });
+  if (ResponsesApi::is_response(request.path)) return responses_.handle_response(request);
   if (route == std::end(kRoutes) && !is_model)
-    return error_reply({404, "not_found", "", fmt::format("there is no {}", to_json(json::string(request.path)))});
+    return error_reply({404, "not_found", "", fmt::format("there is no {}", to_json(json::string(request.path)))},
+                       request.path);
   const bool is_post = !is_model && route->is_post;
   if (request.path == "/ping" ? request.method != "GET" && request.method != "POST"
                               : request.method != (is_post ? "POST" : "GET")) {
-    HttpReply reply = error_reply({405, "method_not_allowed", "", fmt::format("use {}", is_post ? "POST" : "GET")});
+    HttpReply reply =
+        error_reply({405, "method_not_allowed", "", fmt::format("use {}", is_post ? "POST" : "GET")}, request.path);
     reply.headers.emplace_back("Allow", is_post ? "POST" : "GET");
     return reply;
   }
@@ -119,25 +131,39 @@ OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wa
   try {
     body = parse_json(request.body, "the body");
   } catch (const LoadError& error) {
-    return error_reply(bad("", error.what(), "invalid_json"));
+    return error_reply(bad("", error.what(), "invalid_json"), request.path);
   }
-  if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"));
-  const json::object& fields = body.get_object();
-  if (request.path == "/tokenize") return tokenize(fields);
+  if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
+  // An earlier response may have shown pictures.
+  if (!may_have_media(body) && !body.get_object().contains("previous_response_id"))
+    return post(body.get_object(), request, {}, std::move(wake));
+  server::HttpRequest head{request.method, request.path, {}, request.request_id};
+  return media_.defer([this, body = std::move(body), head = std::move(head),
+                       wake](const BatchReader::Gone& gone) { return post(body.get_object(), head, gone, wake); },
+                      wake);
+}
+
+OpenAiApi::Result OpenAiApi::post(const json::object& fields, const server::HttpRequest& request,
+                                  const BatchReader::Gone& gone, server::Wake wake) {
+  if (request.path == "/tokenize") return tokenize(fields, gone);
   if (request.path == "/detokenize") return detokenize(fields);
   const json::value* name = fields.if_contains("model");
   if (name == nullptr || name->is_null())
     return error_reply(
-        bad("model", fmt::format("model is missing; served is {}", reader_.served().front()), "missing_parameter"));
+        bad("model", fmt::format("model is missing; served is {}", reader_.served().front()), "missing_parameter"),
+        request.path);
+  if (request.path == "/v1/responses") return responses_.create(fields, gone, std::move(wake));
+  if (request.path == "/v1/messages") return messages_.create(fields, gone, std::move(wake));
+  if (request.path == "/v1/messages/count_tokens") return messages_.count_tokens(fields, gone);
   const Endpoint endpoint = request.path == "/v1/completions"  ? Endpoint::kCompletions
                             : request.path == "/v1/embeddings" ? Endpoint::kEmbeddings
                                                                : Endpoint::kChatCompletions;
-  return answer(endpoint, fields, request, std::move(wake));
+  return answer(endpoint, fields, request, gone, std::move(wake));
 }
 
 OpenAiApi::Result OpenAiApi::answer(Endpoint endpoint, const json::object& body, const server::HttpRequest& request,
-                                    server::Wake wake) {
-  auto read = reader_.read(endpoint, body);
+                                    const BatchReader::Gone& gone, server::Wake wake) {
+  auto read = reader_.read(endpoint, body, gone);
   if (const auto* error = std::get_if<RequestError>(&read)) return error_reply(*error);
   auto& parsed = std::get<BatchBody>(read);
   if (parsed.request_id.empty() && request.request_id.starts_with("req-"))
@@ -146,13 +172,17 @@ OpenAiApi::Result OpenAiApi::answer(Endpoint endpoint, const json::object& body,
   if (std::ssize(parsed.requests) * n > kMostChoices)
     return error_reply(
         bad("n", fmt::format("a request may ask for at most {} answers", kMostChoices), "invalid_value"));
+  for (const auto& [name, count] : {std::pair{"logprobs", parsed.requests[0].params.logprobs},
+                                    {"prompt_logprobs", parsed.requests[0].params.prompt_logprobs}})
+    if (count.value_or(0) > kMostLogprobs || count.value_or(0) < 0)
+      return error_reply(bad(name, fmt::format("{} must be from 0 to {}", name, kMostLogprobs), "invalid_value"));
   if (parsed.stream && parsed.echo && parsed.requests[0].params.logprobs && !parsed.without_answer)
     return error_reply(
         bad("logprobs", "logprobs of an echo cannot be streamed; leave out stream", "unsupported_parameter"));
   return ApiReply::start(engine_, writer_, std::move(parsed), std::move(wake));
 }
 
-HttpReply OpenAiApi::tokenize(const json::object& given) {
+HttpReply OpenAiApi::tokenize(const json::object& given, const BatchReader::Gone& gone) {
   if (tokenizer_ == nullptr) return error_reply({400, "unsupported_parameter", "", "the model has no tokenizer"});
   json::object body = given;
   const json::value* content = body.if_contains("content");  // llama.cpp's form
@@ -161,7 +191,7 @@ HttpReply OpenAiApi::tokenize(const json::object& given) {
     body["prompt"] = json::value(*content);
     body["add_special_tokens"] = is_true(body, "add_special");
   }
-  auto read = reader_.read_prompt(body);
+  auto read = reader_.read_prompt(body, gone);
   if (const auto* error = std::get_if<RequestError>(&read)) return error_reply(*error);
   const std::vector<Request>& requests = std::get<BatchBody>(read).requests;
   if (requests.size() != 1) return error_reply(bad("prompt", "prompt must be one text"));

@@ -6,6 +6,9 @@
 
 #include "apps/batch_request.h"
 #include "apps/batch_response.h"
+#include "apps/media_pool.h"
+#include "apps/messages_api.h"
+#include "apps/responses_api.h"
 #include "engine/engine.h"
 #include "server/http.h"
 
@@ -21,25 +24,33 @@ class OpenAiApi {
   Result handle(const server::HttpRequest& request, server::Wake wake);
   // From now on /health says that no more requests are taken.
   void set_draining() { draining_ = true; }
+  // Ends what is done for pictures of requests, and waits for it.
+  void stop_media() { media_.stop(); }
 
  private:
   Result post(const server::HttpRequest& request, server::Wake wake);
-  Result answer(Endpoint endpoint, const json::object& body, const server::HttpRequest& request, server::Wake wake);
+  Result post(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
+              server::Wake wake);
+  Result answer(Endpoint endpoint, const json::object& body, const server::HttpRequest& request,
+                const BatchReader::Gone& gone, server::Wake wake);
   server::HttpReply health() const;
   server::HttpReply models() const;
   server::HttpReply model(std::string_view name) const;
   json::object model_object(const std::string& name) const;
-  server::HttpReply tokenize(const json::object& body);
+  server::HttpReply tokenize(const json::object& body, const BatchReader::Gone& gone);
   server::HttpReply detokenize(const json::object& body) const;
 
   Engine& engine_;
   BatchReader& reader_;
   BatchWriter& writer_;
+  ResponsesApi responses_;
+  MessagesApi messages_;
   const Tokenizer* tokenizer_;
   const std::string version_;
   const int64_t created_;
   std::atomic<bool> draining_ = false;
   std::atomic<int64_t> requests_ = 0;
+  MediaPool media_;  // the last: its threads use all before it
 };
 
 }  // namespace calandra::apps

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "text/utf8.h"
+
 namespace calandra::apps {
 
 OutputError::OutputError(int reason)
@@ -15,6 +17,23 @@ void write_output(std::string_view text) {
 
 void flush_output() {
   if (std::fflush(stdout) != 0) throw OutputError(errno);
+}
+
+std::string ascii_json(const json::value& value) {
+  const std::string text = to_json(value);
+  std::string out;
+  for (size_t i = 0; i < text.size();) {
+    const Utf8Step step = next_utf8(text, i);
+    i += step.length;
+    if (step.code < 0x7f)
+      out += static_cast<char>(step.code);
+    else if (step.code < 0x10000)
+      out += fmt::format("\\u{:04x}", static_cast<uint32_t>(step.code));
+    else
+      out += fmt::format("\\u{:04x}\\u{:04x}", 0xd7c0 + static_cast<uint32_t>(step.code >> 10),
+                         0xdc00 + static_cast<uint32_t>(step.code & 0x3ff));
+  }
+  return out;
 }
 
 void print_json(const json::value& value) {

@@ -25,6 +25,9 @@ template <class... Args>
 void put(fmt::format_string<Args...> format, Args&&... args) {
   write_output(fmt::format(format, std::forward<Args>(args)...));
 }
+// JSON in printable ASCII: what clients chose must not steer a terminal or whoever reads a log.
+std::string ascii_json(const json::value& value);
+
 // A line of JSON that arrives before the next one is computed.
 void print_json(const json::value& value);
 

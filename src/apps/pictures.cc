@@ -8,7 +8,6 @@
 #include "apps/jsonl.h"
 #include "base/error.h"
 #include "engine/vision_runner.h"
-#include "vision/patchify.h"
 
 namespace calandra::apps {
 namespace {
@@ -50,37 +49,9 @@ bool is_image_name(const fs::path& file) {
   return std::find(std::begin(kExtensions), std::end(kExtensions), extension) != std::end(kExtensions);
 }
 
-Image read_image(const fs::path& file) {
-  return value_or_throw(decode_image(read_text_file(file.string())), file.string());
-}
-
-// Patches of other sizes would be read as something else, or as nothing.
-void check_patches(const VisionEncoder& encoder, const PatchConfig& config, const fs::path& file) {
-  const auto check = [&](const char* key, int64_t found, int64_t wanted) {
-    if (found != wanted)
-      throw LoadError(
-          fmt::format("{}: {} is {}, but the vision_config of config.json says {}", file.string(), key, found, wanted));
-  };
-  check("patch_size", config.patch_size, encoder.patch_size());
-  check("temporal_patch_size", config.temporal_patch_size, encoder.temporal_patch_size());
-  check("merge_size", config.merge_size, encoder.spatial_merge_size());
-}
-
 }  // namespace
 
-Pictures::Pictures(const LoadedModel& loaded, Taps* taps) : loaded_(loaded), taps_(taps) {
-  if (loaded.model->vision() == nullptr || loaded.folder.empty()) return;
-  const fs::path image = loaded.folder / "preprocessor_config.json";
-  const fs::path video = loaded.folder / "video_preprocessor_config.json";
-  if (fs::exists(image)) {
-    image_config_ = read_image_processor_config(image);
-    check_patches(*loaded.model->vision(), *image_config_, image);
-  }
-  if (fs::exists(video)) {
-    video_config_ = read_video_processor_config(video);
-    check_patches(*loaded.model->vision(), *video_config_, video);
-  }
-}
+Pictures::Pictures(const PictureReader& reader, Taps* taps) : reader_(reader), loaded_(reader.loaded()), taps_(taps) {}
 
 const VisionEncoder& Pictures::encoder() const {
   const VisionEncoder* encoder = loaded_.model->vision();
@@ -89,39 +60,32 @@ const VisionEncoder& Pictures::encoder() const {
   return *encoder;
 }
 
-Pictures::Picture Pictures::picture(std::span<const float> patches, const PatchGrid& grid) {
-  EncoderInput input{{patches.begin(), patches.end()}, grid, {++numbers_}};
-  return {std::make_shared<const EncoderInput>(std::move(input))};
-}
-
 void Pictures::add_image(const std::string& file) {
   encoder();
-  if (!image_config_)
+  const auto& config = reader_.configs().image;
+  if (!config)
     throw LoadError(
         fmt::format("{} has no preprocessor_config.json, which says how images are prepared", loaded_.folder.string()));
-  const Patches patches = value_or_throw(preprocess_image(read_image(file), *image_config_), file);
-  images_.push_back(picture(patches.values, patches.grid));
+  add_image(value_or_throw(read_image(read_text_file(file), *config), file));
 }
 
 void Pictures::add_video(const std::string& path, std::optional<double> fps) {
   encoder();
-  if (!video_config_)
+  const auto& config = reader_.configs().video;
+  if (!config)
     throw LoadError(fmt::format("{} has no video_preprocessor_config.json, which says how videos are prepared",
                                 loaded_.folder.string()));
-  PreparedVideo video;
-  if (fs::is_directory(path)) {
-    std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(path))
-      if (entry.is_regular_file() && is_image_name(entry.path())) files.push_back(entry.path());
-    if (files.empty()) throw LoadError(path + " holds no images (.jpg, .jpeg, .png, .webp, .gif)");
-    std::sort(files.begin(), files.end(), before);
-    const auto frame = [&](int64_t i) { return read_image(files[i]); };
-    video = value_or_throw(preprocess_frames(std::ssize(files), frame, fps, *video_config_), path);
-  } else {
-    video = value_or_throw(preprocess_video_file(path, *video_config_), path);
-  }
-  videos_.push_back(picture(video.patches.values, video.patches.grid));
-  videos_.back().seconds = std::move(video.seconds);
+  if (!fs::is_directory(path)) return add_video(value_or_throw(read_video_file(path, *config), path));
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(path))
+    if (entry.is_regular_file() && is_image_name(entry.path())) files.push_back(entry.path());
+  if (files.empty()) throw LoadError(path + " holds no images (.jpg, .jpeg, .png, .webp, .gif)");
+  std::sort(files.begin(), files.end(), before);
+  const auto frame = [&](int64_t i) {
+    const fs::path& file = files[static_cast<size_t>(i)];
+    return value_or_throw(decode_image(read_text_file(file)), file.string());
+  };
+  add_video(value_or_throw(read_video_frames(std::ssize(files), frame, fps, *config), path));
 }
 
 void Pictures::check_prepared(std::span<const float> patches, const PatchGrid& grid) const {
@@ -136,13 +100,12 @@ void Pictures::check_prepared(std::span<const float> patches, const PatchGrid& g
 
 void Pictures::add_image_patches(std::span<const float> patches, const PatchGrid& grid) {
   check_prepared(patches, grid);
-  images_.push_back(picture(patches, grid));
+  add_image(make_picture({patches.begin(), patches.end()}, grid));
 }
 
 void Pictures::add_video_patches(std::span<const float> patches, const PatchGrid& grid) {
   check_prepared(patches, grid);
-  videos_.push_back(picture(patches, grid));
-  videos_.back().seconds.resize(grid.t);
+  add_video(make_picture({patches.begin(), patches.end()}, grid, std::vector<double>(static_cast<size_t>(grid.t))));
 }
 
 void Pictures::clear() {
@@ -169,13 +132,13 @@ ExpansionRule Pictures::rule() const {
 
 std::vector<PatchGrid> Pictures::image_grids() const {
   std::vector<PatchGrid> grids;
-  for (const Picture& image : images_) grids.push_back(image.input->grid);
+  for (const Entry& image : images_) grids.push_back(image.picture.input->grid);
   return grids;
 }
 
 std::vector<VideoPlace> Pictures::video_places() const {
   std::vector<VideoPlace> places;
-  for (const Picture& video : videos_) places.push_back({video.input->grid, video.seconds});
+  for (const Entry& video : videos_) places.push_back({video.picture.input->grid, video.picture.seconds});
   return places;
 }
 
@@ -183,12 +146,12 @@ std::vector<PictureRows> Pictures::rows(const ExpandedPrompt& prompt) const {
   std::vector<PictureRows> rows;
   for (size_t i = 0; i < images_.size(); ++i) {
     const RowRange& range = prompt.image_rows[i];
-    rows.push_back({range.begin, range.end - range.begin, images_[i].input});
+    rows.push_back({range.begin, range.end - range.begin, images_[i].picture.input});
   }
   for (size_t i = 0; i < videos_.size(); ++i) {
     int64_t first = 0;
     for (const RowRange& range : prompt.video_rows[i]) {
-      rows.push_back({range.begin, range.end - range.begin, videos_[i].input, first});
+      rows.push_back({range.begin, range.end - range.begin, videos_[i].picture.input, first});
       first += range.end - range.begin;
     }
   }
@@ -259,11 +222,11 @@ void Pictures::place_expanded(Sequence& sequence) {
   sequence.positions = positions_of(prompt);
   sequence.position_delta = static_cast<int32_t>(prompt.position_delta);
   std::map<const EncoderInput*, Tensor> embeds;
-  for (std::deque<Picture>* pictures : {&images_, &videos_})
-    for (Picture& picture : *pictures) {
-      const EncoderInput& input = *picture.input;
-      picture.embeds = encode_patches(encoder(), *loaded_.backend, input.patches, {&input.grid, 1}, taps_);
-      embeds[&input] = picture.embeds.rows;
+  for (std::deque<Entry>* entries : {&images_, &videos_})
+    for (Entry& entry : *entries) {
+      const EncoderInput& input = *entry.picture.input;
+      entry.embeds = encode_patches(encoder(), *loaded_.backend, input.patches, {&input.grid, 1}, taps_);
+      embeds[&input] = entry.embeds.rows;
     }
   for (const PictureRows& at : rows(prompt))
     sequence.images.push_back({at.begin, embeds.at(at.input.get()).slice(0, at.first_row, at.first_row + at.count)});

@@ -1,26 +1,25 @@
-// Images and videos of a prompt: files to embeddings and places in the prompt, for a loaded model.
+// Images and videos of one prompt, in their order, and their places in it.
 #pragma once
 
 #include <deque>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "apps/loaded_model.h"
+#include "apps/picture_reader.h"
 #include "engine/engine_core.h"
 #include "vision/placeholders.h"
-#include "vision/processor_config.h"
-#include "vision/video.h"
 
 namespace calandra::apps {
 
 class Pictures {
  public:
-  // Reads the processor files of the model's folder when they are there. Throws LoadError when one is broken.
-  explicit Pictures(const LoadedModel& loaded, Taps* taps = nullptr);
+  // `reader` must outlive it. `taps`: of the vision tower.
+  explicit Pictures(const PictureReader& reader, Taps* taps = nullptr);
 
-  // Decode, resize and cut into patches, for the vision tower. Throw LoadError naming the file: the model has no vision
-  // tower or no processor file, or the picture cannot be read.
+  void add_image(Picture image) { images_.push_back({std::move(image)}); }
+  void add_video(Picture video) { videos_.push_back({std::move(video)}); }
+  // From files: decode, resize and cut into patches, for the vision tower. Throw LoadError naming the file: the model
+  // has no vision tower or no processor file, or the picture cannot be read.
   void add_image(const std::string& file);
   // A video file (through ffmpeg), or the images of a folder, in the order of their numbers, at `fps`.
   void add_video(const std::string& path, std::optional<double> fps);
@@ -39,20 +38,17 @@ class Pictures {
   json::value content(const std::string& text, Count first) const;
 
   // Expands the placeholders of a prompt and puts pictures and positions into the request; checkpoint hints move along.
-  // Pictures are told apart by their number, so one engine gets those of one object only. Throws LoadError when there
-  // are not as many placeholders, also when there is no picture.
+  // Throws LoadError when there are not as many placeholders, also when there is no picture.
   void place(Request& request) const;
   // The same for a prompt whose placeholders are expanded already; runs the vision tower, whose results live here.
   void place_expanded(Sequence& sequence);
 
  private:
-  struct Picture {
-    std::shared_ptr<const EncoderInput> input;
-    std::vector<double> seconds = {};  // of a video's temporal patches
-    ImageEmbeds embeds = {};           // of place_expanded
+  struct Entry {
+    Picture picture;
+    ImageEmbeds embeds = {};  // of place_expanded
   };
   void check_prepared(std::span<const float> patches, const PatchGrid& grid) const;
-  Picture picture(std::span<const float> patches, const PatchGrid& grid);
   const VisionEncoder& encoder() const;
   void refuse_placeholders(std::span<const int32_t> ids) const;
   std::string token_name(int32_t id) const;
@@ -61,12 +57,10 @@ class Pictures {
   std::vector<VideoPlace> video_places() const;
   std::vector<PictureRows> rows(const ExpandedPrompt& prompt) const;
 
+  const PictureReader& reader_;
   const LoadedModel& loaded_;
-  Taps* taps_;  // of the vision tower
-  std::optional<ImageProcessorConfig> image_config_;
-  std::optional<VideoProcessorConfig> video_config_;
-  std::deque<Picture> images_, videos_;
-  uint64_t numbers_ = 0;  // of pictures, from 1
+  Taps* taps_;
+  std::deque<Entry> images_, videos_;
 };
 
 }  // namespace calandra::apps

@@ -132,7 +132,7 @@ int run_batch(const Options& options) {
   check_files(options);
   const std::vector<std::string> lines = lines_of(read_text(options.batch_input, kLongestInput));
   OutputFile output(options.batch_output);
-  LoadedModel loaded = load_for_engine(options, /*vision=*/false);
+  LoadedModel loaded = load_for_engine(options, !options.media.language_model_only);
   const Tokenizer* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
 
   std::vector<std::string> served = options.served_model_names;

@@ -5,6 +5,8 @@
 
 namespace calandra::apps {
 
+struct LoadedModel;
+
 int generate(const Options& options);
 int chat(const Options& options);
 int tokenize(const Options& options);
@@ -17,9 +19,11 @@ int eval(const Options& options);
 int inspect(const Options& options);
 int run_batch(const Options& options);
 int serve(const Options& options);
+int serve(const Options& options, LoadedModel loaded);  // a model that may be another than the flags say
 int bench_latency(const Options& options);
 int bench_throughput(const Options& options);
 int bench_acceptance(const Options& options);
 int bench_ops(const Options& options);
+int bench_serve(const Options& options);
 
 }  // namespace calandra::apps

@@ -11,7 +11,25 @@ namespace {
 
 void append(std::string& out, const json::value& value);
 
-void append_string(std::string& out, std::string_view text) { out += json::serialize(json::string(text)); }
+void append_string(std::string& out, std::string_view text) {
+  out += '"';
+  size_t plain = 0;  // the first byte that is not in `out`
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\') continue;
+    out += text.substr(plain, i - plain);
+    plain = i + 1;
+    constexpr std::string_view kShort = "\"\\\b\f\n\r\t", kLetters = "\"\\bfnrt";
+    constexpr const char* kHex = "0123456789abcdef";
+    out += '\\';
+    if (const size_t at = kShort.find(c); at != std::string_view::npos)
+      out += kLetters[at];
+    else
+      (out += "u00") += {kHex[c >> 4], kHex[c & 15]};
+  }
+  out += text.substr(plain);
+  out += '"';
+}
 
 void append_double(std::string& out, double x) {
   if (!std::isfinite(x)) {

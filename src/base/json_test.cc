@@ -16,6 +16,13 @@ TEST(Json, KeysKeepTheirOrder) {
   EXPECT_EQ(to_json(parse_json(R"({"z":1,"a":{"y":null,"b":true}})", "text")), R"({"z":1,"a":{"y":null,"b":true}})");
 }
 
+TEST(Json, StringsAreEscapedWhereTheyMustBe) {
+  std::string all;
+  for (int c = 0; c < 256; ++c) (all += static_cast<char>(c)) += c % 3 == 0 ? "plain \xc3\xa9" : "";
+  for (const std::string& text : {all, std::string(), std::string("a"), std::string("\"\\\b\f\n\r\t\x1f/")})
+    EXPECT_EQ(to_json(json::string(text)), json::serialize(json::string(text)));
+}
+
 TEST(Json, ErrorsNameTheText) {
   try {
     parse_json("{\n  \"a\": tru }", "config.json");

@@ -138,7 +138,7 @@ std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request reque
   if (inbox_->draining) return unavailable("the engine is shutting down");
   const int64_t waiting = inbox_->unfinished - inbox_->running;
   if (loop_options_.max_waiting > 0 && waiting >= loop_options_.max_waiting)
-    return unavailable(fmt::format("{} requests wait already; try again later", waiting));
+    return RequestError{429, "queue_full", "", fmt::format("{} requests wait already; try again later", waiting)};
   const uint64_t ticket = inbox_->next_ticket++;
   std::vector<int32_t> choices(static_cast<size_t>(request.params.n));
   std::iota(choices.begin(), choices.end(), request.first_choice);

@@ -64,6 +64,12 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
         if (speculator_) speculator_->complete_entries(choices);
       },
       [this](Choice& choice, int64_t rows) { return encode_pictures(choice, rows); });
+  if (!options_.async_scheduling) return;
+  if (runner.backend().stream() == nullptr || speculator_)
+    log_warning("asynchronous scheduling has no effect {}",
+                speculator_ ? "together with drafts" : "on a device without a stream");
+  else
+    look_ahead_ = std::make_unique<LookAhead>(runner, *scheduler_, options_.eos_token_ids);
 }
 
 EngineCore::~EngineCore() {
@@ -176,7 +182,9 @@ void EngineCore::cancel(RequestId id) {
 
 void EngineCore::preempt(RequestId id, int32_t choice) {
   Choice& chosen = *requests_.at(id)->choices.at(static_cast<size_t>(choice));
-  if (chosen.status == Choice::Status::kRunning) scheduler_->preempt(chosen);
+  if (chosen.status != Choice::Status::kRunning) return;
+  if (look_ahead_) look_ahead_->drop(chosen);
+  scheduler_->preempt(chosen);
 }
 
 void EngineCore::end_cancelled() {
@@ -218,6 +226,7 @@ void EngineCore::end(Choice& choice) {
   // Who gives up while a prompt is read often asks again. An answer that was broken off is not asked for.
   const bool kept = !answer.error && choice.request.request.pooling == Pooling::kNone &&
                     (answer.finish_reason != FinishReason::kCancelled || choice.sequence.outputs() == 0);
+  if (look_ahead_) look_ahead_->drop(choice);
   scheduler_->remove(choice, kept);
   if (!answer.error && answer.finish_reason != FinishReason::kCancelled) note_times(choice);
   if (answer.error)
@@ -287,7 +296,9 @@ int64_t EngineCore::encode_pictures(Choice& choice, int64_t rows) {
 bool EngineCore::step() {
   end_cancelled();
   encoder_budget_ = options_.encoder_budget;
-  const Plan plan = scheduler_->schedule();
+  LookAhead::Launched* const launched = look_ahead_ && look_ahead_->pending() ? &look_ahead_->begin() : nullptr;
+  const bool ahead = launched != nullptr && !launched->plan.empty();
+  const Plan plan = ahead ? Plan(launched->plan) : scheduler_->schedule();
   if (plan.empty()) {
     const bool ended = !cancelled_.empty();  // a picture that could not be encoded
     end_cancelled();
@@ -296,8 +307,14 @@ bool EngineCore::step() {
   ++stats_.steps;
   finished_.clear();
   const int64_t tokens_before = stats_.prompt_rows + stats_.generation_tokens;
-  if (speculator_) speculator_->draft(plan);
-  forward(plan);
+  if (ahead) {
+    ++stats_.steps_ahead;
+    first_rows_ = launched->rows;
+    sample(plan, launched->hidden);
+  } else {
+    if (speculator_) speculator_->draft(plan);
+    forward(plan);
+  }
   finish_step(plan);
   stats_.times.iteration_tokens.add(static_cast<double>(stats_.prompt_rows + stats_.generation_tokens - tokens_before));
   end_cancelled();
@@ -329,7 +346,8 @@ void EngineCore::finish_step(Plan plan) {
     choice.embeds.clear();  // the prompt was read
     choice.sequence.images.clear();
   }
-  scheduler_->publish();
+  // Nobody leaves a checkpoint where a step was launched ahead.
+  if (!look_ahead_ || !look_ahead_->pending()) scheduler_->publish(plan);
   for (const Scheduler::Planned& planned : plan) {
     RequestState& state = planned.choice->request;
     if (state.choices.size() == 1 || planned.choice->sequence.outputs() != 1) continue;
@@ -357,6 +375,8 @@ const EngineStats& EngineCore::stats() {
   stats_.requests_waiting = scheduler_->waiting();
   stats_.pages = runner_.pages().pages();
   stats_.pages_used = stats_.pages - runner_.pages().free_pages() - runner_.pages().cached_only_pages();
+  stats_.slots = runner_.slots().slots();
+  stats_.slots_used = stats_.slots - runner_.slots().free_slots();
   stats_.preemptions = scheduler_->stats().preemptions;
   stats_.checkpoints_skipped = scheduler_->stats().checkpoints_skipped;
   stats_.waits_for_prefix = scheduler_->stats().waits_for_prefix;
@@ -424,7 +444,10 @@ std::vector<std::vector<Answer>> EngineCore::run(const std::vector<Request>& req
 void EngineCore::forget(RequestId id) {
   const auto found = requests_.find(id);
   if (found == requests_.end()) return;
-  for (const auto& choice : found->second->choices) scheduler_->remove(*choice, false);
+  for (const auto& choice : found->second->choices) {
+    if (look_ahead_) look_ahead_->drop(*choice);
+    scheduler_->remove(*choice, false);
+  }
   deadlines_.erase({found->second->request.deadline, id});
   std::erase(cancelled_, id);
   requests_.erase(found);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "engine/engine_stats.h"
+#include "engine/look_ahead.h"
 #include "engine/scheduler.h"
 #include "engine/speculator.h"
 
@@ -32,6 +33,7 @@ struct EngineOptions {
   std::optional<SpeculativeConfig> speculative = {};
   int64_t encoder_cache_bytes = 256 << 20;  // of the vision tower's results that nobody uses at the moment
   int64_t encoder_budget = 16384;           // rows of pictures that are encoded in one step; one picture may be larger
+  bool async_scheduling = false;            // LookAhead; where the backend has a stream, and without drafts
   HardwareSpeed speed = {20e9, 100e9};      // first guess, corrected by measured steps
   Clock clock = {};                         // empty: the system's
 };
@@ -78,7 +80,7 @@ class EngineCore {
   void pool(const Scheduler::Planned& planned, const Tensor& hidden, int64_t row);
   void score_prompt(const Scheduler::Planned& planned, const Tensor& hidden, int64_t row);
   void sample(Plan plan, const Tensor& hidden);
-  void sample_block(const Tensor& hidden);
+  void sample_block(const Tensor& hidden, Plan step);
   void take_tokens(Choice& choice, std::span<const ops::SampledRow> rows);
   void finish_step(Plan plan);
   void end(Choice& choice);
@@ -97,6 +99,7 @@ class EngineCore {
   int64_t encoder_budget_ = 0;             // left in this step
   std::unique_ptr<Speculator> speculator_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<LookAhead> look_ahead_;  // null: steps are launched when the one before has its tokens
   std::map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::set<std::pair<double, RequestId>> deadlines_;
   std::vector<RequestId> cancelled_;

@@ -43,7 +43,8 @@ struct EngineTimes {
 struct EngineStats {
   int64_t requests_running = 0, requests_waiting = 0;  // vllm:num_requests_running, _waiting (choices)
   int64_t pages_used = 0, pages = 0;                   // vllm:kv_cache_usage_perc; those of checkpoints count as free
-  int64_t steps = 0;
+  int64_t slots_used = 0, slots = 0;                   // those of checkpoints count as used
+  int64_t steps = 0, steps_ahead = 0;  // the latter: launched before the tokens of the one before were there
   int64_t prompt_tokens = 0;      // vllm:prompt_tokens_total: of requests whose prompt was read, cached ones included
   int64_t prompt_rows = 0;        // known tokens that were run: prompts, and what preemption made run again
   int64_t generation_tokens = 0;  // vllm:generation_tokens_total

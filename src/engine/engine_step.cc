@@ -127,13 +127,15 @@ void EngineCore::sample(Plan plan, const Tensor& hidden) {
     sampled_.clear();
   };
   begin_block();
+  bool whole = true;  // all rows are in one block
   for (size_t i = 0; i < plan.size(); ++i) {
     const Scheduler::Planned& planned = plan[i];
     Choice& choice = *planned.choice;
     if (choice.left() > 0 || choice.request.request.pooling != Pooling::kNone) continue;
     const size_t rows = 1 + choice.drafts.size();
     if (logit_rows_.size() + rows > static_cast<size_t>(ModelRunner::kLogitRows)) {
-      sample_block(hidden);
+      sample_block(hidden, {});
+      whole = false;
       begin_block();
     }
     // All choices of a request sample their first token from the row of the prompt's last one.
@@ -155,12 +157,17 @@ void EngineCore::sample(Plan plan, const Tensor& hidden) {
     for (size_t j = 0; j < rows; ++j)
       logit_rows_.push_back(static_cast<int32_t>(first_rows_[i] + planned.rows - 1 + static_cast<int64_t>(j)));
   }
-  sample_block(hidden);
+  sample_block(hidden, whole ? plan : Plan());
 }
 
-void EngineCore::sample_block(const Tensor& hidden) {
+// `step`: the whole step, when these are all of its rows.
+void EngineCore::sample_block(const Tensor& hidden, Plan step) {
   if (logit_rows_.empty()) return;
-  runner_.sample(runner_.logits(hidden, logit_rows_), sampling_batch_, sampling_result_);
+  const Tensor logits = runner_.logits(hidden, logit_rows_);
+  if (look_ahead_ && !step.empty())
+    look_ahead_->sample(step, logits, sampling_batch_, sampling_result_);
+  else
+    runner_.sample(logits, sampling_batch_, sampling_result_);
   now_ = options_.clock();
   size_t row = 0;
   for (const Sampled& sampled : sampled_) {
@@ -179,7 +186,10 @@ void EngineCore::take_tokens(Choice& choice, std::span<const ops::SampledRow> ro
     tell(choice, choice.answer.error ? -1 : s.tokens.back(), text);
     if (finished || choice.request.cancelled || j == choice.drafts.size() || s.tokens.back() != choice.drafts[j]) break;
   }
-  if (s.finished) finished_.push_back(&choice);
+  if (s.finished) {
+    finished_.push_back(&choice);
+    if (look_ahead_) look_ahead_->ended(choice, choice.answer.error ? -1 : s.tokens.back());
+  }
   const int64_t emitted = s.outputs() - before;
   stats_.generation_tokens += emitted;
   if (emitted > 0) {

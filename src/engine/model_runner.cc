@@ -46,6 +46,12 @@ int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
   return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
 }
 
+// What forward_ahead is told of each sequence.
+int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
+  if (backend.stream() == nullptr) return 0;
+  return (limits.max_num_seqs * (2 + ModelRunner::kStopIds) + 1) * static_cast<int64_t>(sizeof(int32_t));
+}
+
 // Rows of one step that images replace, the hidden rows that a draft pass reads, and those of the last forward.
 int64_t kept_bytes(const CausalLM& model, const RunnerLimits& limits) {
   const int64_t buffers = (model.vision() != nullptr) + (model.drafter() != nullptr) + (limits.hidden_ring > 0);
@@ -124,8 +130,8 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.slots = limits.num_state_slots;
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
-  plan.batch_bytes =
-      batch_ints(largest_batch(model, limits)) * static_cast<int64_t>(sizeof(int32_t)) + kept_bytes(model, limits);
+  plan.batch_bytes = batch_ints(largest_batch(model, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
+                     kept_bytes(model, limits) + source_bytes(backend, limits);
   plan.ring_bytes = ring_bytes(model, limits);
   return plan;
 }
@@ -162,6 +168,10 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
     from_rows_.reserve(limits_.max_num_batched_tokens);
     to_rows_.reserve(limits_.max_num_batched_tokens);
   }
+  if (source_bytes(backend, limits_) > 0) {
+    host_sources_ = backend.allocate_host(source_bytes(backend, limits_));
+    sources_ = backend.allocate(source_bytes(backend, limits_));
+  }
   host_accepted_ = backend.allocate_host(limits_.num_state_slots * sizeof(int32_t));
   for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
   step_rows_.resize(limits_.max_num_seqs);
@@ -171,7 +181,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
              limits_.num_state_slots,
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
-             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_),
+             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_) + source_bytes(backend, limits_),
              ring_bytes(model, limits_)};
 }
 
@@ -388,6 +398,15 @@ Tensor ModelRunner::run(ExecContext& ctx, const Step& step, int64_t pass, const 
   return result;
 }
 
+Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
+  ExecContext ctx = context(taps);
+  return run(ctx, step, RecordedSteps::kForward, nullptr, [&] {
+    const Tensor rows = model_.forward(ctx, step.batch, caches_);
+    ops::commit_slots(ctx, rows, caches_.slots, step.batch);
+    return rows;
+  });
+}
+
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
   rows_.clear();
@@ -397,13 +416,7 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
     CHECK_EQ(s.source < 0, s.computed == 0);
     rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), part.drafts, part.cuts});
   }
-  const Step step = build(rows_, false);
-  ExecContext ctx = context(taps);
-  const Tensor hidden = run(ctx, step, RecordedSteps::kForward, nullptr, [&] {
-    const Tensor rows = model_.forward(ctx, step.batch, caches_);
-    ops::commit_slots(ctx, rows, caches_.slots, step.batch);
-    return rows;
-  });
+  const Tensor hidden = run_forward(build(rows_, false), taps);
   if (limits_.hidden_ring > 0) remember_hidden(parts, hidden);
   for (const Part& part : parts) {
     Sequence& s = *part.sequence;

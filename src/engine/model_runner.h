@@ -80,6 +80,16 @@ class ModelRunner {
   // accepted = 0 and `computed` has grown by the rows.
   //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
+  // The same for the tokens behind all that are known, before the host knows them: one row for each sequence, the token
+  // that row `sampled` of start_sample chooses. Where that is one of `stop_ids`, or none, the sequence's row is
+  // inactive and its state stays; the host still counts the row in `computed`.
+  static constexpr int64_t kStopIds = 32;  // of a sequence, on average
+  struct AheadPart {
+    Sequence* sequence;
+    int32_t sampled;
+    std::span<const int32_t> stop_ids;
+  };
+  Tensor forward_ahead(std::span<const AheadPart> parts, const Tensor& sampled);
   // Keeps the first `count` drafts of the sequence's last step.
   void accept(Sequence& sequence, int32_t count);
   // The model's MTP layers over entries of sequences (models/causal_lm.h, Drafter): entry e is the pair (hidden row of
@@ -118,6 +128,9 @@ class ModelRunner {
   Tensor draft_logits(const Tensor& hidden, std::span<const int32_t> rows);
   // One token for each row of logits.
   void sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result);
+  // The same in two halves (ops/look_ahead.h).
+  Tensor start_sample(const Tensor& logits, const ops::SamplingBatch& batch);
+  void finish_sample(const ops::SamplingBatch& batch, ops::SamplingResult& result);
 
   const CausalLM& model() const { return model_; }
   Backend& backend() { return backend_; }
@@ -149,6 +162,7 @@ class ModelRunner {
   Step build(std::span<const Rows> parts, bool mtp);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
+  Tensor run_forward(const Step& step, Taps* taps);
   ExecContext context(Taps* taps);
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void remember_hidden(std::span<const Part> parts, const Tensor& hidden);
@@ -169,7 +183,8 @@ class ModelRunner {
   Workspace workspace_;
   RecordedSteps recorded_;
   Buffer host_batch_, device_batch_;
-  Buffer host_accepted_;  // by slot
+  Buffer host_sources_, sources_;  // of forward_ahead
+  Buffer host_accepted_;           // by slot
   Buffer host_logit_rows_, logit_rows_;
   size_t held_logit_rows_ = 0;  // how many logit_rows_ has
   Buffer image_embeds_;         // rows of one step that images replace

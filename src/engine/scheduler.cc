@@ -137,11 +137,17 @@ std::optional<int32_t> Scheduler::take_slot(const Choice& choice) {
   return runner_.slots().take();
 }
 
-// Pages for the choice's tokens, whatever others lose. False: the choice itself was preempted.
-bool Scheduler::grow(Choice& choice, int64_t tokens) {
+bool Scheduler::reserve(Choice& choice, int64_t tokens) {
   while (!runner_.reserve(choice.sequence, tokens)) {
     const int64_t missing = pages_for(tokens) - std::ssize(choice.sequence.block_table);
-    if (cache_ != nullptr && cache_->reclaim(missing, 0, choice.request.space)) continue;
+    if (cache_ == nullptr || !cache_->reclaim(missing, 0, choice.request.space)) return false;
+  }
+  return true;
+}
+
+// Pages for the choice's tokens, whatever others lose. False: the choice itself was preempted.
+bool Scheduler::grow(Choice& choice, int64_t tokens) {
+  while (!reserve(choice, tokens)) {
     Choice& last = *running_.back();
     preempt(last);
     if (&last == &choice) return false;
@@ -374,8 +380,8 @@ bool Scheduler::will_publish(const Planned& planned) const {
          (s.outputs() > 0 && choice.next_interval > 0 && s.computed >= choice.next_interval);
 }
 
-void Scheduler::publish() {
-  for (Planned& planned : plan_) {
+void Scheduler::publish(std::span<Planned> step) {
+  for (Planned& planned : step) {
     Choice& choice = *planned.choice;
     for (size_t i = 0; i < planned.cuts.size(); ++i) {
       const ModelRunner::Cut& cut = planned.cuts[i];

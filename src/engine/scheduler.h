@@ -68,9 +68,12 @@ class Scheduler {
   std::span<Planned> schedule();
   // After forward: sources that were read are let go.
   void after_forward();
-  // After the choices took their tokens, with complete entries: states that the step wrote for checkpoints enter the
-  // cache, and choices that stand where one is wanted leave theirs.
-  void publish();
+  // After the choices of a step took their tokens, with complete entries: states that it wrote for checkpoints enter
+  // the cache, and choices that stand where one is wanted leave theirs.
+  void publish(std::span<Planned> step);
+  // Pages for so many tokens of a running choice, of those that are free or that checkpoints keep. False when there are
+  // none: nobody is preempted.
+  bool reserve(Choice& choice, int64_t tokens);
   // Of a planned choice: will publish() share its pages?
   bool will_publish(const Planned& planned) const;
 

@@ -14,6 +14,7 @@
 #include "ops/dense.h"
 #include "ops/latent_attention.h"
 #include "ops/lightning.h"
+#include "ops/look_ahead.h"
 #include "ops/moe.h"
 #include "ops/norm.h"
 #include "ops/recurrence.h"
@@ -140,6 +141,11 @@ class Backend {
   // choose
   virtual void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                       ops::SamplingResult& out) = 0;
+  // For backends with a stream of their own.
+  virtual Tensor start_sample(ExecContext&, const Tensor&, const ops::SamplingBatch&) { return {}; }
+  virtual void finish_sample(ExecContext&, const ops::SamplingBatch&, ops::SamplingResult&) {}
+  virtual void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
+                           const Batch& batch) = 0;
 
   // Composite ops. The default bodies (ops/composite.cc) call the parts, which makes every tap of the parts visible; an
   // override must fall back to the default when ctx.taps is set, and in a dry run allocates its scratch and returns.

@@ -12,18 +12,7 @@ void check_range(ListRange range, size_t size) {
   CHECK_LE(static_cast<size_t>(range.end), size);
 }
 
-}  // namespace
-
-void SamplingBatch::clear() {
-  rows.clear();
-  counts.clear();
-  bias.clear();
-  ids.clear();
-  grammar.clear();
-  token_ids = {};
-}
-
-void sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, SamplingResult& result) {
+void check_rows(const Tensor& logits, const SamplingBatch& batch) {
   const Dims d = match_shapes("sample", {{logits, "N V", DType::kF32}});
   const int64_t V = d["V"];
   if (!batch.token_ids.empty()) CHECK_EQ(static_cast<int64_t>(batch.token_ids.size()), V);
@@ -39,9 +28,46 @@ void sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, 
     check_range(row.logprob_ids, batch.ids.size());
     if (row.grammar >= 0) CHECK_LE(row.grammar + mask_words, static_cast<int64_t>(batch.grammar.size()));
   }
+}
+
+}  // namespace
+
+void SamplingBatch::clear() {
+  rows.clear();
+  counts.clear();
+  bias.clear();
+  ids.clear();
+  grammar.clear();
+  token_ids = {};
+}
+
+void sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, SamplingResult& result) {
+  check_rows(logits, batch);
   result.rows.resize(batch.rows.size());
   if (ctx.dry_run) return;
   ctx.backend.sample(ctx, logits, batch, result);
+}
+
+Tensor start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch) {
+  check_rows(logits, batch);
+  return ctx.backend.start_sample(ctx, logits, batch);
+}
+
+void finish_sample(ExecContext& ctx, const SamplingBatch& batch, SamplingResult& result) {
+  result.rows.resize(batch.rows.size());
+  ctx.backend.finish_sample(ctx, batch, result);
+}
+
+void next_tokens(ExecContext& ctx, const Tensor& sampled, const SampledSource& source, const Batch& batch) {
+  const Scope scope("next_tokens");
+  match_shapes("next_tokens", {{sampled, "R", DType::kI32},
+                               {source.row, "B", DType::kI32},
+                               {source.stop_begin, "B1", DType::kI32},
+                               {source.stop_ids, "S", DType::kI32},
+                               {batch.token_ids, "B", DType::kI32},
+                               {batch.active, "B", DType::kI32}});
+  CHECK_EQ(source.stop_begin.size(0), batch.sequences() + 1);
+  if (!ctx.dry_run && batch.sequences() > 0) ctx.backend.next_tokens(ctx, sampled, source, batch);
 }
 
 }  // namespace calandra::ops

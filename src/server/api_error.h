@@ -1,4 +1,4 @@
-// Errors as OpenAI's clients read them.
+// Errors as OpenAI's clients read them, and Anthropic's.
 #pragma once
 
 #include <string_view>
@@ -13,5 +13,10 @@ namespace calandra::server {
 json::object error_object(const RequestError& error);
 // {"error": {…}} with the status; with Retry-After where trying again helps.
 HttpReply error_reply(const RequestError& error);
+
+// {"type": "error", "error": {"type", "message"}}
+json::object anthropic_error_object(const RequestError& error);
+// In the form of the API that the path belongs to.
+HttpReply error_reply(const RequestError& error, std::string_view path);
 
 }  // namespace calandra::server

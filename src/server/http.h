@@ -16,6 +16,8 @@ struct HttpRequest {
   std::string path;    // percent-decoded, without the query
   std::string body = {};
   std::string request_id;  // the client's x-request-id, or a new one
+  std::string traceparent = {};
+  std::string if_none_match = {};
 };
 
 struct HttpReply {
@@ -23,6 +25,8 @@ struct HttpReply {
   std::string content_type = "application/json";
   std::string body = {};
   std::vector<std::pair<std::string, std::string>> headers = {};
+  // What was done, for traces: "gen_ai.usage.completion_tokens".
+  std::vector<std::pair<std::string_view, double>> measures = {};
 };
 
 // A reply that comes later, or in parts. The server asks it again after each call of `wake` and once a while; it never
@@ -30,6 +34,8 @@ struct HttpReply {
 class PendingReply {
  public:
   virtual ~PendingReply() = default;
+  // False: what follows is not known yet. Asked again as `advance` is.
+  virtual bool is_ready() const { return true; }
   // A stream's parts are sent as they come, after a reply with status 200; else the whole reply is sent at the end.
   virtual bool is_stream() const = 0;
   // What has come since the last call is appended to reply.body. True: it has ended.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,7 @@ struct AccessRecord {
   int status = 0;           // 499: the client left before the answer
   int64_t bytes = 0;        // of the answer's body
   double seconds = 0;
+  std::span<const std::pair<std::string_view, double>> measures = {};
 };
 
 struct ServerOptions {
@@ -27,11 +29,12 @@ struct ServerOptions {
   std::vector<std::string> api_keys = {};           // empty: none is asked for
   std::string ssl_certfile = {}, ssl_keyfile = {};  // PEM; both or none
   std::vector<std::string> allowed_origins = {};    // "*": all
+  std::vector<std::string> open_paths = {};         // that need no key, beside /health, /ping and /metrics
   // What one client may take. Checked before memory is allocated for it.
-  size_t header_bytes = 32 << 10;
+  size_t header_bytes = 32 << 10, headers = 100;
   size_t body_bytes = 64 << 20;
-  size_t all_body_bytes = 512 << 20;  // of requests that are being read or handled
-  size_t connections = 4096;
+  size_t all_body_bytes = 512 << 20;               // of requests that are being read or handled
+  size_t connections = 16384;                      // fewer where the process may not have so many files
   double header_seconds = 20, body_seconds = 120;  // to send each of them whole, however slowly
   double idle_seconds = 75;                        // between requests of a connection
   double write_seconds = 60;                       // until a part of an answer was taken; then the request is given up

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 
@@ -66,6 +67,7 @@ class Client {
     connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
   }
   ~Client() { close(); }
+  Client(Client&& other) noexcept : fd_(std::exchange(other.fd_, -1)), connected_(other.connected_) {}
   void close() {
     if (fd_ >= 0) ::close(fd_);
     fd_ = -1;
@@ -214,6 +216,17 @@ TEST_F(HttpServerTest, BodiesTogetherAreBounded) {
                   .starts_with("HTTP/1.1 200 "));
 }
 
+TEST_F(HttpServerTest, ABodyCountsUntilItIsHandled) {
+  start({.body_bytes = 1000, .all_body_bytes = 1500});
+  const std::string body = "Transfer-Encoding: chunked\r\nHost: x\r\n\r\n2\r\nab\r\n0\r\n\r\n";
+  std::vector<Client> streams;
+  for (int i = 0; i < 5; ++i) {
+    streams.push_back(client());
+    streams.back().send("POST /silent HTTP/1.1\r\n" + body);
+    EXPECT_TRUE(streams.back().read_until("\r\n\r\n").starts_with("HTTP/1.1 200 ")) << i;
+  }
+}
+
 TEST_F(HttpServerTest, NoHttpIsRefused) {
   start({});
   for (const char* wrong :
@@ -240,7 +253,21 @@ TEST_F(HttpServerTest, ConnectionsAreBounded) {
   Client one = client();
   one.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
   EXPECT_NE(one.read_until("\r\n\r\n").find(" 200 "), std::string::npos);
-  EXPECT_EQ(client().read_all(), "");
+  const std::string refused = client().read_all();
+  EXPECT_TRUE(refused.starts_with("HTTP/1.1 503 ")) << refused;
+  EXPECT_NE(refused.find("Retry-After: "), std::string::npos);
+}
+
+TEST_F(HttpServerTest, WhoeverComesWhileItStopsIsTold) {
+  start({});
+  Client one = client();
+  one.send(std::string("GET /silent HTTP/1.1\r\n") + kEnd);
+  one.read_until("\r\n\r\n");
+  server_->stop();
+  std::string late;
+  while (!late.starts_with("HTTP/1.1 503 ")) late = ask(std::string("GET /a HTTP/1.1\r\n") + kEnd);
+  EXPECT_NE(late.find("Retry-After: "), std::string::npos);
+  one.close();
 }
 
 TEST_F(HttpServerTest, StoppingWaitsAndThenGivesUp) {

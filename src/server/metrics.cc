@@ -60,6 +60,12 @@ void write_drafts(Writer& w, const EngineStats& s) {
   for (size_t j = 0; j < s.accepted_per_position.size(); ++j)
     if (s.drafted_per_position[j] > 0)
       w.sample(kPerPosition, fmt::format(",position=\"{}\"", j), static_cast<double>(s.accepted_per_position[j]));
+  // Not each run of drafts reaches each position, so the rate of acceptance there needs this too.
+  constexpr const char* kDrafted = "calandra:spec_decode_num_draft_tokens_per_pos_total";
+  w.head(kDrafted, "counter", "Drafted tokens by position.");
+  for (size_t j = 0; j < s.drafted_per_position.size(); ++j)
+    if (s.drafted_per_position[j] > 0)
+      w.sample(kDrafted, fmt::format(",position=\"{}\"", j), static_cast<double>(s.drafted_per_position[j]));
 }
 
 void write_times(Writer& w, const EngineTimes& t) {
@@ -85,6 +91,9 @@ std::string prometheus_text(const EngineStats& s, std::string_view model_name, i
   w.gauge("vllm:kv_cache_usage_perc",
           s.pages > 0 ? static_cast<double>(s.pages_used) / static_cast<double>(s.pages) : 0,
           "Part of the pages in use, 1: all.");
+  constexpr const char* kCache = "vllm:cache_config_info";
+  w.head(kCache, "gauge", "What the caches are; always 1.");
+  w.sample(kCache, fmt::format(",num_gpu_blocks=\"{}\"", s.pages), 1);
   w.counter("vllm:prompt_tokens_total", s.prompt_tokens, "Prompt tokens, cached ones included.");
   w.counter("vllm:generation_tokens_total", s.generation_tokens, "Generated tokens.");
   w.counter("vllm:num_preemptions_total", s.preemptions, "Choices sent back to the queue.");
@@ -103,6 +112,10 @@ std::string prometheus_text(const EngineStats& s, std::string_view model_name, i
   write_drafts(w, s);
   write_times(w, s.times);
   w.counter("calandra:steps_total", s.steps, "Steps of the engine.");
+  w.gauge("calandra:pages", static_cast<double>(s.pages), "Pages of the cache.");
+  w.gauge("calandra:pages_used", static_cast<double>(s.pages_used), "Of them in use; those of checkpoints are not.");
+  w.gauge("calandra:slots", static_cast<double>(s.slots), "Slots for recurrent states.");
+  w.gauge("calandra:slots_used", static_cast<double>(s.slots_used), "Of them in use, also by checkpoints.");
   w.gauge("calandra:checkpoints", static_cast<double>(s.checkpoints), "Kept states.");
   w.gauge("calandra:checkpoint_bytes", static_cast<double>(s.checkpoint_bytes), "Their memory on the device.");
   w.counter("calandra:http_requests_total", http_requests, "Requests for the API.");

@@ -23,9 +23,57 @@ bool equal(std::string_view key, std::string_view given) {
   return different == 0;
 }
 
+bool same_letters(std::string_view lower, std::string_view text) {
+  return std::equal(lower.begin(), lower.end(), text.begin(), text.end(),
+                    [](char wanted, char c) { return wanted == (c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c); });
+}
+
+std::string_view trimmed(std::string_view text) {
+  constexpr const char* kBlanks = " \t";
+  const size_t begin = text.find_first_not_of(kBlanks);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(kBlanks) + 1 - begin);
+}
+
+bool is_control(char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\t') || c == 0x7f; }
+
 bool is_letter_or_digit(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
 }  // namespace
+
+std::optional<RequestError> fault_of_head(std::string_view head, size_t most_fields) {
+  const auto bad = [](std::string_view why) {
+    return RequestError{400, "bad_request", "", fmt::format("this is no HTTP/1.1 request: {}", why)};
+  };
+  const size_t first_end = std::min(head.find("\r\n"), head.size());
+  const bool is_1_1 = head.substr(0, first_end).ends_with(" HTTP/1.1");
+  size_t fields = 0, lengths = 0, encodings = 0;
+  for (size_t begin = 0; begin <= head.size();) {
+    const size_t end = std::min(head.find("\r\n", begin), head.size());
+    const std::string_view line = head.substr(begin, end - begin);
+    if (std::any_of(line.begin(), line.end(), is_control)) return bad("a control character");
+    if (begin > 0) {
+      const size_t colon = line.find(':');
+      if (line.starts_with(' ') || line.starts_with('\t')) return bad("a folded header");
+      if (colon == std::string_view::npos) return bad("a header without a colon");
+      const std::string_view name = line.substr(0, colon), value = trimmed(line.substr(colon + 1));
+      if (++fields > most_fields)
+        return RequestError{431, "headers_too_large", "", fmt::format("more than {} headers", most_fields)};
+      if (same_letters("content-length", name)) {
+        ++lengths;
+        if (value.empty() || value.find_first_not_of("0123456789") != std::string_view::npos)
+          return bad("Content-Length is no number");
+      }
+      if (same_letters("transfer-encoding", name)) {
+        ++encodings;
+        if (!is_1_1 || !same_letters("chunked", value)) return bad("Transfer-Encoding can only be chunked");
+      }
+    }
+    begin = end + 2;
+  }
+  if (lengths + encodings > 1) return bad("the body has more than one length");
+  return std::nullopt;
+}
 
 std::optional<std::string> decode_path(std::string_view target) {
   target = target.substr(0, target.find_first_of("?#"));
@@ -48,9 +96,7 @@ std::optional<std::string> decode_path(std::string_view target) {
 bool has_key(std::span<const std::string> keys, std::string_view authorization, std::string_view api_key) {
   constexpr std::string_view kBearer = "bearer ";
   std::string_view bearer;
-  if (authorization.size() > kBearer.size() &&
-      std::equal(kBearer.begin(), kBearer.end(), authorization.begin(),
-                 [](char wanted, char c) { return wanted == (c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c); }))
+  if (authorization.size() > kBearer.size() && same_letters(kBearer, authorization.substr(0, kBearer.size())))
     bearer = authorization.substr(kBearer.size());
   bool found = false;
   for (const std::string& key : keys) {

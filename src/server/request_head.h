@@ -6,7 +6,13 @@
 #include <string>
 #include <string_view>
 
+#include "base/error.h"
+
 namespace calandra::server {
+
+// What is wrong with the form of a head (request line and fields, without the empty line). What a parser forgives,
+// another one on the way may read differently: then one client's body is another's request.
+std::optional<RequestError> fault_of_head(std::string_view head, size_t most_fields);
 
 // "/v1/models/a%2Fb?x=1" -> "/v1/models/a/b". Nothing when it is no path or an escape is wrong.
 std::optional<std::string> decode_path(std::string_view target);

@@ -14,6 +14,25 @@ TEST(RequestHead, PathsAreDecodedOnce) {
     EXPECT_FALSE(decode_path(wrong)) << wrong;
 }
 
+TEST(RequestHead, WhatOthersMayReadDifferentlyIsRefused) {
+  const auto status = [](const std::string& fields, const char* version = "HTTP/1.1") {
+    const auto fault = fault_of_head(std::string("POST /a ") + version + fields, 4);
+    return fault ? fault->status : 200;
+  };
+  for (const char* right : {"", "\r\nHost: x", "\r\nContent-Length: 5", "\r\nTransfer-Encoding: Chunked",
+                            "\r\nA:", "\r\nA: b\tc", "\r\nA: \xc3\xa9", "\r\nA: 1\r\nA: 2\r\nB: 3\r\nC: 4"})
+    EXPECT_EQ(status(right), 200) << right;
+  for (const char* wrong :
+       {"\r\nA", "\r\n a: b", "\r\nA: b\r\n folded", "\r\nA: b\nC: d", "\r\nA: b\rC: d", "\r\nA: \x7f",
+        "\r\nContent-Length:", "\r\nContent-Length: +5", "\r\nContent-Length: 5, 5", "\r\nContent-Length: 0x5",
+        "\r\nContent-Length: 5\r\nContent-Length: 5", "\r\nContent-Length: 5\r\ntransfer-encoding: chunked",
+        "\r\nTransfer-Encoding: gzip", "\r\nTransfer-Encoding:", "\r\nTransfer-Encoding: chunked, chunked"})
+    EXPECT_EQ(status(wrong), 400) << wrong;
+  EXPECT_EQ(status(std::string("\r\nA: \0b", 7)), 400);
+  EXPECT_EQ(status("\r\nTransfer-Encoding: chunked", "HTTP/1.0"), 400);
+  EXPECT_EQ(status("\r\nA: 1\r\nA: 2\r\nB: 3\r\nC: 4\r\nD: 5"), 431);
+}
+
 TEST(RequestHead, KeysMustBeWhole) {
   const std::vector<std::string> keys = {"secret", "other"};
   EXPECT_TRUE(has_key(keys, "Bearer secret", ""));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <xgrammar/compiler.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <future>
@@ -134,8 +135,17 @@ class GrammarCompiler::Worker {
     warnings = nullptr;
     // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
     std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
-    if (!ignored.empty() && std::holds_alternative<xgrammar::CompiledGrammar>(result)) return Refused{ignored.front()};
+    const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&result);
+    if (compiled != nullptr && !ignored.empty()) return Refused{ignored.front()};
+    if (compiled != nullptr && !begins(*compiled)) return Refused{"no text has it"};
     return result;
+  }
+
+  // False for rules that only name each other.
+  static bool begins(const xgrammar::CompiledGrammar& compiled) {
+    std::vector<uint32_t> words(xgrammar::GetBitmaskSize(compiled.GetTokenizerInfo().GetVocabSize()));
+    MatchedGrammar(compiled, {}).mask({}, words);
+    return std::any_of(words.begin(), words.end(), [](uint32_t word) { return word != 0; });
   }
 
   xgrammar::CompiledGrammar compile_form(const OutputForm& form) {

@@ -62,6 +62,8 @@ bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> w
     int64_t shape = own_words;
     DLTensor tensor{words.data(), {kDLCPU, 0}, 1, xgrammar::GetBitmaskDLType(), &shape, nullptr, 0};
     matcher_.FillNextTokenBitmask(&tensor);
+    // Its last word may also allow ids that the tokenizer does not have.
+    if (const int rest = vocab_size_ % 32; rest > 0) words[own_words - 1] &= (uint32_t{1} << rest) - 1;
   }
   if (taken > 0) matcher_.Rollback(taken);
   return allowed;

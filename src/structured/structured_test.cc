@@ -1,4 +1,5 @@
 // Structured output: recorded strings, and what the engine asks of a Grammar.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -100,6 +101,8 @@ TEST(Structured, MasksBehindDraftsAreThoseOfWhatIsAccepted) {
         for (int draft = 0; draft < 4; ++draft) {
           const Words words = mask_of(*other, {});
           EXPECT_EQ(mask_of(*grammar, drafts), words);
+          for (size_t id = kEnd + 1; id < 32 * words.size(); ++id)  // columns without a token
+            ASSERT_FALSE(has(words, static_cast<int32_t>(id))) << id;
           std::vector<int32_t> allowed, refused;
           for (int32_t token = 0; token <= kEnd; ++token) (has(words, token) ? allowed : refused).push_back(token);
           ASSERT_FALSE(allowed.empty());
@@ -119,6 +122,19 @@ TEST(Structured, MasksBehindDraftsAreThoseOfWhatIsAccepted) {
       }
     }
   }
+}
+
+TEST(Structured, FormatsTakeOnlyWhatIsValid) {
+  const json::object row = parse_json(R"({"schema": {"type": "object", "properties": {"format": {"const": "date"},
+    "a": {"type": "string", "format": "ipv4"}, "d": {"type": "string", "format": "date"}}, "required": ["format"]},
+    "accept": ["{\"format\": \"date\", \"a\": \"10.0.255.249\", \"d\": \"2026-01-31\"}"],
+    "reject": ["{\"format\": \"date\", \"a\": \"10.0.01.2\"}", "{\"format\": \"date\", \"a\": \"256.0.0.1\"}",
+               "{\"format\": \"date\", \"d\": \"2026-02-30\"}", "{\"format\": \"date\", \"d\": \"2026-04-31\"}"]})",
+                                      "row")
+                               .as_object();
+  const json::object result = grammar_row(row);
+  EXPECT_EQ(result.at("accepted"), json::array({true})) << to_json(result);
+  EXPECT_EQ(result.at("rejected"), json::array({true, true, true, true})) << to_json(result);
 }
 
 TEST(Structured, EndsWhereTheFormEnds) {
@@ -210,7 +226,16 @@ TEST(Structured, BombsAndNonsenseAreRefused) {
   for (int i = 0; i < 100'000; ++i) values += ",2";
   std::string nested = R"({"type": "string"})";
   for (int i = 0; i < 100; ++i) nested = R"({"oneOf": [)" + nested + "]}";
+  std::string properties = R"({"type": "object", "properties": {"a": true)", patterns = properties;
+  for (int i = 0; i < 1000; ++i) properties += fmt::format(R"(,"p{}": {{"type": "null"}})", i);
+  for (int i = 0; i < 201; ++i) patterns += fmt::format(R"(,"p{}": {{"type": "string", "pattern": "a{{1,100}}"}})", i);
   const OutputForm forms[] = {
+      schema(properties + "}}"),
+      schema(patterns + "}}"),
+      schema(properties.substr(0, properties.find(",\"p100")) + R"(}, "minProperties": 50, "maxProperties": 60})"),
+      // Rules that only name each other.
+      schema(R"({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}})"),
+      {.kind = OutputForm::Kind::kEbnf, .text = "root ::= x\nx ::= root"},
       OutputForm::regex(std::string(30'000, '(') + "a" + std::string(30'000, ')')),
       OutputForm::regex("((a{1000}){1000}){1000}"),
       OutputForm::regex("(a"),

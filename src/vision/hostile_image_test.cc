@@ -13,7 +13,7 @@ namespace calandra {
 namespace {
 
 // Small, so that a decoder that trusted a header would stand out.
-constexpr ImageLimits kLimits{.max_file_bytes = 1 << 20, .max_pixels = 1 << 20, .max_side = 1 << 15};
+const ImageLimits kLimits{.max_file_bytes = 1 << 20, .max_pixels = 1 << 20, .max_side = 1 << 15};
 
 // Freed memory that the address sanitizer keeps.
 #if defined(__SANITIZE_ADDRESS__)

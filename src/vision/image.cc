@@ -42,7 +42,7 @@ std::optional<RequestError> check_size(int64_t width, int64_t height, const Imag
     return RequestError{400, "image_too_large", "",
                         fmt::format("the image has {} x {} = {} pixels; at most {} are accepted", width, height,
                                     width * height, limits.max_pixels)};
-  return std::nullopt;
+  return limits.admit ? limits.admit(width, height) : std::nullopt;
 }
 
 Image black_image(int64_t width, int64_t height) {

@@ -9,6 +9,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string_view>
 #include <variant>
 #include <vector>
@@ -35,6 +37,8 @@ struct ImageLimits {
   int64_t max_file_bytes = kMaxImageFileBytes;
   int64_t max_pixels = kMaxImagePixels;
   int64_t max_side = kMaxImageSide;
+  // Asked last, with the size that the header says; an error of it is the result. May wait, until memory is free.
+  std::function<std::optional<RequestError>(int64_t width, int64_t height)> admit = {};
 };
 
 struct Image {

@@ -30,6 +30,23 @@ TEST(Image, EveryFileAsPillowReadsIt) {
   }
 }
 
+TEST(Image, AskedBeforeMemoryIsTaken) {
+  const json::object expected = read_json_file(kImageFolder / "expected.json").as_object();
+  for (const auto& [name, bytes] : image_files()) {
+    int asked = 0;
+    ImageLimits limits;
+    limits.admit = [&, name = name](int64_t width, int64_t height) -> std::optional<RequestError> {
+      ++asked;
+      const int64_t pixels =
+          expected.at(name).at("size").at(0).as_int64() * expected.at(name).at("size").at(1).as_int64();
+      EXPECT_EQ(width * height, pixels) << name;  // turned or not
+      return RequestError{503, "full", "", "no memory"};
+    };
+    EXPECT_EQ(error_of(decode_image(bytes, limits)), "full: no memory") << name;
+    EXPECT_EQ(asked, 1) << name;
+  }
+}
+
 TEST(Image, FormatByFirstBytes) {
   EXPECT_EQ(image_format(image_files().at("rgb_8.png")), ImageFormat::kPng);
   EXPECT_EQ(image_format(image_files().at("cmyk.jpg")), ImageFormat::kJpeg);

@@ -94,14 +94,15 @@ void limit(pid_t pid, __rlimit_resource resource, int64_t most) {
 enum class Reading { kEnded, kTooLong, kStopped };
 
 // Reads both pipes to their ends.
-Reading read_all(int output, int errors, Clock::time_point deadline, std::string* error_text,
-                 const std::function<bool(std::string_view)>& on_output) {
+Reading read_all(int output, int errors, Clock::time_point deadline, const std::function<bool()>& gone,
+                 std::string* error_text, const std::function<bool(std::string_view)>& on_output) {
   std::array<pollfd, 2> pipes{pollfd{output, POLLIN, 0}, pollfd{errors, POLLIN, 0}};
   std::vector<char> bytes(size_t{1} << 16);
   while (pipes[0].fd >= 0 || pipes[1].fd >= 0) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
     if (left <= 0) return Reading::kTooLong;
-    if (poll(pipes.data(), pipes.size(), static_cast<int>(std::min<int64_t>(left, 1000))) <= 0) continue;
+    if (gone && gone()) return Reading::kStopped;
+    if (poll(pipes.data(), pipes.size(), static_cast<int>(std::min<int64_t>(left, gone ? 50 : 1000))) <= 0) continue;
     for (pollfd& pipe : pipes) {
       if (pipe.fd < 0 || pipe.revents == 0) continue;
       const ssize_t count = read(pipe.fd, bytes.data(), bytes.size());
@@ -165,7 +166,7 @@ ProcessEnd run_process(const std::vector<std::string>& arguments, const ProcessL
   ProcessEnd end;
   Reading reading;
   try {
-    reading = read_all(output.read.get(), errors.read.get(), deadline, &end.errors, on_output);
+    reading = read_all(output.read.get(), errors.read.get(), deadline, limits.gone, &end.errors, on_output);
   } catch (...) {
     kill_and_wait(pid);
     throw;

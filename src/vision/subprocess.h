@@ -12,6 +12,7 @@ namespace calandra {
 struct ProcessLimits {
   double seconds = 60;  // wall time
   int64_t max_memory_bytes = int64_t{4} << 30;
+  std::function<bool()> gone = {};  // asked now and then; true has the program killed
 };
 
 struct ProcessEnd {
@@ -19,7 +20,7 @@ struct ProcessEnd {
     kExited,    // by itself, with `status`
     kNotFound,  // no such program on PATH, or none that may be run
     kTooLong,   // killed at the time limit
-    kStopped,   // killed because `on_output` asked for it
+    kStopped,   // killed because `on_output` or `gone` asked for it
     kFailed,    // died of a signal, or could not be started or waited for
   };
   Kind kind = Kind::kFailed;

@@ -52,6 +52,7 @@ struct VideoFileLimits {
   double seconds = 120;                         // of wall time, for all processes together
   int64_t max_memory_bytes = int64_t{4} << 30;  // address space of each process
   ImageLimits frame = {};                       // size of a frame
+  std::function<bool()> gone = {};              // asked now and then; true ends it
 };
 // Frames are resized as they arrive, so that memory holds one large frame at a time. Errors name what is missing (code
 // "ffmpeg_missing") or wrong (code "invalid_video"); what ffmpeg itself says goes to the log.

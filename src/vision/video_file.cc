@@ -73,9 +73,11 @@ std::optional<RequestError> VideoFile::run(std::vector<std::string> arguments,
                                            const std::function<bool(std::string_view)>& on_output) const {
   const double left = std::chrono::duration<double>(end_ - Clock::now()).count();
   const std::string program = arguments[0];
-  const ProcessEnd end = run_process(arguments, {left, limits_.max_memory_bytes}, on_output);
+  const ProcessEnd end = run_process(arguments, {left, limits_.max_memory_bytes, limits_.gone}, on_output);
   if (end.kind == ProcessEnd::Kind::kExited && end.status == 0) return std::nullopt;
   if (end.kind == ProcessEnd::Kind::kNotFound) return ffmpeg_missing(program);
+  if (end.kind == ProcessEnd::Kind::kStopped && limits_.gone && limits_.gone())
+    return bad_video("reading the video was given up");
   log_warning("{} failed (status {}): {}", program, end.status, plain(end.errors));
   if (end.kind == ProcessEnd::Kind::kTooLong)
     return bad_video(fmt::format("{} did not finish reading the video in {} seconds", program, limits_.seconds));

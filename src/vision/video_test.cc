@@ -195,6 +195,15 @@ TEST_F(ProgramsOnPath, CountsAgainWhenPacketsWereTooMany) {
   EXPECT_EQ(error(), "invalid_video: ffmpeg gave fewer frames than the video says it has");
 }
 
+TEST_F(ProgramsOnPath, EndsWhenNobodyNeedsItAnyMore) {
+  program("ffprobe", "exec sleep 1000\n");
+  int asked = 0;
+  VideoFileLimits limits;
+  limits.seconds = 1e5;
+  limits.gone = [&] { return ++asked > 2; };
+  EXPECT_EQ(error(limits), "invalid_video: reading the video was given up");
+}
+
 TEST_F(ProgramsOnPath, RateOfItsDuration) {
   // As Ogg files have it.
   probe_says(R"({"width": 4, "height": 2, "avg_frame_rate": "0/0", "duration": "0.5", "nb_read_packets": "2"})");

@@ -16,8 +16,9 @@ std::string name_of(const TokenEvent& event) {
   return fmt::format("request {} choice {}", event.request, event.choice);
 }
 
-EngineOptions with_clock(EngineOptions options, const double& now) {
+EngineOptions with_clock(EngineOptions options, const double& now, bool async) {
   options.clock = [&now] { return now; };
+  options.async_scheduling = async;
   return options;
 }
 
@@ -27,28 +28,40 @@ void SimCounts::add(const SimCounts& o) {
   seeds += o.seeds, requests += o.requests, choices += o.choices, steps += o.steps, tokens += o.tokens;
   drafted += o.drafted, accepted += o.accepted, hits += o.hits, hit_tokens += o.hit_tokens, restores += o.restores;
   evictions += o.evictions, preemptions += o.preemptions, forks += o.forks, cancels += o.cancels, errors += o.errors;
-  images += o.images, checkpoints += o.checkpoints, waits += o.waits, states_compared += o.states_compared;
+  images += o.images, steps_ahead += o.steps_ahead, checkpoints += o.checkpoints, waits += o.waits,
+      states_compared += o.states_compared;
   most_natural_preemptions = std::max(most_natural_preemptions, o.most_natural_preemptions);
 }
 
 std::string SimCounts::words() const {
   return fmt::format(
-      "{} seeds, {} requests, {} choices, {} forks, {} steps, {} tokens, {} drafted, {} accepted, {} hits of {} "
+      "{} seeds, {} requests, {} choices, {} forks, {} steps, {} of them launched ahead, {} tokens, {} drafted, {} "
+      "accepted, {} hits of {} "
       "tokens, "
       "{} restores, {} evictions, {} checkpoints, {} preemptions (at most {} of a choice unforced), {} waits for a "
       "prefix, {} cancelled or late, {} ended by an error, {} images, {} states compared",
-      seeds, requests, choices, forks, steps, tokens, drafted, accepted, hits, hit_tokens, restores, evictions,
-      checkpoints, preemptions, most_natural_preemptions, waits, cancels, errors, images, states_compared);
+      seeds, requests, choices, forks, steps, steps_ahead, tokens, drafted, accepted, hits, hit_tokens, restores,
+      evictions, checkpoints, preemptions, most_natural_preemptions, waits, cancels, errors, images, states_compared);
 }
 
 EngineSim::EngineSim(uint64_t seed, SimOptions options)
     : seed_(seed),
       options_(std::move(options)),
-      world_(seed, options_.world),
+      world_(seed,
+             [this](SimWorld& world) {
+               if (options_.async) world.options.speculative.reset();
+               if (options_.world) options_.world(world);
+             }),
       draw_(mix(seed, 0xd157)),
+      stream_(mix(seed, 0x57e4) % 3 == 0 ? 0 : mix(seed, 0x57e5), options_.faults),
       model_(world_.rules.model),
-      runner_(model_, options_.backend != nullptr ? *options_.backend : backend_, world_.limits),
-      core_(runner_, nullptr, with_clock(world_.options, now_)),
+      stream_model_(model_, stream_.queue()),
+      runner_(options_.async ? static_cast<CausalLM&>(stream_model_) : model_,
+              options_.backend != nullptr ? *options_.backend
+              : options_.async            ? static_cast<Backend&>(stream_)
+                                          : backend_,
+              world_.limits),
+      core_(runner_, nullptr, with_clock(world_.options, now_, options_.async)),
       page_was_free_(static_cast<size_t>(runner_.pages().pages())),
       slot_was_free_(static_cast<size_t>(runner_.slots().slots())) {
   model_.before_forward([this](Batch& batch) {

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/deferred_backend.h"
 #include "tests/hashsim/hash_model.h"
 #include "tests/hashsim/sim_world.h"
 
@@ -23,7 +24,7 @@ namespace calandra::hashsim {
 struct SimCounts {
   int64_t seeds = 0, requests = 0, choices = 0, steps = 0, tokens = 0, drafted = 0, accepted = 0, hits = 0,
           hit_tokens = 0, restores = 0, evictions = 0, preemptions = 0, forks = 0, cancels = 0, errors = 0, images = 0,
-          checkpoints = 0, waits = 0, states_compared = 0, most_natural_preemptions = 0;
+          checkpoints = 0, steps_ahead = 0, waits = 0, states_compared = 0, most_natural_preemptions = 0;
   void add(const SimCounts& other);
   std::string words() const;
 };
@@ -40,6 +41,10 @@ struct SimOptions {
   std::function<void(EngineSim&)> after_step;                   // before the checks
   std::function<void(EngineSim&, const TokenEvent&)> on_token;  // before the checks
   Backend* backend = nullptr;                                   // the engine's; the reference backend by default
+  // Runs without drafts on a device with a stream, and launches steps ahead. Where states and ownership are checked the
+  // device is waited for after every step, otherwise it may be behind.
+  bool async = false;
+  DeferredFaults faults = {};
 };
 
 class EngineSim {
@@ -76,6 +81,7 @@ class EngineSim {
 
   SoloAnswer& solo_of(const Choice& choice);
   void check_drafts(const Batch& batch);
+  bool waits() const { return !options_.async || options_.states || options_.ownership; }
   void check_step();
   void check_states(const Choice& choice);
   void check_ownership();
@@ -91,7 +97,9 @@ class EngineSim {
   Draw draw_;
   double now_ = 0;
   ReferenceBackend backend_;
+  DeferredBackend<ReferenceBackend> stream_;
   HashModel model_;
+  DeferredModel stream_model_;
   ModelRunner runner_;
   EngineCore core_;
   std::map<RequestId, SimRequest*> by_id_;

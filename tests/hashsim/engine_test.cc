@@ -172,7 +172,7 @@ TEST_F(EngineThread, TheQueueIsBounded) {
   for (int32_t i = 0; i < 3; ++i) streams.push_back(submitted(engine, request(i, 5)));
   const auto refused = engine.submit(request(4, 5));
   ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
-  EXPECT_EQ(std::get<RequestError>(refused).status, 503);
+  EXPECT_EQ(std::get<RequestError>(refused).status, 429);
   model_.stands = false;
   for (const auto& stream : streams) EXPECT_EQ(read(*stream, 1)[0].token_ids.size(), 5u);
 }

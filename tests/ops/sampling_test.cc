@@ -54,7 +54,6 @@ class Sampler : public OpTest {
     }
   }
 
- private:
   void expect_same(const ops::TokenLogprobs& got, const ops::TokenLogprobs& want) {
     EXPECT_EQ(bits(got.logprob), bits(want.logprob)) << got.logprob << " " << want.logprob;
     EXPECT_EQ(got.rank, want.rank);
@@ -218,6 +217,61 @@ TEST_P(Sampler, DraftVocabulariesAreSampledTheSame) {
     }
     expect_as_reference(logits(1, static_cast<int64_t>(ids.size()), 15, 2, 0), batch, "draft vocabulary");
   }
+}
+
+// Where the backend has a stream: the same rows, and their tokens for whoever goes on there.
+TEST_P(Sampler, SampledInTwoHalvesIsSampledTheSame) {
+  const Tensor l = logits(5, 700, 3, 2, 0);
+  SamplingBatch batch;
+  for (int32_t i = 0; i < 5; ++i) {
+    SamplingRow row;
+    row.logit_row = i;
+    row.seed = 7;
+    row.token_index = i;
+    row.num_logprobs = i % 2 ? 3 : ops::kNoLogprobs;
+    if (i == 2) row.allowed = {0, 1};
+    batch.rows.push_back(row);
+  }
+  batch.ids = {100'000};  // of no column: row 2 has no token
+  const auto want = sample(reference, l, batch);
+  ops::SamplingResult result;
+  const Tensor tokens = tested.run([&](ExecContext& ctx) {
+    if (ctx.dry_run) return Tensor();
+    const Tensor started = ops::start_sample(ctx, l, batch);
+    if (!started.empty()) ops::finish_sample(ctx, batch, result);
+    return started;
+  });
+  if (tokens.empty()) GTEST_SKIP() << "skipped: " << name() << " has no stream";
+  std::vector<int32_t> on_host(want.size());
+  tested.backend().copy_bytes(on_host.data(), tokens.data(), on_host.size() * sizeof(int32_t));
+  for (size_t r = 0; r < want.size(); ++r) {
+    EXPECT_EQ(on_host[r], want[r].token);
+    EXPECT_EQ(result.rows[r].token, want[r].token);
+    EXPECT_EQ(result.rows[r].status, want[r].status);
+    if (batch.rows[r].num_logprobs != ops::kNoLogprobs) expect_same(result.rows[r].logprobs, want[r].logprobs);
+  }
+  batch.rows[4].num_logprobs = ops::kAllLogprobs;  // of the host
+  EXPECT_TRUE(
+      tested.run([&](ExecContext& ctx) { return ctx.dry_run ? Tensor() : ops::start_sample(ctx, l, batch); }).empty());
+}
+
+// A sequence goes on with its token, or has none, or ends with it.
+TEST_P(Sampler, NextTokensOfABatch) {
+  const Tensor sampled = pool.ints({5, -1, 7, 9, 9, 0});
+  const ops::SampledSource source{pool.ints({3, 1, 2, 4, 0, 5}), pool.ints({0, 0, 1, 3, 3, 4, 6}),
+                                  pool.ints({-1, 6, 7, 6, 1, 0})};
+  Batch batch;
+  batch.token_ids = pool.ints({3, 3, 3, 3, 3, 3});
+  batch.active = pool.ints({1, 1, 1, 1, 1, 1});
+  batch.seq_len = pool.ints({1, 1, 1, 1, 1, 1});
+  tested.run([&](ExecContext& ctx) {
+    ops::next_tokens(ctx, sampled, source, batch);
+    return 0;
+  });
+  const auto* ids = batch.token_ids.as<int32_t>();
+  const auto* active = batch.active.as<int32_t>();
+  EXPECT_EQ(std::vector<int32_t>(ids, ids + 6), (std::vector<int32_t>{9, 0, 0, 9, 5, 0}));
+  EXPECT_EQ(std::vector<int32_t>(active, active + 6), (std::vector<int32_t>{1, 0, 0, 1, 1, 0}));
 }
 
 CALANDRA_ON_ALL_BACKENDS(Sampler);

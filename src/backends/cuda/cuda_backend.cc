@@ -46,10 +46,12 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   memory_bytes_ = free - free / 32;  // kernels are loaded as they are first run, and allocations are rounded up
   CUDA_CHECK(cudaStreamCreate(&stream_));
   CUDA_CHECK(cudaEventCreateWithFlags(&uploaded_, cudaEventDisableTiming));
+  CUDA_CHECK(cudaEventCreateWithFlags(&sampled_, cudaEventDisableTiming));
   cuda::fail_call(options_.fail_call);
 }
 
 CudaBackend::~CudaBackend() {
+  CUDA_CHECK(cudaEventDestroy(sampled_));
   CUDA_CHECK(cudaEventDestroy(uploaded_));
   CUDA_CHECK(cudaStreamDestroy(stream_));
 }

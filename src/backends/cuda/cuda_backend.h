@@ -4,7 +4,7 @@
 // rows take the tensor cores, in another order of their own.
 //   cuda_backend.cc   device, memory, weights
 //   linear.cu   dense.cu   norm.cu   attention.cu   latent_attention.cu   recurrence.cu   lightning.cu   moe.cu
-//   vision.cu   copy_rows.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
+//   vision.cu   copy_rows.cu   next_tokens.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
 //   attention_inputs.cu   delta_mixer.cu   lightning_mixer.cu    several ops of a mixer as one kernel
 //   linear_few_rows.{h,cu}    products of up to 16 rows, what linear.cu and moe.cu launch
 //   linear_gemm.{h,cu}   moe_gemm.{h,cu}   delta_chunks.{h,cu}    products and the delta rule of many rows
@@ -132,11 +132,14 @@ class CudaBackend final : public Backend {
   // choose
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override;
+  Tensor start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) override;
+  void finish_sample(ExecContext& ctx, const ops::SamplingBatch& batch, ops::SamplingResult& out) override;
+  void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
+                   const Batch& batch) override;
 
  private:
-  // The rows that sampling_.on_device names; false when there is no memory for it.
-  bool sample_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
-                        ops::SamplingResult& out);
+  // The rows that sampling_.on_device names; false, and nothing started, when there is no memory for it.
+  bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch);
   // After every launch: counts it and ends the process when it failed, with the kernel's name.
   void launched(const ExecContext& ctx, const char* kernel);
 
@@ -145,6 +148,7 @@ class CudaBackend final : public Backend {
   uint32_t launches_ = 0;               // a recording counts as one
   cudaStream_t stream_ = nullptr;       // waits for the legacy stream, and that for it: copy_bytes keeps the order
   cudaEvent_t uploaded_ = nullptr;      // behind the last upload
+  cudaEvent_t sampled_ = nullptr;       // behind the last sampler
   cudaStream_t last_stream_ = nullptr;  // that was launched on
   cuda::KernelTimer* timer_ = nullptr;  // during time_kernels
   cuda::SamplingMemory sampling_;

@@ -90,8 +90,7 @@ void read_logprobs(const ops::SamplingRow& row, const ops::SamplingBatch& batch,
 
 using namespace cuda;
 
-bool CudaBackend::sample_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
-                                   ops::SamplingResult& out) {
+bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) {
   SamplingMemory& memory = sampling_;
   const size_t rows = memory.on_device.size(), V = static_cast<size_t>(logits.size(1));
   Sections in, results;
@@ -107,7 +106,8 @@ bool CudaBackend::sample_on_device(ExecContext& ctx, const Tensor& logits, const
                listed = results.add<float>(listed_ids);
   if (!grow(memory.host_in, in.size(), {}) || !grow(memory.out, results.size(), {}) ||
       !grow(memory.in, in.size(), device()) || !grow(memory.copies, changed * V * sizeof(float), device()) ||
-      !grow(memory.token_ids, batch.token_ids.size() * sizeof(int32_t), device()))
+      !grow(memory.token_ids, batch.token_ids.size() * sizeof(int32_t), device()) ||
+      !grow(memory.tokens, rows * sizeof(int32_t), device()))
     return false;
 
   auto* input = at<SamplingInput>(memory.host_in, inputs);
@@ -138,17 +138,27 @@ bool CudaBackend::sample_on_device(ExecContext& ctx, const Tensor& logits, const
                           .ids = at<const int32_t>(memory.in, ids),
                           .grammar = at<const uint32_t>(memory.in, grammar),
                           .copies = at<float>(memory.copies, 0),
+                          .tokens = at<int32_t>(memory.tokens, 0),
                           .outcomes = at<SamplingOutcome>(memory.out, outcomes),
                           .tops = at<ops::TokenLogprob>(memory.out, tops),
                           .listed = at<float>(memory.out, listed)};
   launch_sampler(stream, args, static_cast<int>(rows));
   launched(ctx, "sample");
-  CUDA_CHECK(cudaStreamSynchronize(stream));
+  CUDA_CHECK(cudaEventRecord(sampled_, stream));
+  memory.outcomes = args.outcomes;
+  memory.tops = args.tops;
+  memory.listed = args.listed;
+  return true;
+}
 
-  const float* own_listed = args.listed;
-  for (size_t i = 0; i < rows; ++i) {
+// Waits for the rows on the device, and for nothing that was started behind them.
+void CudaBackend::finish_sample(ExecContext&, const ops::SamplingBatch& batch, ops::SamplingResult& out) {
+  const SamplingMemory& memory = sampling_;
+  CUDA_CHECK(cudaEventSynchronize(sampled_));
+  const float* own_listed = memory.listed;
+  for (size_t i = 0; i < memory.on_device.size(); ++i) {
     const ops::SamplingRow& row = batch.rows[memory.on_device[i]];
-    const SamplingOutcome& outcome = args.outcomes[i];
+    const SamplingOutcome& outcome = memory.outcomes[i];
     ops::SampledRow& result = out.rows[memory.on_device[i]];
     result.token = outcome.token;
     result.greedy_id = outcome.greedy_id;
@@ -158,10 +168,22 @@ bool CudaBackend::sample_on_device(ExecContext& ctx, const Tensor& logits, const
     result.distribution_ids.clear();
     result.distribution_probs.clear();
     if (result.status == ops::RowStatus::kOk && row.num_logprobs != ops::kNoLogprobs)
-      read_logprobs(row, batch, outcome, args.tops + i * kMostTops, own_listed, result.logprobs);
+      read_logprobs(row, batch, outcome, memory.tops + i * kMostTops, own_listed, result.logprobs);
     own_listed += row.logprob_ids.size();
   }
-  return true;
+}
+
+// Of all rows or none.
+Tensor CudaBackend::start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) {
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  std::vector<size_t>& on_device = sampling_.on_device;
+  on_device.clear();
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    if (!is_for_device(batch.rows[r])) return {};
+    on_device.push_back(r);
+  }
+  if (on_device.empty() || !start_on_device(ctx, logits, batch)) return {};
+  return sampling_.tokens.tensor(DType::kI32, {std::ssize(batch.rows)});
 }
 
 void CudaBackend::sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
@@ -171,7 +193,8 @@ void CudaBackend::sample(ExecContext& ctx, const Tensor& logits, const ops::Samp
   on_device.clear();
   for (size_t r = 0; r < batch.rows.size(); ++r)
     if (is_for_device(batch.rows[r])) on_device.push_back(r);
-  if (!on_device.empty() && !sample_on_device(ctx, logits, batch, out)) on_device.clear();
+  if (!on_device.empty() && !start_on_device(ctx, logits, batch)) on_device.clear();
+  if (!on_device.empty()) finish_sample(ctx, batch, out);
   if (on_device.size() == batch.rows.size()) return;
 
   if (out.scratch.empty()) out.scratch.resize(1);

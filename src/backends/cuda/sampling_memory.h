@@ -36,7 +36,8 @@ struct SamplingArgs {
   const ops::TokenBias* bias;
   const int32_t* ids;
   const uint32_t* grammar;
-  float* copies;  // [changed rows, V]
+  float* copies;    // [changed rows, V]
+  int32_t* tokens;  // [rows] on the device, for who goes on there
   SamplingOutcome* outcomes;
   ops::TokenLogprob* tops;  // [rows, kMostTops], logits, in no order
   float* listed;            // logits
@@ -46,10 +47,14 @@ void launch_sampler(cudaStream_t stream, const SamplingArgs& args, int rows);
 
 // Grows with the largest batch so far.
 struct SamplingMemory {
-  Buffer host_in, in, copies, token_ids;
+  Buffer host_in, in, copies, token_ids, tokens;
   Buffer out;  // host memory that the kernel writes
   std::vector<int32_t> held_token_ids;
   std::vector<size_t> on_device;  // rows
+  // In `out`, of the rows that were started.
+  const SamplingOutcome* outcomes = nullptr;
+  const ops::TokenLogprob* tops = nullptr;
+  const float* listed = nullptr;
 };
 
 }  // namespace calandra::cuda

@@ -82,6 +82,8 @@ class ReferenceBackend : public Backend {
   // choose
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override;
+  void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
+                   const Batch& batch) override;
 
  protected:
   // Row n of a packed matrix in f32; the product with a scale is rounded once. A backend with a layout of its own that

@@ -1,0 +1,58 @@
+#include "apps/body_fields.h"
+
+#include <fmt/format.h>
+
+namespace calandra::apps {
+namespace {
+
+[[noreturn]] void wrong_type(std::string_view name, std::string_view rule) {
+  refuse_field(name, fmt::format("{} must be {}", name, rule), "invalid_type");
+}
+
+}  // namespace
+
+void refuse_field(std::string_view param, std::string message, std::string code) {
+  throw RefusedBody{{400, std::move(code), std::string(param), std::move(message)}};
+}
+
+const json::value* find_field(const json::object& body, std::string_view name) {
+  const json::value* value = body.if_contains(name);
+  return value == nullptr || value->is_null() ? nullptr : value;
+}
+
+bool flag_field(const json::object& body, std::string_view name, bool usual) {
+  const json::value* value = find_field(body, name);
+  if (value == nullptr) return usual;
+  if (!value->is_bool()) wrong_type(name, "true or false");
+  return value->get_bool();
+}
+
+std::optional<int64_t> integer_field(const json::object& body, std::string_view name) {
+  const json::value* value = find_field(body, name);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_int64()) wrong_type(name, "an integer");
+  return value->get_int64();
+}
+
+std::string string_field(const json::object& body, std::string_view name) {
+  const json::value* value = find_field(body, name);
+  if (value == nullptr) return {};
+  if (!value->is_string()) wrong_type(name, "a string");
+  return std::string(value->get_string());
+}
+
+const json::object* object_field(const json::object& body, std::string_view name) {
+  const json::value* value = find_field(body, name);
+  if (value == nullptr) return nullptr;
+  if (!value->is_object()) wrong_type(name, "an object");
+  return &value->get_object();
+}
+
+const json::array* array_field(const json::object& body, std::string_view name) {
+  const json::value* value = find_field(body, name);
+  if (value == nullptr) return nullptr;
+  if (!value->is_array()) wrong_type(name, "a list");
+  return &value->get_array();
+}
+
+}  // namespace calandra::apps

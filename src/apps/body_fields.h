@@ -1,0 +1,29 @@
+// Fields of a JSON body, read or refused.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+#include "base/json.h"
+
+namespace calandra::apps {
+
+// A body's fault on its way to the reader of the body, which makes it a value.
+struct RefusedBody {
+  RequestError error;
+};
+
+[[noreturn]] void refuse_field(std::string_view param, std::string message, std::string code = "invalid_value");
+
+// Null counts as absent.
+const json::value* find_field(const json::object& body, std::string_view name);
+// Absent: nothing, or the usual value. Another type is refused.
+bool flag_field(const json::object& body, std::string_view name, bool usual);
+std::optional<int64_t> integer_field(const json::object& body, std::string_view name);
+std::string string_field(const json::object& body, std::string_view name);
+const json::object* object_field(const json::object& body, std::string_view name);
+const json::array* array_field(const json::object& body, std::string_view name);
+
+}  // namespace calandra::apps

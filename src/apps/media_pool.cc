@@ -1,0 +1,103 @@
+#include "apps/media_pool.h"
+
+#include "base/log.h"
+#include "server/api_error.h"
+
+namespace calandra::apps {
+namespace {
+
+constexpr size_t kMostJobs = 256;  // that wait
+
+server::HttpReply busy() {
+  return server::error_reply({503, "service_unavailable", "", "too many pictures are waiting; try again later"});
+}
+
+}  // namespace
+
+struct MediaPool::Job {
+  const Work work;
+  const server::Wake wake;
+  std::atomic<bool> gone = false;
+  std::mutex mutex;
+  std::optional<Result> result;
+};
+
+// What the client waits on. It may go first; then the job is given up.
+class MediaPool::Reply : public server::PendingReply {
+ public:
+  explicit Reply(std::shared_ptr<Job> job) : job_(std::move(job)) {}
+  ~Reply() override { job_->gone = true; }
+
+  bool is_ready() const override {
+    const std::lock_guard lock(job_->mutex);
+    return job_->result.has_value();
+  }
+  bool is_stream() const override {
+    if (!is_ready()) return false;
+    const auto* inner = std::get_if<std::unique_ptr<server::PendingReply>>(&*job_->result);
+    return inner != nullptr && (*inner)->is_stream();
+  }
+  bool advance(server::HttpReply& reply) override {
+    if (!is_ready()) return false;
+    if (auto* inner = std::get_if<std::unique_ptr<server::PendingReply>>(&*job_->result))
+      return (*inner)->advance(reply);
+    reply = std::get<server::HttpReply>(std::move(*job_->result));
+    return true;
+  }
+
+ private:
+  const std::shared_ptr<Job> job_;
+};
+
+MediaPool::MediaPool(int threads) {
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+}
+
+MediaPool::Result MediaPool::defer(Work work, server::Wake wake) {
+  auto job = std::make_shared<Job>(std::move(work), std::move(wake));
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopped_ || jobs_.size() >= kMostJobs) return busy();
+    jobs_.push_back(job);
+  }
+  waiting_.notify_one();
+  return std::make_unique<Reply>(std::move(job));
+}
+
+void MediaPool::run() {
+  while (true) {
+    std::shared_ptr<Job> job;
+    {
+      std::unique_lock lock(mutex_);
+      waiting_.wait(lock, [this] { return stopped_ || !jobs_.empty(); });
+      if (stopped_) return;
+      job = std::move(jobs_.front());
+      jobs_.pop_front();
+    }
+    if (job->gone) continue;
+    std::optional<Result> result;
+    try {
+      result = job->work([&] { return job->gone || stopped_; });
+    } catch (const std::exception& error) {
+      log_error("a request failed: {}", error.what());
+      result = server::error_reply({500, "internal_error", "", "the server failed at this request"});
+    }
+    {
+      const std::lock_guard lock(job->mutex);
+      job->result = std::move(result);
+    }
+    job->wake();
+  }
+}
+
+void MediaPool::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+  }
+  waiting_.notify_all();
+  for (std::thread& thread : threads_)
+    if (thread.joinable()) thread.join();
+}
+
+}  // namespace calandra::apps

@@ -1,0 +1,90 @@
+#include "apps/tool_choice.h"
+
+#include <algorithm>
+#include <string>
+
+namespace calandra::apps {
+namespace {
+
+const json::value* find(const json::object& object, std::string_view key) {
+  const json::value* value = object.if_contains(key);
+  return value == nullptr || value->is_null() ? nullptr : value;
+}
+
+const json::object* find_object(const json::object& object, std::string_view key) {
+  const json::value* value = find(object, key);
+  return value == nullptr ? nullptr : value->if_object();
+}
+
+RequestError wrong(std::string message) { return {400, "invalid_value", "tool_choice", std::move(message)}; }
+
+std::string_view name_of(const json::value& tool) {
+  const json::object* function = tool.is_object() ? find_object(tool.get_object(), "function") : nullptr;
+  const json::value* name = function == nullptr ? nullptr : find(*function, "name");
+  return name == nullptr || !name->is_string() ? std::string_view() : std::string_view(name->get_string());
+}
+
+bool is_strict(const json::value& tool) {
+  const json::value* strict = find(tool.as_object().at("function").as_object(), "strict");
+  return strict != nullptr && *strict == json::value(true);
+}
+
+}  // namespace
+
+std::variant<ToolChoice, RequestError> read_tool_choice(const json::object& body, ToolFormat format, bool thoughts) {
+  ToolChoice result;
+  const json::value* listed = find(body, "tools");
+  json::array tools = listed == nullptr ? json::array() : listed->as_array();
+  const json::value* choice = find(body, "tool_choice");
+  if (choice != nullptr && *choice == "none") return result;
+  bool required = choice != nullptr && *choice == "required", chosen = false;
+  json::array names;  // objects with a function's name
+  if (choice != nullptr && choice->is_object()) {
+    const json::object& object = choice->get_object();
+    const json::value* type = find(object, "type");
+    if (type != nullptr && *type == "function") {
+      result.named = required = true;
+      names.push_back(*choice);
+    } else if (const json::object* allowed = find_object(object, "allowed_tools");
+               type != nullptr && *type == "allowed_tools" && allowed != nullptr) {
+      const json::value* mode = find(*allowed, "mode");
+      if (mode == nullptr || (*mode != "auto" && *mode != "required"))
+        return wrong("tool_choice.allowed_tools.mode must be auto or required");
+      required = *mode == "required";
+      const json::value* list = find(*allowed, "tools");
+      if (list == nullptr || !list->is_array() || list->get_array().empty())
+        return wrong("tool_choice.allowed_tools.tools must be a list of functions");
+      names = list->get_array();
+    } else {
+      return wrong("tool_choice must be none, auto, required, a function or allowed_tools");
+    }
+    chosen = true;
+    json::array kept;
+    for (const json::value& one : names) {
+      const std::string_view name = name_of(one);
+      const auto tool =
+          std::find_if(tools.begin(), tools.end(), [&](const json::value& t) { return name_of(t) == name; });
+      if (name.empty() || tool == tools.end()) return wrong("tool_choice must name functions of tools");
+      kept.push_back(*tool);
+    }
+    tools = std::move(kept);
+  } else if (choice != nullptr && !required && *choice != "auto") {
+    return wrong("tool_choice must be none, auto, required, a function or allowed_tools");
+  }
+  if (required && tools.empty()) return wrong("tool_choice needs tools");
+  if (!required && !chosen && std::none_of(tools.begin(), tools.end(), is_strict)) return result;
+  if (format == ToolFormat::kNone) {
+    if (!required && !chosen) return result;
+    return wrong("tool_choice needs a model whose template writes calls as qwen3_coder or hermes do");
+  }
+  const json::value* parallel = find(body, "parallel_tool_calls");
+  const bool one = result.named || (parallel != nullptr && *parallel == json::value(false));
+  auto form = tool_form(
+      tools, {.format = format, .required = required, .thoughts = thoughts, .one_call = one, .all_strict = required});
+  if (auto* error = std::get_if<RequestError>(&form)) return std::move(*error);
+  result.required = required;
+  result.form = std::get<OutputForm>(std::move(form));
+  return result;
+}
+
+}  // namespace calandra::apps

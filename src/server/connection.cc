@@ -1,0 +1,426 @@
+#include "server/connection.h"
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <boost/beast/ssl.hpp>
+
+#include "base/log.h"
+#include "server/api_error.h"
+#include "server/request_head.h"
+#include "server/wake_signal.h"
+
+namespace calandra::server {
+namespace {
+
+namespace net = boost::asio;
+namespace beast = boost::beast;
+namespace http = beast::http;
+using tcp = net::ip::tcp;
+using Code = boost::system::error_code;
+using Steady = std::chrono::steady_clock;
+
+double seconds_since(Steady::time_point start) { return std::chrono::duration<double>(Steady::now() - start).count(); }
+
+constexpr int kClientLeft = 499;  // nginx's, in logs only
+
+// Adds to a count while it lives.
+class Held {
+ public:
+  Held(size_t& count, size_t amount) : count_(count), amount_(amount) { count_ += amount_; }
+  ~Held() { count_ -= amount_; }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  void shrink_to(size_t amount) {
+    count_ -= amount_ - amount;
+    amount_ = amount;
+  }
+
+ private:
+  size_t& count_;
+  size_t amount_;
+};
+
+std::string head_text(const HttpReply& reply, bool keep, const std::string& length) {
+  std::string head =
+      fmt::format("HTTP/1.1 {} {}\r\nServer: calandra\r\nContent-Type: {}\r\n{}\r\nConnection: {}\r\n", reply.status,
+                  std::string_view(http::obsolete_reason(http::int_to_status(reply.status))), reply.content_type,
+                  length, keep ? "keep-alive" : "close");
+  for (const auto& [name, value] : reply.headers) head += fmt::format("{}: {}\r\n", name, value);
+  return head + "\r\n";
+}
+
+// What is wrong with what was read, or nothing when there is nobody to tell.
+std::optional<RequestError> fault_of(const Code& code, const ServerOptions& options) {
+  if (code == http::error::body_limit)
+    return RequestError{
+        413, "request_too_large", "",
+        fmt::format("the body has more than {} bytes; send less, or raise --max-body-bytes", options.body_bytes)};
+  if (code == http::error::header_limit)
+    return RequestError{431, "headers_too_large", "",
+                        fmt::format("the headers have more than {} bytes", options.header_bytes)};
+  if (code == http::error::end_of_stream || code == http::error::partial_message || code == beast::error::timeout ||
+      code.category() != http::make_error_code(http::error::bad_method).category())
+    return std::nullopt;
+  return RequestError{400, "bad_request", "", "this is no HTTP/1.1 request: " + code.message()};
+}
+
+template <class S>
+class Connection : public std::enable_shared_from_this<Connection<S>> {
+ public:
+  // is_refused: it is one too many.
+  Connection(net::io_context& io, ServerState& state, S stream, std::string client, bool is_refused)
+      : io_(io),
+        state_(state),
+        o_(state.options),
+        stream_(std::move(stream)),
+        client_(std::move(client)),
+        is_refused_(is_refused),
+        held_(is_refused ? state.refused : state.connections, 1) {}
+
+  net::awaitable<void> run(std::shared_ptr<Connection> self) {
+    Code code;
+    if constexpr (kTls) {
+      lowest().expires_after(duration_of(o_.header_seconds));
+      co_await stream_.async_handshake(net::ssl::stream_base::server, net::redirect_error(net::use_awaitable, code));
+      if (code) co_return;
+    }
+    bool keep = !is_refused_;
+    while (keep) keep = co_await one_request(self);
+    const RequestError too_many{503, "service_unavailable", "", "too many connections; try again later"};
+    if (is_refused_) co_await refuse(too_many);
+    co_await close();
+  }
+
+ private:
+  static constexpr bool kTls = !std::is_same_v<S, beast::tcp_stream>;
+  using Parser = http::request_parser<http::string_body>;
+
+  beast::tcp_stream& lowest() { return beast::get_lowest_layer(stream_); }
+
+  // False: the connection ends.
+  net::awaitable<bool> one_request(std::shared_ptr<Connection> self) {
+    Code code;
+    lowest().expires_after(duration_of(is_first_ ? o_.header_seconds : o_.idle_seconds));
+    is_first_ = false;
+    if (buffer_.size() == 0) co_await read_more(code);
+    if (code) co_return false;
+    started_ = Steady::now();
+    request_ = {};
+    request_.request_id = make_request_id();
+    origin_.reset();
+    lowest().expires_after(duration_of(o_.header_seconds));
+    size_t size = 0;
+    std::optional<RequestError> fault = look_for_head(size);
+    while (size == 0 && !fault && !code) {
+      co_await read_more(code);
+      if (!code) fault = look_for_head(size);
+    }
+    if (code) co_return false;
+    const Held busy(state_.busy, 1);
+    Parser parser;
+    parser.header_limit(static_cast<uint32_t>(o_.header_bytes));
+    parser.body_limit(o_.body_bytes);
+    if (!fault) {
+      buffer_.consume(parser.put(net::buffer(buffer_.data(), size), code));
+      if (code) fault = fault_of(code, o_);
+    }
+    if (fault) {
+      co_await refuse(*fault);
+      co_return false;
+    }
+    read_head(parser.get());
+    if (auto refused = refusal(parser)) {
+      co_await send(*refused, false);
+      co_return false;
+    }
+    Held bytes(state_.body_bytes, body_size(parser));
+    if (beast::iequals(parser.get()[http::field::expect], "100-continue")) {
+      const std::string go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+      co_await write(go_on, code);
+      if (code) co_return false;
+    }
+    lowest().expires_after(duration_of(o_.body_seconds));
+    // A first chunk that is the last and comes in parts aborts Beast 1.81; no body in chunks has fewer bytes.
+    constexpr size_t kShortestChunks = 5;
+    while (!code && parser.chunked() && buffer_.size() < kShortestChunks) co_await read_more(code);
+    if (!code) co_await http::async_read(stream_, buffer_, parser, net::redirect_error(net::use_awaitable, code));
+    if (code) {
+      fault = fault_of(code, o_);
+      if (fault) co_await refuse(*fault);
+      co_return false;
+    }
+    request_.body = std::move(parser.get().body());
+    bytes.shrink_to(request_.body.size());
+    const bool keep = parser.get().keep_alive() && !state_.draining;
+    chunks_ = parser.get().version() >= 11;
+    co_return co_await answer(self, keep, bytes);
+  }
+
+  // Within the time that is set.
+  net::awaitable<void> read_more(Code& code) {
+    constexpr size_t kBytes = 4096;
+    const auto room = buffer_.prepare(kBytes);
+    const size_t count = co_await stream_.async_read_some(room, net::redirect_error(net::use_awaitable, code));
+    buffer_.commit(count);
+  }
+
+  // In what was read. `size` of the head stays 0 while its end is not there.
+  std::optional<RequestError> look_for_head(size_t& size) {
+    constexpr std::string_view kEnd = "\r\n\r\n";
+    const std::string_view text(static_cast<const char*>(buffer_.data().data()), buffer_.size());
+    const size_t end = text.find(kEnd, seen_);
+    if (std::min(end, text.size()) > o_.header_bytes) return fault_of(http::error::header_limit, o_);
+    seen_ = end == std::string_view::npos && text.size() >= kEnd.size() ? text.size() - kEnd.size() + 1 : 0;
+    if (end == std::string_view::npos) return std::nullopt;
+    size = end + kEnd.size();
+    return fault_of_head(text.substr(0, end), o_.headers);
+  }
+
+  template <class Head>
+  void read_head(const Head& head) {
+    request_.method = std::string(head.method_string());
+    if (auto path = decode_path(head.target())) request_.path = std::move(*path);
+    if (const std::string_view id = head["x-request-id"]; is_plain_id(id)) request_.request_id = std::string(id);
+    request_.traceparent = std::string(head["traceparent"]);
+    request_.if_none_match = std::string(head[http::field::if_none_match]);
+    origin_ = allowed_origin(o_.allowed_origins, head[http::field::origin]);
+    expects_ = head["access-control-request-headers"];
+    for (const char c : expects_)
+      if (static_cast<unsigned char>(c) < 0x20) expects_.clear();
+  }
+
+  size_t body_size(const Parser& parser) const {
+    if (const auto length = parser.content_length()) return *length;
+    return parser.chunked() ? o_.body_bytes : 0;
+  }
+
+  // Decided by the head alone.
+  std::optional<HttpReply> refusal(const Parser& parser) const {
+    const auto& head = parser.get();
+    if (request_.path.empty())
+      return error_reply({400, "bad_request", "", "the request's target is no path"}, request_.path);
+    if (request_.method == "OPTIONS") {
+      HttpReply reply{.status = 204};
+      reply.headers = {{"Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"},
+                       {"Access-Control-Allow-Headers", expects_.empty() ? "authorization, content-type" : expects_},
+                       {"Access-Control-Max-Age", "600"}};
+      return reply;
+    }
+    const bool is_open = request_.path == "/health" || request_.path == "/ping" || request_.path == "/metrics";
+    const bool needs_key =
+        !is_open && std::find(o_.open_paths.begin(), o_.open_paths.end(), request_.path) == o_.open_paths.end();
+    if (!o_.api_keys.empty() && needs_key && !has_key(o_.api_keys, head[http::field::authorization], head["x-api-key"]))
+      return error_reply(
+          {401, "invalid_api_key", "", "the API key is missing or wrong: send Authorization: Bearer KEY"},
+          request_.path);
+    if (state_.draining && !is_open)
+      return error_reply({503, "service_unavailable", "", "the server is shutting down; try another one"},
+                         request_.path);
+    const std::string_view encoding = head[http::field::content_encoding];
+    if (!encoding.empty() && !beast::iequals(encoding, "identity"))
+      return error_reply(
+          {415, "unsupported_encoding", "", "the body must not be compressed: leave out Content-Encoding"},
+          request_.path);
+    if (state_.body_bytes + body_size(parser) > o_.all_body_bytes)
+      return error_reply({503, "service_unavailable", "", "too many large requests at once; try again later"},
+                         request_.path);
+    return std::nullopt;
+  }
+
+  net::awaitable<bool> answer(std::shared_ptr<Connection> self, bool keep, Held& bytes) {
+    const auto signal = std::make_shared<WakeSignal>(io_);
+    using Result = std::variant<HttpReply, std::unique_ptr<PendingReply>>;
+    const auto handle = [this, signal]() -> net::awaitable<Result> {
+      try {
+        co_return state_.handler(request_, wake_of(signal));
+      } catch (const std::exception& error) {
+        log_error("a request failed: {}", error.what());
+      }
+      co_return error_reply({500, "internal_error", "", "the server failed at this request"}, request_.path);
+    };
+    Result result = co_await net::co_spawn(*state_.handlers, handle, net::use_awaitable);
+    request_.body = {};  // its memory is no longer needed
+    bytes.shrink_to(0);
+    bool fine = false;
+    if (auto* reply = std::get_if<HttpReply>(&result)) {
+      fine = co_await send(*reply, keep);
+    } else {
+      watch(self, signal);
+      auto& pending = std::get<std::unique_ptr<PendingReply>>(result);
+      while (!signal->gone && !pending->is_ready()) co_await wait(*signal, o_.ping_seconds);
+      if (pending->is_stream())
+        fine = co_await stream_reply(*pending, *signal, keep);
+      else
+        fine = co_await later_reply(*pending, *signal, keep);
+      signal->over = true;
+      Code ignored;
+      lowest().socket().cancel(ignored);  // the watch
+    }
+    co_return fine&& keep;
+  }
+
+  // `fault` must be a variable, see write().
+  net::awaitable<void> refuse(const RequestError& fault) {
+    HttpReply reply = error_reply(fault, request_.path);
+    co_await send(reply, false);
+  }
+
+  net::awaitable<bool> later_reply(PendingReply& pending, WakeSignal& signal, bool keep) {
+    HttpReply reply;
+    while (!signal.gone && !pending.advance(reply)) co_await wait(signal, o_.ping_seconds);
+    if (signal.gone) {
+      note(kClientLeft, 0);
+      co_return false;
+    }
+    co_return co_await send(reply, keep);
+  }
+
+  net::awaitable<bool> stream_reply(PendingReply& pending, WakeSignal& signal, bool keep) {
+    HttpReply reply;
+    bool ended = pending.advance(reply);
+    keep = keep && chunks_;
+    add_headers(reply);
+    reply.headers.insert(reply.headers.end(), {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}});
+    Code code;
+    std::string text =
+        head_text(reply, keep, chunks_ ? "Transfer-Encoding: chunked" : "X-Content-Type-Options: nosniff");
+    co_await write(text, code);
+    int64_t sent = 0;
+    while (!code && !signal.gone) {
+      if (!reply.body.empty()) {
+        sent += std::ssize(reply.body);
+        text = chunks_ ? fmt::format("{:x}\r\n{}\r\n", reply.body.size(), reply.body) : std::move(reply.body);
+        co_await write(text, code);
+        reply.body.clear();
+      }
+      if (ended || code) break;
+      co_await wait(signal, o_.ping_seconds);
+      ended = pending.advance(reply);
+      if (reply.body.empty() && !ended && Steady::now() >= signal.timer.expiry()) reply.body = kPing;
+    }
+    text = "0\r\n\r\n";
+    if (!code && ended && chunks_) co_await write(text, code);
+    const bool fine = !code && ended;
+    note(fine ? reply.status : kClientLeft, sent, reply.measures);
+    co_return fine&& keep;
+  }
+
+  net::awaitable<bool> send(HttpReply& reply, bool keep) {
+    add_headers(reply);
+    std::string text = head_text(reply, keep, fmt::format("Content-Length: {}", reply.body.size()));
+    if (request_.method != "HEAD") text += reply.body;
+    note(reply.status, std::ssize(reply.body), reply.measures);
+    Code code;
+    co_await write(text, code);
+    co_return !code;
+  }
+
+  // Returns when all is written. `text` must be a variable: GCC 12 destroys temporaries of a co_await with a condition
+  // twice. Whoever does not read is given up after a while.
+  net::awaitable<void> write(const std::string& text, Code& code) {
+    constexpr size_t kPart = 64 << 10;
+    size_t begin = 0;
+    if constexpr (!kTls) {  // mostly there is room, and nothing to wait for
+      begin = lowest().socket().write_some(net::buffer(text), code);
+      if (code == net::error::would_block) code.clear();
+    }
+    for (; begin < text.size() && !code; begin += kPart) {
+      lowest().expires_after(duration_of(o_.write_seconds));
+      co_await net::async_write(stream_, net::buffer(text.data() + begin, std::min(kPart, text.size() - begin)),
+                                net::redirect_error(net::use_awaitable, code));
+    }
+    lowest().expires_never();
+  }
+
+  void add_headers(HttpReply& reply) const {
+    reply.headers.emplace_back("X-Request-Id", request_.request_id);
+    if (!origin_) return;
+    reply.headers.emplace_back("Access-Control-Allow-Origin", *origin_);
+    reply.headers.emplace_back("Vary", "Origin");
+  }
+
+  // Looks for the end of what the client sends, while it has nothing to send.
+  void watch(const std::shared_ptr<Connection>& self, const std::shared_ptr<WakeSignal>& signal) {
+    lowest().socket().async_wait(tcp::socket::wait_read, [self, signal](Code code) {
+      if (code || signal->over) return;
+      constexpr char kTlsAlert = 0x15;
+      char byte = 0;
+      const ssize_t count = recv(self->lowest().socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+      if (count < 0 && (errno == EAGAIN || errno == EINTR)) return self->watch(self, signal);
+      if (count > 0 && !(kTls && byte == kTlsAlert)) return;  // the next request; its end cannot be seen behind it
+      signal->gone = true;
+      signal->notify();
+    });
+  }
+
+  void note(int status, int64_t bytes, std::span<const std::pair<std::string_view, double>> measures = {}) const {
+    if (state_.on_access) state_.on_access({request_, client_, status, bytes, seconds_since(started_), measures});
+  }
+
+  // Reads what is still on its way for a moment, else the client would not see the answer.
+  net::awaitable<void> close() {
+    constexpr double kSeconds = 2;
+    constexpr size_t kMost = 256 << 20;
+    Code code;
+    lowest().socket().shutdown(tcp::socket::shutdown_send, code);
+    lowest().expires_after(duration_of(kSeconds));
+    size_t read = 0;
+    std::string rest(4096, '\0');
+    while (!code && read < kMost)
+      read += co_await lowest().async_read_some(net::buffer(rest), net::redirect_error(net::use_awaitable, code));
+    lowest().close();
+  }
+
+  net::io_context& io_;
+  ServerState& state_;
+  const ServerOptions& o_;
+  S stream_;
+  const std::string client_;
+  const bool is_refused_;
+  const Held held_;
+  beast::flat_buffer buffer_;
+  size_t seen_ = 0;  // bytes of it in which no head ends
+  bool is_first_ = true;
+  // Of one request.
+  HttpRequest request_;
+  std::optional<std::string> origin_;
+  std::string expects_;  // headers that a browser asks for
+  bool chunks_ = true;   // HTTP/1.1
+  Steady::time_point started_ = Steady::now();
+};
+
+template <class S>
+void start(net::io_context& io, ServerState& state, S stream, const std::string& client, bool is_refused) {
+  auto connection = std::make_shared<Connection<S>>(io, state, std::move(stream), client, is_refused);
+  net::co_spawn(io, connection->run(connection), [](const std::exception_ptr& thrown) {
+    if (!thrown) return;
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::exception& error) {
+      log_error("a connection failed: {}", error.what());
+    }
+  });
+}
+
+}  // namespace
+
+void serve_connection(net::io_context& io, ServerState& state, tcp::socket socket) {
+  const bool is_refused = state.connections >= state.options.connections;
+  if (is_refused && (state.refused >= kMostRefused || state.tls)) return;  // a handshake is too much
+  Code code;
+  socket.set_option(tcp::no_delay(true), code);
+  socket.non_blocking(true, code);
+  const tcp::endpoint remote = socket.remote_endpoint(code);
+  const std::string client = code ? "" : remote.address().to_string();
+  beast::tcp_stream stream(std::move(socket));
+  if (state.tls)
+    start<beast::ssl_stream<beast::tcp_stream>>(io, state, {std::move(stream), *state.tls}, client, is_refused);
+  else
+    start<beast::tcp_stream>(io, state, std::move(stream), client, is_refused);
+}
+
+}  // namespace calandra::server

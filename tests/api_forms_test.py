@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+"""`/v1/responses` and `/v1/messages` over HTTP: streams against whole answers, conversations with tools that are sent back, what is stored,
+faults in the words of each API.
+
+    api_forms_test.py SCRIPTED_SERVER
+
+The model says what tests/scripted/scripts.json has for the last marker in the conversation. The order of events is checked by forms_test.
+"""
+import json
+import signal
+import sys
+import unittest
+
+from serve_harness import MODEL, ROOT, Server
+
+SCRIPTS = ROOT / 'tests' / 'scripted' / 'scripts.json'
+TEXTS = json.loads(SCRIPTS.read_text())
+CITY = {'type': 'object', 'properties': {'city': {'type': 'string'}, 'days': {'type': 'integer'}}}
+CHAT_TOOL = {'type': 'function', 'function': {'name': 'weather', 'description': 'The weather.', 'parameters': CITY}}
+THINKING = {'chat_template_kwargs': {'enable_thinking': True}}
+MARKERS = ('', 'unicode', 'thought', 'tool', 'tools', 'thought_tool', 'json')
+
+
+def asked(marker):
+    return f'Please [[{marker}]]' if marker else 'Please'
+
+
+def responses(marker='', **body):
+    return {'model': MODEL, 'input': asked(marker), 'temperature': 0, 'max_output_tokens': 400,
+            'tools': [{'type': 'function', 'name': 'weather', 'description': 'The weather.', 'parameters': CITY}],
+            **(THINKING if marker.startswith('thought') else {}), **body}
+
+
+def messages(marker='', **body):
+    return {'model': MODEL, 'max_tokens': 400, 'messages': [{'role': 'user', 'content': asked(marker)}], 'temperature': 0,
+            'tools': [{'name': 'weather', 'description': 'The weather.', 'input_schema': CITY}],
+            'thinking': {'type': 'enabled' if marker.startswith('thought') else 'disabled'}, **body}
+
+
+def without_ids(value):
+    if isinstance(value, list):
+        return [without_ids(one) for one in value]
+    if isinstance(value, dict):
+        return {name: without_ids(one) for name, one in value.items() if name not in ('id', 'call_id', 'created_at', 'signature')}
+    return value
+
+
+def start(*flags):
+    return Server(*flags, program=(SCRIPTED, str(SCRIPTS)))
+
+
+def events(text):
+    """The events' data; names are those of the data."""
+    read = []
+    for block in text.decode().split('\n\n'):
+        if block and not block.startswith(':'):
+            name, data = block.split('\n')
+            read.append(json.loads(data.removeprefix('data: ')))
+            assert name == 'event: ' + read[-1]['type'], block
+    return read
+
+
+class Forms(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = start('--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}')
+
+    @classmethod
+    def tearDownClass(cls):
+        assert cls.server.end() == 0
+
+    def stream(self, path, body):
+        status, headers, text = self.server.ask(path, {**body, 'stream': True})
+        self.assertEqual((status, headers['Content-Type']), (200, 'text/event-stream'), text)
+        return events(text)
+
+    def count(self, chat):
+        return self.server.ok('/tokenize', {'model': MODEL, **chat})['count']
+
+    # streams
+
+    def test_a_stream_of_responses_is_the_answer(self):
+        for marker in MARKERS:
+            whole = self.server.ok('/v1/responses', responses(marker))
+            told = self.stream('/v1/responses', responses(marker))
+            last = told[-1]['response']
+            for one in (whole, last):
+                one['usage'].pop('input_tokens_details')
+            self.assertEqual(without_ids(last), without_ids(whole), marker)
+            self.assertEqual([e['item'] for e in told if e['type'] == 'response.output_item.done'], last['output'])
+            self.assertEqual(whole['status'], 'completed')
+            self.assertEqual(whole['usage']['output_tokens_details']['reasoning_tokens'] > 0, marker.startswith('thought'))
+
+    def test_a_stream_of_messages_is_the_answer(self):
+        for marker in MARKERS:
+            whole = self.server.ok('/v1/messages', messages(marker))
+            told = self.stream('/v1/messages', messages(marker))
+            blocks = []
+            for event in told:
+                if event['type'] == 'content_block_start':
+                    blocks.append(event['content_block'])
+                    blocks[-1]['json'] = ''
+                elif event['type'] == 'content_block_delta':
+                    (name, text), = ((k, v) for k, v in event['delta'].items() if k != 'type')
+                    name = 'json' if name == 'partial_json' else name
+                    blocks[-1][name] += text
+            for block in blocks:
+                text = block.pop('json')
+                if text:
+                    block['input'] = json.loads(text)
+            self.assertEqual(without_ids(blocks), without_ids(whole['content']), marker)
+            self.assertEqual(told[-2]['delta']['stop_reason'], whole['stop_reason'])
+            self.assertEqual(told[-2]['usage']['output_tokens'], whole['usage']['output_tokens'])
+
+    def test_what_a_model_says_is_read_as_in_a_chat(self):
+        for marker in MARKERS:
+            chat = self.server.ok('/v1/chat/completions', {'model': MODEL, 'messages': [{'role': 'user', 'content': asked(marker)}],
+                                                           'temperature': 0, 'max_tokens': 400, 'tools': [CHAT_TOOL],
+                                                           'chat_template_kwargs': {'enable_thinking': marker.startswith('thought')}})
+            said = chat['choices'][0]['message']
+            calls = [(c['function']['name'], json.loads(c['function']['arguments'])) for c in said.get('tool_calls') or []]
+            message = self.server.ok('/v1/messages', messages(marker))['content']
+            self.assertEqual(''.join(b.get('text', '') for b in message).strip(), (said['content'] or '').strip())
+            self.assertEqual(''.join(b.get('thinking', '') for b in message), said.get('reasoning') or '')
+            self.assertEqual([(b['name'], b['input']) for b in message if b['type'] == 'tool_use'], calls)
+            output = self.server.ok('/v1/responses', responses(marker))['output']
+            texts = {kind: ''.join(i['content'][0]['text'] for i in output if i['type'] == kind) for kind in ('message', 'reasoning')}
+            self.assertEqual(texts['message'].strip(), (said['content'] or '').strip())
+            self.assertEqual(texts['reasoning'], said.get('reasoning') or '')
+            self.assertEqual([(i['name'], json.loads(i['arguments'])) for i in output if i['type'] == 'function_call'], calls)
+            self.assertEqual(bool(calls), marker in ('tool', 'tools', 'thought_tool'))
+
+    # conversations
+
+    def test_a_conversation_with_tools_in_messages(self):
+        first = self.server.ok('/v1/messages', messages('thought_tool'))
+        self.assertEqual([b['type'] for b in first['content']], ['thinking', 'tool_use'])
+        self.assertEqual(first['stop_reason'], 'tool_use')
+        call = first['content'][1]
+        turns = [{'role': 'user', 'content': asked('thought_tool')}, {'role': 'assistant', 'content': first['content']},
+                 {'role': 'user', 'content': [{'type': 'tool_result', 'tool_use_id': call['id'], 'content': [{'type': 'text', 'text': 'Sun.'}]},
+                                              {'type': 'text', 'text': asked('json'), 'cache_control': {'type': 'ephemeral'}}]}]
+        body = messages('thought', messages=turns)
+        chat = [turns[0],
+                {'role': 'assistant', 'content': '', 'reasoning_content': first['content'][0]['thinking'],
+                 'tool_calls': [{'id': call['id'], 'type': 'function', 'function': {'name': call['name'], 'arguments': json.dumps(call['input'])}}]},
+                {'role': 'tool', 'tool_call_id': call['id'], 'content': 'Sun.'}, {'role': 'user', 'content': asked('json')}]
+        expected = self.count({'messages': chat, 'tools': [CHAT_TOOL], **THINKING})
+        self.assertEqual(self.server.ok('/v1/messages/count_tokens', body)['input_tokens'], expected)
+        second = self.server.ok('/v1/messages', body)
+        usage = second['usage']
+        self.assertEqual(usage['input_tokens'] + usage['cache_read_input_tokens'], expected)
+        again = self.server.ok('/v1/messages', body)['usage']
+        self.assertGreater(again['cache_read_input_tokens'], 0)
+        self.assertEqual(again['input_tokens'] + again['cache_read_input_tokens'], expected)
+
+    def test_a_conversation_with_tools_in_responses(self):
+        first = self.server.ok('/v1/responses', responses('thought_tool', instructions='Be brief.'))
+        self.assertEqual([i['type'] for i in first['output']], ['reasoning', 'function_call'])
+        call = first['output'][1]
+        result = [{'type': 'function_call_output', 'call_id': call['call_id'], 'output': 'Sun.'}, {'role': 'user', 'content': asked('json')}]
+        chat = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': asked('thought_tool')},
+                {'role': 'assistant', 'content': '', 'reasoning_content': first['output'][0]['content'][0]['text'],
+                 'tool_calls': [{'id': call['call_id'], 'type': 'function', 'function': {'name': call['name'], 'arguments': call['arguments']}}]},
+                {'role': 'tool', 'tool_call_id': call['call_id'], 'content': 'Sun.'}, {'role': 'user', 'content': asked('json')}]
+        expected = self.count({'messages': chat, 'tools': [CHAT_TOOL], **THINKING})
+        replayed = [{'role': 'user', 'content': asked('thought_tool')}, *first['output'], *result]
+        sent = self.server.ok('/v1/responses', responses('thought', input=replayed, instructions='Be brief.'))
+        self.assertEqual(sent['usage']['input_tokens'], expected)
+        # By its id: the same, with what was stored.
+        kept = self.server.ok('/v1/responses', responses('thought', input=result, instructions='Be brief.', previous_response_id=first['id']))
+        self.assertEqual(kept['usage']['input_tokens'], expected)
+        self.assertGreater(kept['usage']['input_tokens_details']['cached_tokens'], 0)
+        self.assertEqual(kept['previous_response_id'], first['id'])
+        self.assertEqual(without_ids(kept['output']), without_ids(sent['output']))
+        # Instructions are not stored, and the conversation goes on from there once more.
+        third = self.server.ok('/v1/responses', responses(input='And?', previous_response_id=kept['id'], stream=False, **THINKING))
+        self.assertGreater(third['usage']['input_tokens'], expected)
+
+    def test_a_custom_tool_gets_a_text(self):
+        body = responses('tool', tools=[{'type': 'custom', 'name': 'weather', 'description': 'x'}, {'type': 'web_search'}])
+        told = self.stream('/v1/responses', body)
+        item = told[-1]['response']['output'][-1]
+        self.assertEqual((item['type'], item['name']), ('custom_tool_call', 'weather'))
+        self.assertTrue(item['id'].startswith('ctc_') and item['call_id'].startswith('call_'))
+        self.assertEqual([e['input'] for e in told if e['type'] == 'response.custom_tool_call_input.done'], [item['input']])
+        self.server.ok('/v1/responses', responses(input=[{'role': 'user', 'content': 'a'}, item, {
+            'type': 'custom_tool_call_output', 'call_id': item['call_id'], 'output': 'done'}]))
+
+    def test_noise_of_agents_changes_no_prompt(self):
+        def count(system):
+            return self.server.ok('/v1/messages/count_tokens', messages(system=system))['input_tokens']
+        plain = count('You help.')
+        self.assertEqual(count('x-anthropic-billing-header: cc_version=1; cch=ab12;\nYou help.'), plain)
+        self.assertEqual(count([{'type': 'text', 'text': 'x-anthropic-billing-header: cch=77;'},
+                                {'type': 'text', 'text': 'You help.', 'cache_control': {'type': 'ephemeral'}}]), plain)
+        self.assertEqual(count('You help.\nmy x-anthropic-billing-header'),
+                         self.count({'messages': [{'role': 'system', 'content': 'You help.\nmy x-anthropic-billing-header'},
+                                                  {'role': 'user', 'content': 'Please'}], 'tools': [CHAT_TOOL],
+                                     'chat_template_kwargs': {'enable_thinking': False}}))
+
+    def test_ends_of_messages(self):
+        body = messages('', tools=[])
+        self.assertEqual(self.server.ok('/v1/messages', body)['stop_reason'], 'end_turn')
+        cut = self.server.ok('/v1/messages', {**body, 'max_tokens': 2})
+        self.assertEqual((cut['stop_reason'], cut['usage']['output_tokens']), ('max_tokens', 2))
+        stopped = self.server.ok('/v1/messages', {**body, 'stop_sequences': ['what', 'never']})
+        self.assertEqual((stopped['stop_reason'], stopped['stop_sequence']), ('stop_sequence', 'what'))
+        self.assertEqual(stopped['content'][0]['text'], TEXTS[''].split('what')[0])
+        self.assertEqual(self.server.ok('/v1/messages', {**messages('tool'), 'tool_choice': {'type': 'none'}})['stop_reason'], 'end_turn')
+        one = self.server.ok('/v1/messages', {**messages('tools'), 'tool_choice': {'type': 'auto', 'disable_parallel_tool_use': True}})
+        self.assertEqual([b['type'] for b in one['content']].count('tool_use'), 1)
+
+    # what is stored
+
+    def test_responses_are_stored(self):
+        made = self.server.ok('/v1/responses', responses(metadata={'a': 'b'}, user='me', reasoning={'effort': 'none'}, include=['reasoning.encrypted_content']))
+        self.assertEqual((made['metadata'], made['user'], made['temperature'], made['store']), ({'a': 'b'}, 'me', 0, True))
+        path = '/v1/responses/' + made['id']
+        self.assertEqual(self.server.ok(path), made)
+        self.assertEqual(self.server.ask(path + '/cancel', {})[0], 400)
+        self.assertTrue(json.loads(self.server.ask(path, method='DELETE')[2])['deleted'])
+        for status, answer in ((404, self.server.ask(path)), (404, self.server.ask(path, method='DELETE')), (404, self.server.ask(path + '/cancel', {})),
+                               (405, self.server.ask(path, {})), (404, self.server.ask(path + '/x')),
+                               (400, self.server.ask('/v1/responses', responses(previous_response_id=made['id'])))):
+            self.assertEqual(answer[0], status, answer)
+            self.assertTrue(json.loads(answer[2])['error']['message'])
+        unkept = self.server.ok('/v1/responses', responses(store=False))
+        self.assertEqual(self.server.ask('/v1/responses/' + unkept['id'])[0], 404)
+
+    def test_responses_in_the_background(self):
+        made = self.server.ok('/v1/responses', responses('tool', background=True))
+        self.assertEqual((made['status'], made['background']), ('in_progress', True))
+        path = '/v1/responses/' + made['id']
+        self.assertTrue(self.server.until(lambda: self.server.ok(path)['status'] != 'in_progress'))
+        self.assertEqual(without_ids(self.server.ok(path)['output']), without_ids(self.server.ok('/v1/responses', responses('tool'))['output']))
+        endless = self.server.ok('/v1/responses', responses('endless', background=True, max_output_tokens=1500))
+        path = '/v1/responses/' + endless['id']
+        self.assertEqual(self.server.ok(path + '/cancel', {})['status'], 'cancelled')
+        self.assertEqual(self.server.ok(path)['status'], 'cancelled')
+        self.assertEqual(self.server.ok(path + '/cancel', {})['status'], 'cancelled')
+        self.assertTrue(self.server.until(lambda: self.server.metric('vllm:num_requests_running') == 0))
+        for wrong in ({'stream': True}, {'store': False}):
+            self.assertEqual(self.server.ask('/v1/responses', responses(background=True, **wrong))[0], 400)
+
+    # faults
+
+    def test_faults_of_messages_are_anthropics(self):
+        for status, kind, answer in (
+                (400, 'invalid_request_error', self.server.ask('/v1/messages', b'{')),
+                (400, 'invalid_request_error', self.server.ask('/v1/messages', messages(temperature=-1))),
+                (400, 'invalid_request_error', self.server.ask('/v1/messages', messages(stop_sequences=[5]))),
+                (400, 'invalid_request_error', self.server.ask('/v1/messages', {'messages': []})),
+                (404, 'not_found_error', self.server.ask('/v1/messages', messages(model='claude'))),
+                (404, 'not_found_error', self.server.ask('/v1/messages/batches', messages())),
+                (405, 'invalid_request_error', self.server.ask('/v1/messages')),
+                (400, 'invalid_request_error', self.server.ask('/v1/messages/count_tokens', messages(messages=5)))):
+            self.assertEqual(answer[0], status, answer)
+            body = json.loads(answer[2])
+            self.assertEqual((body['type'], body['error']['type']), ('error', kind), body)
+        long = messages(messages=[{'role': 'user', 'content': 'word ' * 5000}])
+        status, _, text = self.server.ask('/v1/messages', long)
+        self.assertEqual(status, 400)
+        self.assertRegex(json.loads(text)['error']['message'], r'^prompt is too long: .*maximum context length is 2048 tokens')
+        self.assertGreater(self.server.ok('/v1/messages/count_tokens', long)['input_tokens'], 2048)
+
+    def test_faults_of_responses_name_its_fields(self):
+        for param, body in {'max_output_tokens': {'max_output_tokens': 0}, 'input': {'input': 'word ' * 5000},
+                            'text.format': {'text': {'format': {'type': 'x'}}}, 'temperature': {'temperature': -1}}.items():
+            status, _, text = self.server.ask('/v1/responses', responses(**body))
+            self.assertEqual((status, json.loads(text)['error']['param']), (400, param), text)
+        cut = self.server.ok('/v1/responses', responses(input='word ' * 5000, truncation='auto'))
+        self.assertEqual(cut['truncation'], 'auto')
+        self.assertLessEqual(cut['usage']['input_tokens'], 2048)
+
+    def test_a_client_that_leaves_ends_its_answer(self):
+        for path, body in (('/v1/responses', responses('endless', max_output_tokens=1500)), ('/v1/messages', messages('endless', max_tokens=1500))):
+            connection = self.server.connect()
+            connection.request('POST', path, json.dumps({**body, 'stream': True}))
+            connection.getresponse().read(20)
+            connection.close()
+            self.assertTrue(self.server.until(lambda: self.server.metric('vllm:num_requests_running') == 0))
+
+
+class Ends(unittest.TestCase):
+    def test_a_stream_that_is_given_up_says_so(self):
+        for path, body, last in (('/v1/responses', responses('endless', max_output_tokens=1900), 'response.failed'),
+                                 ('/v1/messages', messages('endless', max_tokens=1900), 'error')):
+            server = start('--shutdown-timeout', '0')
+            connection = server.connect()
+            connection.request('POST', path, json.dumps({**body, 'stream': True}))
+            with connection.getresponse() as reply:
+                first = reply.read(30)
+                server.process.send_signal(signal.SIGTERM)
+                told = events(first + reply.read())
+            connection.close()
+            self.assertEqual(told[-1]['type'], last)
+            self.assertEqual(server.end(), 0)
+
+    def test_keys(self):
+        server = start('--api-key', 'secret')
+        status, _, text = server.ask('/v1/messages', messages())
+        self.assertEqual((status, json.loads(text)['type'], json.loads(text)['error']['type']), (401, 'error', 'authentication_error'))
+        self.assertEqual(server.ask('/v1/messages', messages(), headers={'x-api-key': 'secret', 'anthropic-version': '2023-06-01'})[0], 200)
+        self.assertEqual(server.ask('/v1/responses', responses())[0], 401)
+        self.assertEqual(server.ask('/v1/responses', responses(), headers={'Authorization': 'Bearer secret'})[0], 200)
+        self.assertEqual(server.end(), 0)
+
+
+if __name__ == '__main__':
+    SCRIPTED = sys.argv.pop(1)
+    unittest.main()

@@ -1,0 +1,206 @@
+// A device with a stream, on the CPU: what it is given to do stands in a queue and is done when the host waits for it,
+// or a little earlier, as drawn. So a host that reads a result, or changes an input, without waiting is found out.
+//   DeferredBackend   the ops that the engine calls itself, uploads, and the sampler in two halves
+//   DeferredModel     a model's forward and logits as one piece of work each: their results have their places at once,
+//                     by a dry run, and their contents later
+// A vision tower waits for the queue and runs at once; a drafter cannot be used.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <optional>
+
+#include "models/causal_lm.h"
+#include "ops/backend.h"
+
+namespace calandra {
+
+class WorkQueue {
+ public:
+  using Ticket = int64_t;
+
+  // `seed` 0: nothing is done before the host waits.
+  explicit WorkQueue(uint64_t seed) : state_(seed), draws_(seed != 0) {}
+
+  Ticket add(std::function<void()> work) {
+    work_.push_back(std::move(work));
+    const Ticket ticket = done_ + std::ssize(work_);
+    if (draws_)
+      run_until(done_ + static_cast<Ticket>(draw() % 4 == 0 ? draw() % static_cast<uint64_t>(work_.size() + 1) : 0));
+    return ticket;
+  }
+  void run_until(Ticket ticket) {
+    while (done_ < ticket && !work_.empty()) {
+      const std::function<void()> work = std::move(work_.front());
+      work_.pop_front();
+      ++done_;
+      running_ = true;
+      work();
+      running_ = false;
+    }
+  }
+  // Done at once, behind all that stands in the queue.
+  void run_now(const std::function<void()>& work) {
+    run_all();
+    running_ = true;
+    work();
+    running_ = false;
+  }
+  void run_all() { run_until(done_ + std::ssize(work_)); }
+  bool running() const { return running_; }  // a piece of work: what it calls is done at once
+
+ private:
+  uint64_t draw() { return (state_ = state_ * 6364136223846793005u + 1442695040888963407u) >> 33; }
+
+  std::deque<std::function<void()>> work_;
+  Ticket done_ = 0;
+  bool running_ = false;
+  uint64_t state_;
+  const bool draws_;
+};
+
+// Planted faults.
+struct DeferredFaults {
+  bool reads_early = false;    // tokens are read before they are there
+  bool reuses_early = false;   // the memory of an upload is written before it was read
+  bool always_active = false;  // the row of a sequence that ended runs
+};
+
+template <class Base>
+class DeferredBackend final : public Base {
+ public:
+  template <class... Args>
+  explicit DeferredBackend(uint64_t seed, DeferredFaults faults, const Args&... args)
+      : Base(args...), queue_(seed), faults_(faults) {}
+
+  WorkQueue& queue() { return queue_; }
+
+  void* stream() const override { return const_cast<WorkQueue*>(&queue_); }
+  void copy_bytes(void* to, const void* from, size_t bytes) override {
+    if (!queue_.running()) queue_.run_all();
+    Base::copy_bytes(to, from, bytes);
+  }
+  void upload(ExecContext&, void* to, const void* from, size_t bytes) override {
+    uploaded_ = queue_.add([this, to, from, bytes] { Base::copy_bytes(to, from, bytes); });
+  }
+  void wait_for_upload() override {
+    if (!faults_.reuses_early) queue_.run_until(uploaded_);
+  }
+  void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override {
+    later([this, ctx, x, rows, out]() mutable { Base::gather_rows(ctx, x, rows, out); });
+  }
+  void copy_rows(ExecContext& ctx, const Tensor& from, const Tensor& from_rows, Tensor& to,
+                 const Tensor& to_rows) override {
+    later([=, this]() mutable { Base::copy_rows(ctx, from, from_rows, to, to_rows); });
+  }
+  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override {
+    later([=, this]() mutable { Base::commit_slots(ctx, hidden, slots, batch); });
+  }
+  void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+              ops::SamplingResult& out) override {
+    queue_.run_all();
+    Base::sample(ctx, logits, batch, out);
+  }
+  Tensor start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) override {
+    const auto rows = static_cast<int64_t>(batch.rows.size());
+    if (tokens_.bytes() < rows * sizeof(int32_t)) {
+      queue_.run_all();
+      tokens_ = Buffer::host(static_cast<size_t>(rows) * sizeof(int32_t));
+    }
+    const Tensor tokens = tokens_.tensor(DType::kI32, {rows});
+    sampled_ = queue_.add([=, this]() mutable {
+      result_.rows.resize(batch.rows.size());
+      Base::sample(ctx, logits, batch, result_);
+      for (int64_t r = 0; r < rows; ++r) tokens.as<int32_t>()[r] = result_.rows[static_cast<size_t>(r)].token;
+    });
+    return tokens;
+  }
+  void finish_sample(ExecContext&, const ops::SamplingBatch&, ops::SamplingResult& out) override {
+    if (!faults_.reads_early) queue_.run_until(sampled_);
+    result_.rows.resize(out.rows.size());
+    out.rows = result_.rows;
+  }
+  void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
+                   const Batch& batch) override {
+    later([=, this]() mutable {
+      Base::next_tokens(ctx, sampled, source, batch);
+      for (int64_t b = 0; faults_.always_active && b < batch.sequences(); ++b)
+        batch.active.template as<int32_t>()[b] = 1;
+    });
+  }
+
+ private:
+  void later(std::function<void()> work) {
+    if (queue_.running()) return work();
+    queue_.add(std::move(work));
+  }
+
+  WorkQueue queue_;
+  const DeferredFaults faults_;
+  WorkQueue::Ticket uploaded_ = 0, sampled_ = 0;
+  Buffer tokens_;
+  ops::SamplingResult result_;
+};
+
+class DeferredModel final : public CausalLM {
+ public:
+  DeferredModel(const CausalLM& model, WorkQueue& queue) : model_(model), queue_(queue) {
+    if (model.vision() != nullptr) vision_.emplace(*model.vision(), queue);
+  }
+
+  int64_t vocab_size() const override { return model_.vocab_size(); }
+  int64_t hidden_size() const override { return model_.hidden_size(); }
+  int64_t max_position_embeddings() const override { return model_.max_position_embeddings(); }
+  DType dtype() const override { return model_.dtype(); }
+  std::vector<CacheSpec> cache_specs() const override { return model_.cache_specs(); }
+  StepCost step_cost() const override { return model_.step_cost(); }
+  const Drafter* drafter() const override { return model_.drafter(); }
+  const VisionEncoder* vision() const override { return vision_ ? &*vision_ : nullptr; }
+
+  Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override {
+    return later(ctx, [this, batch, &caches](ExecContext& at) { return model_.forward(at, batch, caches); });
+  }
+  Tensor logits(ExecContext& ctx, const Tensor& hidden) const override {
+    return later(ctx, [this, hidden](ExecContext& at) { return model_.logits(at, hidden); });
+  }
+
+ private:
+  class Vision final : public VisionEncoder {
+   public:
+    Vision(const VisionEncoder& tower, WorkQueue& queue) : tower_(tower), queue_(queue) {}
+    int64_t patch_size() const override { return tower_.patch_size(); }
+    int64_t temporal_patch_size() const override { return tower_.temporal_patch_size(); }
+    int64_t spatial_merge_size() const override { return tower_.spatial_merge_size(); }
+    Tensor forward(ExecContext& ctx, const Tensor& patches, std::span<const PatchGrid> grids) const override {
+      Tensor rows;
+      queue_.run_now([&] { rows = tower_.forward(ctx, patches, grids); });
+      return rows;
+    }
+
+   private:
+    const VisionEncoder& tower_;
+    WorkQueue& queue_;
+  };
+
+  template <class F>
+  Tensor later(ExecContext& ctx, const F& work) const {
+    if (ctx.dry_run) return work(ctx);
+    const Workspace::Place begin = ctx.workspace.place();
+    ExecContext dry = ctx;
+    dry.dry_run = true;
+    const Tensor promised = work(dry);
+    queue_.add([ctx, begin, work, promised]() mutable {
+      const Workspace::Place now = ctx.workspace.place();
+      ctx.workspace.go_to(begin);
+      CHECK(work(ctx).data() == promised.data());
+      ctx.workspace.go_to(now);
+    });
+    return promised;
+  }
+
+  const CausalLM& model_;
+  WorkQueue& queue_;
+  std::optional<Vision> vision_;
+};
+
+}  // namespace calandra

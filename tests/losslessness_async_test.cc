@@ -1,0 +1,88 @@
+// The losslessness matrix without drafts on a device with a stream, where steps are launched before the tokens of the
+// one before were read: whole models, whose answers must be those of each request alone on a device without one.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "backends/cpu/cpu_backend.h"
+#include "tests/deferred_backend.h"
+#include "tests/losslessness_session.h"
+
+namespace calandra::lossless {
+namespace {
+
+// The subject on such a device, for as long as this lives.
+class OnStream {
+ public:
+  OnStream(Subject& subject, uint64_t seed) : subject_(subject), model_(std::move(subject.model)) {
+    auto stream = std::make_unique<DeferredBackend<CpuBackend>>(seed, DeferredFaults{}, 1,
+                                                                static_cast<CpuBackend&>(*subject.backend).isa());
+    queue_ = &stream->queue();
+    // The subject's weights were packed by its own backend; this one only has to know how long their rows may be.
+    std::vector<float> row(8192);
+    const StoredMatrix longest{Tensor(row.data(), DType::kF32, {1, std::ssize(row)})};
+    const Buffer packed = stream->allocate(stream->packed_bytes(longest));
+    stream->pack_weight(longest, static_cast<std::byte*>(packed.data()));
+    subject.model = std::make_unique<DeferredModel>(*model_, *queue_);
+    backend_ = std::exchange(subject.backend, std::move(stream));
+  }
+  ~OnStream() {
+    subject_.model = std::move(model_);
+    subject_.backend = std::move(backend_);
+  }
+  WorkQueue& queue() { return *queue_; }
+
+ private:
+  Subject& subject_;
+  std::unique_ptr<CausalLM> model_;
+  std::unique_ptr<Backend> backend_;
+  WorkQueue* queue_;
+};
+
+class LosslessAhead : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LosslessAhead, Matrix) {
+  if (CALANDRA_STAMPS) GTEST_SKIP() << "skipped: stamps want every tensor to be used when it was made";
+  Subject& s = *subject(GetParam());
+  const auto* cpu = dynamic_cast<const CpuBackend*>(s.backend.get());
+  if (cpu == nullptr) GTEST_SKIP() << "skipped: a CPU without AVX2";
+  const std::vector<AskedRequest>& all = requests_of(s);
+  std::vector<const AskedRequest*> requests;
+  int64_t longest = 0;
+  for (const AskedRequest& asked : all) {
+    longest = std::max(longest, std::ssize(asked.request.prompt_token_ids) + *asked.request.params.max_tokens);
+    if (!s.demo || whole_matrix() || requests.size() < 12) requests.push_back(&asked);
+  }
+  Tally tally;
+  for (uint64_t number = 0; number < (s.demo && !whole_matrix() ? 4 : 12); ++number) {
+    OnStream on(s, number % 3);
+    Setting setting{.drafting = {},
+                    .cache = number % 2 == 1,
+                    .batch = number % 4 < 2    ? 33
+                             : number % 4 == 2 ? 1
+                                               : 7,
+                    .preemptions = static_cast<int>(number % 3),
+                    .seed = number + 1,
+                    .async = true};
+    number < 4 ? ample_limits(setting, longest) : draw_limits(setting, longest);
+    Session session(s, setting, tally);
+    session.run(requests);
+    if (setting.cache) session.run(requests);
+    on.queue().run_all();
+  }
+  fmt::print("{}: {}\n", GetParam(), tally.words());
+  EXPECT_GT(tally.runs, 0);
+  EXPECT_GT(tally.steps_ahead, tally.steps / 10);
+  EXPECT_EQ(tally.differences, 0) << tally.first;
+}
+
+INSTANTIATE_TEST_SUITE_P(Subjects, LosslessAhead, ::testing::ValuesIn(own_subjects()), [](const auto& subject) {
+  std::string name = subject.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace calandra::lossless
