@@ -273,6 +273,12 @@ class Forms(unittest.TestCase):
         self.assertEqual(cut['truncation'], 'auto')
         self.assertLessEqual(cut['usage']['input_tokens'], 2048)
 
+    def test_what_an_answer_may_take_is_bounded(self):
+        for path, body in (('/v1/messages', messages('')), ('/v1/responses', responses(''))):
+            for field, value in ('prompt_logprobs', -1), ('prompt_logprobs', 10**6), ('n', 10**4):
+                status, _, text = self.server.ask(path, {**body, field: value})
+                self.assertEqual(status, 400, (path, field, text[:200]))
+
     def test_a_client_that_leaves_ends_its_answer(self):
         for path, body in (('/v1/responses', responses('endless', max_output_tokens=1500)), ('/v1/messages', messages('endless', max_tokens=1500))):
             connection = self.server.connect()

@@ -1,5 +1,7 @@
 #include "apps/api_reply.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "server/api_error.h"
@@ -18,6 +20,20 @@ RequestError cut_off() {
 }
 
 }  // namespace
+
+std::optional<RequestError> over_limits(const BatchBody& body) {
+  constexpr int64_t kMostChoices = 4096;
+  constexpr int64_t kMostLogprobs = 20;  // of a token, as vLLM: an answer's memory is their product with its tokens
+  const SamplingParams& params = body.requests[0].params;
+  if (std::ssize(body.requests) * std::max(1, params.n) > kMostChoices)
+    return RequestError{400, "invalid_value", "n",
+                        fmt::format("a request may ask for at most {} answers", kMostChoices)};
+  for (const auto& [name, count] :
+       {std::pair{"logprobs", params.logprobs}, {"prompt_logprobs", params.prompt_logprobs}})
+    if (count.value_or(0) > kMostLogprobs || count.value_or(0) < 0)
+      return RequestError{400, "invalid_value", name, fmt::format("{} must be from 0 to {}", name, kMostLogprobs)};
+  return {};
+}
 
 ApiReply::ApiReply(BatchWriter& writer, BatchBody body, server::Wake wake)
     : writer_(writer), body_(std::move(body)), wake_(std::move(wake)), head_(writer.response_head(body_, true)) {

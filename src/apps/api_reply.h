@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -11,6 +12,9 @@
 #include "server/http.h"
 
 namespace calandra::apps {
+
+// What a body asks for beyond what one answer over HTTP may take, or nothing.
+std::optional<RequestError> over_limits(const BatchBody& body);
 
 class ApiReply : public server::PendingReply {
  public:

@@ -528,11 +528,12 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
 }
 
 void BatchReader::warn_of_unknown(const json::object& body) {
-  constexpr size_t kMostWarnings = 100;
+  constexpr size_t kMostWarnings = 100, kLongestName = 64;  // a longer one is no mistake in writing
   const std::lock_guard lock(mutex_);
   for (const auto& member : body) {
     if (warned_.size() == kMostWarnings) return;
     const std::string_view name = member.key();
+    if (name.size() > kLongestName) continue;
     const bool refused =
         std::any_of(std::begin(kRefused), std::end(kRefused), [&](const auto& r) { return r.first == name; });
     if (refused || contains(kSampling, name) || contains(kRead, name) || contains(kIgnored, name)) continue;

@@ -98,6 +98,7 @@ void MediaPool::stop() {
   waiting_.notify_all();
   for (std::thread& thread : threads_)
     if (thread.joinable()) thread.join();
+  jobs_.clear();  // what wakes their clients goes with the server
 }
 
 }  // namespace calandra::apps

@@ -1,5 +1,6 @@
 #include "apps/messages_api.h"
 
+#include "apps/api_reply.h"
 #include "apps/batch_response.h"
 #include "apps/messages_request.h"
 #include "server/api_error.h"
@@ -17,6 +18,7 @@ MessagesApi::Result MessagesApi::create(const json::object& body, const BatchRea
   auto read = reader_.read(Endpoint::kChatCompletions, std::get<json::object>(chat), gone);
   if (const auto* error = std::get_if<RequestError>(&read)) return refusal(*error);
   auto& parsed = std::get<BatchBody>(read);
+  if (const auto error = over_limits(parsed)) return refusal(*error);
   MessageWriter writer(std::string(body.at("model").as_string()), BatchWriter::call_seed(),
                        std::ssize(parsed.requests[0].prompt_token_ids));
   auto started = FormReply::start(engine_, std::move(parsed), std::move(writer), std::move(wake));

@@ -19,8 +19,6 @@ using server::error_reply;
 using server::HttpReply;
 
 constexpr std::string_view kModels = "/v1/models";
-constexpr int64_t kMostChoices = 4096;  // of one body
-constexpr int64_t kMostLogprobs = 20;   // of a token, as vLLM: an answer's memory is their product with its tokens
 
 struct Route {
   std::string_view path;
@@ -168,14 +166,7 @@ OpenAiApi::Result OpenAiApi::answer(Endpoint endpoint, const json::object& body,
   auto& parsed = std::get<BatchBody>(read);
   if (parsed.request_id.empty() && request.request_id.starts_with("req-"))
     parsed.request_id = request.request_id.substr(4);
-  const int64_t n = std::max(1, parsed.requests[0].params.n);
-  if (std::ssize(parsed.requests) * n > kMostChoices)
-    return error_reply(
-        bad("n", fmt::format("a request may ask for at most {} answers", kMostChoices), "invalid_value"));
-  for (const auto& [name, count] : {std::pair{"logprobs", parsed.requests[0].params.logprobs},
-                                    {"prompt_logprobs", parsed.requests[0].params.prompt_logprobs}})
-    if (count.value_or(0) > kMostLogprobs || count.value_or(0) < 0)
-      return error_reply(bad(name, fmt::format("{} must be from 0 to {}", name, kMostLogprobs), "invalid_value"));
+  if (const auto error = over_limits(parsed)) return error_reply(*error);
   if (parsed.stream && parsed.echo && parsed.requests[0].params.logprobs && !parsed.without_answer)
     return error_reply(
         bad("logprobs", "logprobs of an echo cannot be streamed; leave out stream", "unsupported_parameter"));

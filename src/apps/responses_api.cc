@@ -4,6 +4,7 @@
 
 #include <ctime>
 
+#include "apps/api_reply.h"
 #include "apps/batch_response.h"
 #include "apps/responses_request.h"
 #include "server/api_error.h"
@@ -57,6 +58,7 @@ ResponsesApi::Result ResponsesApi::create(const json::object& body, const BatchR
   auto read = reader_.read(Endpoint::kChatCompletions, chat.body, gone);
   if (const auto* error = std::get_if<RequestError>(&read)) return error_reply(in_words_of_responses(*error));
   auto& parsed = std::get<BatchBody>(read);
+  if (const auto error = over_limits(parsed)) return error_reply(*error);
 
   const SamplingParams& params = parsed.requests[0].params;
   chat.echo["temperature"] = params.temperature;

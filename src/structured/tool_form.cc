@@ -50,6 +50,7 @@ json::value narrowed(json::value schema) {
       member.value() = narrowed(std::move(member.value()));
   const json::value* type = object->if_contains("type");
   if (type == nullptr || !type->is_string()) return schema;
+  const bool is_number = *type == "number";
   const json::value *least = object->if_contains("minLength"), *longest = object->if_contains("maxLength");
   if (*type == "string" && (least != nullptr || longest != nullptr) && !object->contains("pattern")) {
     const auto number = [](const json::value* value) { return value == nullptr ? std::string() : to_json(*value); };
@@ -58,7 +59,7 @@ json::value narrowed(json::value schema) {
     object->erase("minLength");
     object->erase("maxLength");
   }
-  if (*type != "number") return schema;
+  if (!is_number) return schema;
   constexpr int64_t kMost = 999'999'999'999'999;
   if (!object->contains("minimum") && !object->contains("exclusiveMinimum")) (*object)["minimum"] = -kMost;
   if (!object->contains("maximum") && !object->contains("exclusiveMaximum")) (*object)["maximum"] = kMost;
