@@ -15,6 +15,7 @@ server::HttpReply busy() {
 }  // namespace
 
 struct MediaPool::Job {
+  Job(Work work, server::Wake wake) : work(std::move(work)), wake(std::move(wake)) {}
   const Work work;
   const server::Wake wake;
   std::atomic<bool> gone = false;

@@ -68,6 +68,7 @@ class GrammarCompiler::Worker {
  private:
   using Result = std::variant<Refused, xgrammar::CompiledGrammar>;
   struct Entry {
+    explicit Entry(OutputForm form) : form(std::move(form)) {}
     OutputForm form;
     std::promise<Result> promise = {};
     std::shared_future<Result> result = promise.get_future().share();
