@@ -150,9 +150,11 @@ TEST_P(LosslessnessTables, DraftsOfEveryLength) {
 TEST_P(LosslessnessTables, PreemptedAtEveryStep) {
   const std::vector<AskedRequest>& requests = requests_of(*subject_);
   Tally tally;
+  int64_t early = 0;  // sessions that surely run when they are sent back
   for (int64_t number = 0; number < 24 * 3; ++number) {
     if (!part_.takes(static_cast<uint64_t>(number))) continue;
     const int64_t first = 1 + number % 24, times = 1 + number / 24;
+    early += first <= 2 ? 1 : 0;
     std::vector<const AskedRequest*> asked;
     for (int64_t i = 0; i < 8; ++i)
       asked.push_back(&requests[static_cast<size_t>((number * 8 + i) % std::ssize(requests))]);
@@ -174,7 +176,7 @@ TEST_P(LosslessnessTables, PreemptedAtEveryStep) {
   }
   fmt::print("{}: {}\n", GetParam(), tally.words());
   RecordProperty("runs", static_cast<int>(tally.runs));
-  EXPECT_GT(tally.preemptions, tally.runs / 4);
+  EXPECT_GE(tally.preemptions, early);
   EXPECT_EQ(tally.differences, 0) << tally.first;
 }
 
