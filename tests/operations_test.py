@@ -132,8 +132,23 @@ class CollectorsThatFail(unittest.TestCase):
             server.end()
 
     def test_wrong_endpoints_are_refused(self):
-        with self.assertRaisesRegex(RuntimeError, 'https is not supported'):
-            Server('--otlp-traces-endpoint', 'https://localhost:4318/v1/traces')
+        with self.assertRaisesRegex(RuntimeError, '--otlp-traces-endpoint: localhost:4318 is no address'):
+            Server('--otlp-traces-endpoint', 'localhost:4318')
+
+    def test_a_collector_behind_https(self):
+        with tempfile.TemporaryDirectory() as folder:
+            made = serve_harness.make_certificate(folder)
+            if not made:
+                self.skipTest('no openssl to make a certificate with')
+            collector = Server('--ssl-certfile', made[0], '--ssl-keyfile', made[1])  # its answer is 404
+            for known, told in (made[0], 'status 404'), ('/dev/null', 'certificate verify failed'):
+                serve_harness.ENVIRONMENT['SSL_CERT_FILE'] = known
+                server = Server('--otlp-traces-endpoint', f'https://localhost:{collector.port}')
+                del serve_harness.ENVIRONMENT['SSL_CERT_FILE']
+                server.ok('/v1/models')
+                self.assertTrue(server.until(lambda: told in server.log()), server.log())
+                server.end()
+            collector.end()
 
 
 class Config(unittest.TestCase):

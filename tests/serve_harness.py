@@ -24,15 +24,25 @@ ENVIRONMENT.pop('VLLM_API_KEY', None)
 MODEL = 'demo:qwen3_5'
 
 
+def make_certificate(folder):
+    """For localhost: the files of the certificate and of its key, or None where there is no openssl."""
+    if not shutil.which('openssl'):
+        return None
+    certificate, key = folder + '/cert.pem', folder + '/key.pem'
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', certificate, '-days', '2',
+                    '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'], check=True, capture_output=True)
+    return certificate, key
+
+
 class Server:
     """A server on a free port; its log and its access lines are kept."""
 
-    def __init__(self, *flags, program=(), port=0):
-        """`program`: the words before `serve`, instead of PROGRAM. `port`: one that an ended server had."""
+    def __init__(self, *flags, program=(), port=0, longest=2048):
+        """`program`: the words before `serve`, instead of PROGRAM. `port`: one that an ended server had. `longest`: --max-model-len."""
         self.folder = tempfile.mkdtemp(prefix='calandra_server_')
         self.log_path, self.access_path = (os.path.join(self.folder, name) for name in ('log', 'access'))
         with open(self.log_path, 'w') as log, open(self.access_path, 'w') as access:
-            self.process = subprocess.Popen([*(program or [PROGRAM]), 'serve', '--port', str(port), '--json', '--max-model-len', '2048', *flags],
+            self.process = subprocess.Popen([*(program or [PROGRAM]), 'serve', '--port', str(port), '--json', '--max-model-len', str(longest), *flags],
                                             stdout=access, stderr=log, env=ENVIRONMENT)
         for _ in range(1200):
             found = re.search(r'on https?://\S+:(\d+)', self.log())

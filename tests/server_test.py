@@ -9,7 +9,6 @@ import concurrent.futures
 import http.client
 import json
 import pathlib
-import shutil
 import signal
 import socket
 import ssl
@@ -19,7 +18,7 @@ import tempfile
 import unittest
 
 import serve_harness
-from serve_harness import CHECKS, MODEL, Server, chat, completion
+from serve_harness import CHECKS, MODEL, Server, chat, completion, make_certificate
 
 LONG = {'max_tokens': 1500, 'ignore_eos': True}
 CHECKS_TO_SKIP = ('qwen_template',)  # the demo has a template of its own
@@ -206,12 +205,11 @@ class Ends(unittest.TestCase):
         self.assertEqual(server.end(), 0)
 
     def test_tls(self):
-        if not shutil.which('openssl'):
-            self.skipTest('no openssl to make a certificate with')
         with tempfile.TemporaryDirectory() as folder:
-            key, certificate = folder + '/key.pem', folder + '/cert.pem'
-            subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', certificate, '-days', '2',
-                            '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'], check=True, capture_output=True)
+            made = make_certificate(folder)
+            if not made:
+                self.skipTest('no openssl to make a certificate with')
+            certificate, key = made
             server = Server('--ssl-certfile', certificate, '--ssl-keyfile', key)
             context = ssl.create_default_context(cafile=certificate)
             context.check_hostname = False
@@ -223,6 +221,14 @@ class Ends(unittest.TestCase):
                 self.assertTrue(reply.read())
             connection.close()
             self.assertEqual(server.raw(b'GET /health HTTP/1.1\r\n\r\n')[:8], b'')
+            body = json.dumps(completion(**LONG, n=8)).encode()
+            leaving = context.wrap_socket(socket.create_connection(('127.0.0.1', server.port), timeout=120))
+            leaving.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+            leaving.setblocking(False)
+            with self.assertRaises(ssl.SSLWantReadError):  # says goodbye, which TLS 1.3 encrypts, and waits for the server's
+                leaving.unwrap()
+            leaving.close()
+            self.assertTrue(server.until(lambda: any(row['status'] == 499 for row in server.access())))
             self.assertEqual(server.end(), 0)
 
 

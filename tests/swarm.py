@@ -131,7 +131,7 @@ def parse(reply):
         assert rest == b'', rest[:200]
         body = b''.join(parts)
     else:
-        assert len(body) == int(headers['Content-Length']), (lines[0], len(body), headers)
+        assert len(body) == int(headers.get('Content-Length', 0)), (lines[0], len(body), headers)
     return int(lines[0].split()[1]), headers, body
 
 

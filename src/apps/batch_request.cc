@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "apps/body_fields.h"
 #include "apps/chat_messages.h"
+#include "apps/known_fields.h"
 #include "apps/tool_choice.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -17,173 +19,25 @@ namespace {
 
 constexpr size_t kMostPrompts = 65536;  // of one body
 
-// A body's fault on its way to BatchReader::read, which makes it a value.
-struct Refused {
-  RequestError error;
-};
-
-[[noreturn]] void refuse(std::string_view param, std::string message, std::string code = "invalid_value") {
-  throw Refused{{400, std::move(code), std::string(param), std::move(message)}};
-}
-[[noreturn]] void wrong_type(std::string_view param, std::string_view rule) {
-  refuse(param, fmt::format("{} {}", param, rule), "invalid_type");
-}
-
-// Null counts as absent.
-const json::value* find(const json::object& body, std::string_view name) {
-  const json::value* value = body.if_contains(name);
-  return value == nullptr || value->is_null() ? nullptr : value;
-}
-
-bool read_flag(const json::object& body, std::string_view name, bool usual) {
-  const json::value* value = find(body, name);
-  if (value == nullptr) return usual;
-  if (!value->is_bool()) wrong_type(name, "must be true or false");
-  return value->get_bool();
-}
-
-std::optional<int64_t> read_integer(const json::object& body, std::string_view name) {
-  const json::value* value = find(body, name);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_int64()) wrong_type(name, "must be an integer");
-  return value->get_int64();
-}
-
-std::string read_string(const json::object& body, std::string_view name) {
-  const json::value* value = find(body, name);
-  if (value == nullptr) return {};
-  if (!value->is_string()) wrong_type(name, "must be a string");
-  return std::string(value->get_string());
-}
-
-const json::object* read_object(const json::object& body, std::string_view name) {
-  const json::value* value = find(body, name);
-  if (value != nullptr && !value->is_object()) wrong_type(name, "must be an object");
-  return value == nullptr ? nullptr : &value->get_object();
-}
-
 int32_t read_id(const json::value& value, std::string_view name) {
   if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() > std::numeric_limits<int32_t>::max())
-    wrong_type(name, "must be a string, token ids, or a list of either");
+    wrong_type(name, "a string, token ids, or a list of either");
   return static_cast<int32_t>(value.get_int64());
-}
-
-using Fields = std::vector<std::string_view>;
-bool contains(const Fields& fields, std::string_view name) {
-  return std::find(fields.begin(), fields.end(), name) != fields.end();
-}
-
-// Fields of read_sampling_params.
-const Fields kSampling = {"n",
-                          "temperature",
-                          "top_k",
-                          "top_p",
-                          "min_p",
-                          "seed",
-                          "repetition_penalty",
-                          "frequency_penalty",
-                          "presence_penalty",
-                          "logit_bias",
-                          "allowed_token_ids",
-                          "bad_words",
-                          "bad_words_ids",
-                          "max_tokens",
-                          "min_tokens",
-                          "stop",
-                          "stop_token_ids",
-                          "ignore_eos",
-                          "include_stop_str_in_output",
-                          "logprobs",
-                          "prompt_logprobs",
-                          "logprob_token_ids",
-                          "prompt_logprob_token_ids",
-                          "detokenize",
-                          "skip_special_tokens",
-                          "spaces_between_special_tokens",
-                          "thinking_token_budget",
-                          "repetition_detection"};
-// Of this file.
-const Fields kRead = {"model",
-                      "prompt",
-                      "messages",
-                      "input",
-                      "echo",
-                      "best_of",
-                      "max_completion_tokens",
-                      "top_logprobs",
-                      "priority",
-                      "cache_salt",
-                      "request_id",
-                      "return_token_ids",
-                      "return_tokens_as_token_ids",
-                      "add_special_tokens",
-                      "truncate_prompt_tokens",
-                      "tools",
-                      "tool_choice",
-                      "chat_template_kwargs",
-                      "reasoning_effort",
-                      "documents",
-                      "mm_processor_kwargs",
-                      "add_generation_prompt",
-                      "continue_final_message",
-                      "skip_reading_prefix_cache",
-                      "encoding_format",
-                      "dimensions",
-                      "normalize",
-                      "response_format",
-                      "structured_outputs",
-                      "guided_json",
-                      "guided_regex",
-                      "guided_choice",
-                      "guided_grammar",
-                      "parallel_tool_calls",
-                      "include_reasoning",
-                      "stream",
-                      "stream_options"};
-// That mean nothing here.
-const Fields kIgnored = {
-    "user",          "store",       "metadata",        "service_tier",   "prompt_cache_key", "safety_identifier",
-    "flat_logprobs", "output_kind", "stream_interval", "length_penalty", "early_stopping",   "prompt_cache_retention"};
-// That would change the answer.
-const std::pair<std::string_view, const char*> kRefused[] = {
-    {"suffix", "these models do not fill in the middle"},
-    {"use_beam_search", "there is no beam search"},
-    {"logits_processors", "there are no plug-ins"},
-    {"vllm_xargs", "there are no plug-ins"},
-    {"prompt_embeds", "prompts are text or token ids"},
-    {"kv_transfer_params", "caches are not transferred"},
-    {"chat_template", "the model's own template is used"},
-    {"functions", "use tools"},
-    {"function_call", "use tool_choice"},
-};
-
-bool is_neutral(const json::value& value) {
-  return value.is_null() || value == false || (value.is_string() && value.get_string().empty()) ||
-         (value.is_array() && value.get_array().empty()) || (value.is_object() && value.get_object().empty());
-}
-
-void refuse_unsupported(const json::object& body, Endpoint endpoint) {
-  for (const auto& [name, reason] : kRefused)
-    if (const json::value* value = body.if_contains(name); value != nullptr && !is_neutral(*value))
-      refuse(name, fmt::format("{} cannot be set: {}", name, reason), "unsupported_parameter");
-  if (endpoint == Endpoint::kChatCompletions) {
-    if (read_flag(body, "echo", false)) refuse("echo", "echo is for completions", "unsupported_parameter");
-  }
 }
 
 // The sampling fields as read_sampling_params takes them: those of a chat have other names.
 json::object sampling_fields(const json::object& body, Endpoint endpoint) {
   json::object fields;
-  for (const std::string_view name : kSampling)
-    if (const json::value* value = find(body, name)) fields[name] = *value;
+  for (const std::string_view name : sampling_field_names())
+    if (const json::value* value = find_field(body, name)) fields[name] = *value;
   if (endpoint != Endpoint::kChatCompletions) return fields;
-  if (const json::value* most = find(body, "max_completion_tokens")) fields["max_tokens"] = *most;
-  const bool asked = read_flag(body, "logprobs", false);
-  const std::optional<int64_t> top = read_integer(body, "top_logprobs");
+  if (const json::value* most = find_field(body, "max_completion_tokens")) fields["max_tokens"] = *most;
+  const bool asked = flag_field(body, "logprobs", false);
+  const std::optional<int64_t> top = integer_field(body, "top_logprobs");
   constexpr int64_t kMostTop = 20;
   if (top && (*top < 0 || *top > kMostTop))
-    refuse("top_logprobs", fmt::format("top_logprobs must be from 0 to {}", kMostTop));
-  if (top && *top != 0 && !asked) refuse("top_logprobs", "top_logprobs needs logprobs to be true");
+    refuse_field("top_logprobs", fmt::format("top_logprobs must be from 0 to {}", kMostTop));
+  if (top && *top != 0 && !asked) refuse_field("top_logprobs", "top_logprobs needs logprobs to be true");
   fields.erase("logprobs");
   if (asked) fields["logprobs"] = top.value_or(0);
   return fields;
@@ -192,10 +46,11 @@ json::object sampling_fields(const json::object& body, Endpoint endpoint) {
 SamplingParams read_params(const json::object& body, Endpoint endpoint, const SamplingParams& defaults) {
   if (endpoint == Endpoint::kEmbeddings) return {};
   auto read = read_sampling_params(sampling_fields(body, endpoint), defaults);
-  if (auto* error = std::get_if<RequestError>(&read)) throw Refused{std::move(*error)};
+  if (auto* error = std::get_if<RequestError>(&read)) throw RefusedBody{std::move(*error)};
   auto params = std::get<SamplingParams>(std::move(read));
-  const std::optional<int64_t> best_of = read_integer(body, "best_of");
-  if (best_of && *best_of != params.n) refuse("best_of", "best_of must be n: there is no choice among more answers");
+  const std::optional<int64_t> best_of = integer_field(body, "best_of");
+  if (best_of && *best_of != params.n)
+    refuse_field("best_of", "best_of must be n: there is no choice among more answers");
   if (endpoint == Endpoint::kCompletions && !params.max_tokens) params.max_tokens = 16;  // as OpenAI and vLLM
   return params;
 }
@@ -205,7 +60,7 @@ template <class Read>
 std::variant<BatchBody, RequestError> as_value(const Read& read) {
   try {
     return read();
-  } catch (Refused& refused) {
+  } catch (RefusedBody& refused) {
     return std::move(refused.error);
   } catch (const LoadError& error) {  // JSON, a template
     return RequestError{400, "invalid_request_error", "", error.what()};
@@ -215,19 +70,19 @@ std::variant<BatchBody, RequestError> as_value(const Read& read) {
 }
 
 void check_tool(const json::value& tool) {
-  const json::object* function = tool.is_object() ? read_object(tool.get_object(), "function") : nullptr;
-  const json::value* name = function == nullptr ? nullptr : find(*function, "name");
+  const json::object* function = tool.is_object() ? object_field(tool.get_object(), "function") : nullptr;
+  const json::value* name = function == nullptr ? nullptr : find_field(*function, "name");
   if (name == nullptr || !name->is_string() || name->get_string().empty())
-    refuse("tools", "tools must each have a function with a name");
+    refuse_field("tools", "tools must each have a function with a name");
 }
 
 void read_stream_options(const json::object& body, BatchBody& to) {
-  to.stream = read_flag(body, "stream", false);
-  const json::object* options = read_object(body, "stream_options");
+  to.stream = flag_field(body, "stream", false);
+  const json::object* options = object_field(body, "stream_options");
   if (options == nullptr) return;
-  if (!to.stream) refuse("stream_options", "stream_options needs stream to be true");
-  to.include_usage = read_flag(*options, "include_usage", false);
-  to.continuous_usage_stats = read_flag(*options, "continuous_usage_stats", false);
+  if (!to.stream) refuse_field("stream_options", "stream_options needs stream to be true");
+  to.include_usage = flag_field(*options, "include_usage", false);
+  to.continuous_usage_stats = flag_field(*options, "continuous_usage_stats", false);
 }
 
 SamplingParams defaults_of(const LoadedModel& loaded, Options options) {
@@ -250,8 +105,8 @@ BatchLine BatchReader::read(const std::string& line) {
   BatchLine result;
   result.body = as_value([&] {
     const json::value row = parse_json(line, "the line");
-    if (!row.is_object()) wrong_type("the line", "must be a JSON object");
-    if (const json::value* id = find(row.get_object(), "custom_id")) result.custom_id = *id;
+    if (!row.is_object()) wrong_type("the line", "a JSON object");
+    if (const json::value* id = find_field(row.get_object(), "custom_id")) result.custom_id = *id;
     return read_line(row.get_object());
   });
   return result;
@@ -264,7 +119,7 @@ std::variant<BatchBody, RequestError> BatchReader::read(Endpoint endpoint, const
 std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::object& body, const Gone& gone) {
   return as_value([&]() -> std::variant<BatchBody, RequestError> {
     BatchBody result;
-    if (find(body, "messages") != nullptr)
+    if (find_field(body, "messages") != nullptr)
       read_messages(body, gone, result);
     else
       read_prompts(body, "prompt", result);
@@ -273,34 +128,37 @@ std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::objec
 }
 
 std::variant<BatchBody, RequestError> BatchReader::read_line(const json::object& line) {
-  if (read_string(line, "custom_id").empty()) refuse("custom_id", "custom_id must be a string", "missing_parameter");
-  const json::value* method = find(line, "method");
-  if (method == nullptr || *method != "POST") refuse("method", "method must be POST");
+  if (string_field(line, "custom_id").empty())
+    refuse_field("custom_id", "custom_id must be a string", "missing_parameter");
+  const json::value* method = find_field(line, "method");
+  if (method == nullptr || *method != "POST") refuse_field("method", "method must be POST");
   constexpr std::pair<std::string_view, Endpoint> kEndpoints[] = {{"/v1/completions", Endpoint::kCompletions},
                                                                   {"/v1/chat/completions", Endpoint::kChatCompletions},
                                                                   {"/v1/embeddings", Endpoint::kEmbeddings}};
-  const std::string url = read_string(line, "url");
+  const std::string url = string_field(line, "url");
   for (const auto& [name, endpoint] : kEndpoints) {
     if (url != name) continue;
-    const json::object* body = read_object(line, "body");
-    if (body == nullptr) refuse("body", "body must be an object", "missing_parameter");
-    if (read_flag(*body, "stream", false))
-      refuse("stream", "stream cannot be set: answers of a batch are not streamed", "unsupported_parameter");
+    const json::object* body = object_field(line, "body");
+    if (body == nullptr) refuse_field("body", "body must be an object", "missing_parameter");
+    if (flag_field(*body, "stream", false))
+      refuse_field("stream", "stream cannot be set: answers of a batch are not streamed", "unsupported_parameter");
     return read_body(endpoint, *body, {});
   }
-  refuse("url", fmt::format("url must be /v1/completions, /v1/chat/completions or /v1/embeddings, got {}",
-                            to_json(json::string(url))));
+  refuse_field("url", fmt::format("url must be /v1/completions, /v1/chat/completions or /v1/embeddings, got {}",
+                                  to_json(json::string(url))));
 }
 
 std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body,
                                                              const Gone& gone) {
-  warn_of_unknown(body);
-  if (const std::string model = read_string(body, "model");
+  unknown_.warn(body);
+  if (const std::string model = string_field(body, "model");
       !model.empty() && std::find(served_.begin(), served_.end(), model) == served_.end())
     return RequestError{404, "model_not_found", "model",
                         fmt::format("the model {} does not exist; served is {}", to_json(json::string(model)),
                                     fmt::join(served_, ", "))};
-  refuse_unsupported(body, endpoint);
+  refuse_unsupported(body);
+  if (endpoint == Endpoint::kChatCompletions && flag_field(body, "echo", false))
+    refuse_field("echo", "echo is for completions", "unsupported_parameter");
   BatchBody result;
   result.endpoint = endpoint;
   if (endpoint == Endpoint::kChatCompletions)
@@ -315,15 +173,15 @@ std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, 
 
 // A text, token ids, or a list of either.
 void BatchReader::read_prompts(const json::object& body, std::string_view field, BatchBody& to) const {
-  constexpr const char* kRule = "must be a string, token ids, or a list of either";
-  const json::value* prompt = find(body, field);
-  if (prompt == nullptr) refuse(field, fmt::format("{} is missing", field), "missing_parameter");
-  const bool add_special = read_flag(body, "add_special_tokens", true);
-  to.echo = to.endpoint == Endpoint::kCompletions && read_flag(body, "echo", false);
+  constexpr const char* kRule = "a string, token ids, or a list of either";
+  const json::value* prompt = find_field(body, field);
+  if (prompt == nullptr) refuse_field(field, fmt::format("{} is missing", field), "missing_parameter");
+  const bool add_special = flag_field(body, "add_special_tokens", true);
+  to.echo = to.endpoint == Endpoint::kCompletions && flag_field(body, "echo", false);
   const auto add_text = [&](const json::value& value) {
     const std::string text(value.get_string());
     if (!loaded_.tokenizer)
-      refuse(field, loaded_.folder.string() + " has no tokenizer.json; give the prompt as token ids");
+      refuse_field(field, loaded_.folder.string() + " has no tokenizer.json; give the prompt as token ids");
     to.requests.emplace_back().prompt_token_ids = loaded_.tokenizer->encode(text, {.add_special = add_special});
     to.echoes.push_back(text);
   };
@@ -336,7 +194,8 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
   if (!prompt->is_array() || prompt->get_array().empty()) wrong_type(field, kRule);
   const json::array& items = prompt->get_array();
   if (items[0].is_number()) return add_ids(items);
-  if (items.size() > kMostPrompts) refuse(field, fmt::format("{} may have at most {} prompts", field, kMostPrompts));
+  if (items.size() > kMostPrompts)
+    refuse_field(field, fmt::format("{} may have at most {} prompts", field, kMostPrompts));
   for (const json::value& item : items) {
     if (item.kind() != items[0].kind()) wrong_type(field, kRule);
     if (item.is_string())
@@ -349,40 +208,40 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
 }
 
 void BatchReader::read_messages(const json::object& body, const Gone& gone, BatchBody& to) {
-  const json::value* messages = find(body, "messages");
-  if (messages == nullptr) refuse("messages", "messages is missing", "missing_parameter");
-  if (!messages->is_array() || messages->get_array().empty()) wrong_type("messages", "must be a list of objects");
+  const json::value* messages = find_field(body, "messages");
+  if (messages == nullptr) refuse_field("messages", "messages is missing", "missing_parameter");
+  if (!messages->is_array() || messages->get_array().empty()) wrong_type("messages", "a list of objects");
   auto read = chat_messages(messages->get_array());
-  if (auto* error = std::get_if<RequestError>(&read)) throw Refused{std::move(*error)};
+  if (auto* error = std::get_if<RequestError>(&read)) throw RefusedBody{std::move(*error)};
   auto& chat_read = std::get<ChatMessages>(read);
-  const json::value* tools = find(body, "tools");
-  if (tools != nullptr && !tools->is_array()) wrong_type("tools", "must be a list of objects");
+  const json::value* tools = find_field(body, "tools");
+  if (tools != nullptr && !tools->is_array()) wrong_type("tools", "a list of objects");
   if (tools != nullptr)
     for (const json::value& tool : tools->get_array()) check_tool(tool);
 
   json::object variables;
   variables["add_generation_prompt"] =
-      read_flag(body, "add_generation_prompt", !read_flag(body, "continue_final_message", false));
-  if (read_flag(body, "continue_final_message", false)) {
-    if (read_flag(body, "add_generation_prompt", false))
-      refuse("continue_final_message", "continue_final_message and add_generation_prompt exclude each other");
+      flag_field(body, "add_generation_prompt", !flag_field(body, "continue_final_message", false));
+  if (flag_field(body, "continue_final_message", false)) {
+    if (flag_field(body, "add_generation_prompt", false))
+      refuse_field("continue_final_message", "continue_final_message and add_generation_prompt exclude each other");
     variables["continue_final_message"] = true;
   }
   for (const std::string_view name : {"reasoning_effort", "documents"})
-    if (const json::value* value = find(body, name)) variables[name] = *value;
-  if (const json::object* kwargs = read_object(body, "chat_template_kwargs"))
+    if (const json::value* value = find_field(body, name)) variables[name] = *value;
+  if (const json::object* kwargs = object_field(body, "chat_template_kwargs"))
     for (const auto& [name, value] : *kwargs) variables[name] = value;
 
-  const json::object* kwargs = read_object(body, "mm_processor_kwargs");
+  const json::object* kwargs = object_field(body, "mm_processor_kwargs");
   auto loaded_pictures = media_.load(chat_read.media, kwargs == nullptr ? json::object() : *kwargs, gone);
-  if (auto* error = std::get_if<RequestError>(&loaded_pictures)) throw Refused{std::move(*error)};
+  if (auto* error = std::get_if<RequestError>(&loaded_pictures)) throw RefusedBody{std::move(*error)};
   {
     const std::lock_guard lock(mutex_);
     if (!conversation_) conversation_.emplace(loaded_, options_);
   }
   EncodedChat chat = conversation_->encode(with_parsed_arguments(std::move(chat_read.messages)),
                                            tools == nullptr ? json::value() : *tools, std::move(variables));
-  to.include_reasoning = read_flag(body, "include_reasoning", true);
+  to.include_reasoning = flag_field(body, "include_reasoning", true);
   if (options_.verb == Verb::kServe) to.parser = parser_options(body, loaded_.tokenizer->decode(chat.ids));
   Request& request = to.requests.emplace_back();
   request.prompt_token_ids = std::move(chat.ids);
@@ -404,9 +263,9 @@ AnswerParser::Options BatchReader::parser_options(const json::object& body, cons
   options.reasoning = flags.reasoning_parser.empty() ? reasoning_format_of_template(source)
                                                      : reasoning_format(flags.reasoning_parser).value();
   options.thinking = ends_in_reasoning(prompt);
-  options.parallel_tool_calls = read_flag(body, "parallel_tool_calls", true);
-  const json::value* tools = find(body, "tools");
-  const json::value* choice = find(body, "tool_choice");
+  options.parallel_tool_calls = flag_field(body, "parallel_tool_calls", true);
+  const json::value* tools = find_field(body, "tools");
+  const json::value* choice = find_field(body, "tool_choice");
   if (tools == nullptr || tools->get_array().empty() || (choice != nullptr && *choice == "none")) return options;
   options.tools = tool_format_of_model();
   options.tool_list = std::make_shared<const json::array>(tools->get_array());
@@ -463,40 +322,42 @@ std::optional<RequestError> BatchReader::add_grammars(const json::object& body, 
 std::optional<RequestError> BatchReader::finish(const json::object& body, BatchBody& to) {
   SamplingParams params = read_params(body, to.endpoint, defaults_);
   read_stream_options(body, to);
-  to.return_token_ids = read_flag(body, "return_token_ids", false);
-  to.tokens_as_token_ids = read_flag(body, "return_tokens_as_token_ids", false);
-  to.request_id = read_string(body, "request_id");
+  to.return_token_ids = flag_field(body, "return_token_ids", false);
+  to.tokens_as_token_ids = flag_field(body, "return_tokens_as_token_ids", false);
+  to.request_id = string_field(body, "request_id");
   if (to.echo && params.max_tokens == 0) {
     to.without_answer = true;
     params.max_tokens = 1;
   }
   if (to.echo && !params.prompt_logprobs) params.prompt_logprobs = params.logprobs;
   if (to.endpoint == Endpoint::kEmbeddings) {
-    const std::string format = read_string(body, "encoding_format");
+    const std::string format = string_field(body, "encoding_format");
     if (!format.empty() && format != "float" && format != "base64")
-      refuse("encoding_format", "encoding_format must be float or base64");
+      refuse_field("encoding_format", "encoding_format must be float or base64");
     to.base64 = format == "base64";
-    to.normalize = read_flag(body, "normalize", true);
-    const std::optional<int64_t> dimensions = read_integer(body, "dimensions");
+    to.normalize = flag_field(body, "normalize", true);
+    const std::optional<int64_t> dimensions = integer_field(body, "dimensions");
     if (dimensions && *dimensions != loaded_.model->hidden_size())
-      refuse("dimensions", fmt::format("dimensions must be {}, the model's", loaded_.model->hidden_size()));
+      refuse_field("dimensions", fmt::format("dimensions must be {}, the model's", loaded_.model->hidden_size()));
   }
 
-  const int64_t priority = read_integer(body, "priority").value_or(0);
+  const int64_t priority = integer_field(body, "priority").value_or(0);
   if (priority < std::numeric_limits<int32_t>::min() || priority > std::numeric_limits<int32_t>::max())
-    wrong_type("priority", "must be an integer of 32 bits");
+    wrong_type("priority", "an integer of 32 bits");
   if (priority != 0 && options_.engine.scheduling_policy != "priority")
-    refuse("priority", "priority needs --scheduling-policy priority");
-  const std::string salt = read_string(body, "cache_salt");
-  if (find(body, "cache_salt") != nullptr && salt.empty()) refuse("cache_salt", "cache_salt must not be empty");
-  const bool skip_reading = read_flag(body, "skip_reading_prefix_cache", false);
+    refuse_field("priority", "priority needs --scheduling-policy priority");
+  const std::string salt = string_field(body, "cache_salt");
+  if (find_field(body, "cache_salt") != nullptr && salt.empty())
+    refuse_field("cache_salt", "cache_salt must not be empty");
+  const bool skip_reading = flag_field(body, "skip_reading_prefix_cache", false);
 
-  const std::optional<int64_t> keep = read_integer(body, "truncate_prompt_tokens");
+  const std::optional<int64_t> keep = integer_field(body, "truncate_prompt_tokens");
   if (keep && *keep != -1 && *keep < 1)
-    refuse("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1");
+    refuse_field("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1");
   const int64_t answer = to.endpoint == Endpoint::kEmbeddings ? 0 : params.max_tokens.value_or(1);
   const int64_t n = std::max(1, params.n);
-  if (std::ssize(to.requests) * n > std::numeric_limits<int32_t>::max()) refuse("n", "n is too large for the prompts");
+  if (std::ssize(to.requests) * n > std::numeric_limits<int32_t>::max())
+    refuse_field("n", "n is too large for the prompts");
   for (size_t j = 0; j < to.requests.size(); ++j) {
     Request& request = to.requests[j];
     std::vector<int32_t>& ids = request.prompt_token_ids;
@@ -504,7 +365,7 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
       const int64_t most = *keep == -1 ? std::max<int64_t>(1, longest_ - answer) : *keep;
       if (std::ssize(ids) > most) {
         if (!request.pictures.empty())
-          refuse("truncate_prompt_tokens", "truncate_prompt_tokens cannot cut a prompt with pictures");
+          refuse_field("truncate_prompt_tokens", "truncate_prompt_tokens cannot cut a prompt with pictures");
         ids.erase(ids.begin(), ids.end() - most);
         request.checkpoint_hints.clear();
         to.echoes[j] = to.echo && loaded_.tokenizer ? loaded_.tokenizer->decode(ids) : "";
@@ -525,22 +386,6 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
     if (to.endpoint == Endpoint::kEmbeddings) request.pooling = Pooling::kLast;
   }
   return add_grammars(body, to);
-}
-
-void BatchReader::warn_of_unknown(const json::object& body) {
-  constexpr size_t kMostWarnings = 100, kLongestName = 64;  // a longer one is no mistake in writing
-  const std::lock_guard lock(mutex_);
-  for (const auto& member : body) {
-    if (warned_.size() == kMostWarnings) return;
-    const std::string_view name = member.key();
-    if (name.size() > kLongestName) continue;
-    const bool refused =
-        std::any_of(std::begin(kRefused), std::end(kRefused), [&](const auto& r) { return r.first == name; });
-    if (refused || contains(kSampling, name) || contains(kRead, name) || contains(kIgnored, name)) continue;
-    if (std::find(warned_.begin(), warned_.end(), name) != warned_.end()) continue;
-    log_warning("the field {} of a body is not known and has no effect", to_json(json::string(name)));
-    warned_.emplace_back(name);
-  }
 }
 
 }  // namespace calandra::apps

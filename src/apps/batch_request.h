@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "apps/conversation.h"
+#include "apps/known_fields.h"
 #include "apps/media.h"
 #include "engine/request.h"
 #include "structured/grammar_compiler.h"
@@ -69,7 +70,6 @@ class BatchReader {
   std::optional<RequestError> add_form(const json::object& body, BatchBody& to, std::optional<OutputForm>& form) const;
   std::optional<RequestError> finish(const json::object& body, BatchBody& to);
   std::optional<RequestError> add_grammars(const json::object& body, BatchBody& to);
-  void warn_of_unknown(const json::object& body);
 
   const LoadedModel& loaded_;
   const Options& options_;
@@ -80,7 +80,7 @@ class BatchReader {
   std::mutex mutex_;                           // of what follows
   std::optional<Conversation> conversation_;   // made for the first chat
   std::unique_ptr<GrammarCompiler> grammars_;  // made for the first form
-  std::vector<std::string> warned_;            // fields
+  UnknownFields unknown_;
 };
 
 }  // namespace calandra::apps

@@ -3,16 +3,12 @@
 #include <fmt/format.h>
 
 namespace calandra::apps {
-namespace {
-
-[[noreturn]] void wrong_type(std::string_view name, std::string_view rule) {
-  refuse_field(name, fmt::format("{} must be {}", name, rule), "invalid_type");
-}
-
-}  // namespace
-
 void refuse_field(std::string_view param, std::string message, std::string code) {
   throw RefusedBody{{400, std::move(code), std::string(param), std::move(message)}};
+}
+
+void wrong_type(std::string_view param, std::string_view rule) {
+  refuse_field(param, fmt::format("{} must be {}", param, rule), "invalid_type");
 }
 
 const json::value* find_field(const json::object& body, std::string_view name) {

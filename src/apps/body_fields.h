@@ -16,6 +16,8 @@ struct RefusedBody {
 };
 
 [[noreturn]] void refuse_field(std::string_view param, std::string message, std::string code = "invalid_value");
+// "{param} must be {rule}"
+[[noreturn]] void wrong_type(std::string_view param, std::string_view rule);
 
 // Null counts as absent.
 const json::value* find_field(const json::object& body, std::string_view name);

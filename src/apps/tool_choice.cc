@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <string>
 
+#include "apps/body_fields.h"
+
 namespace calandra::apps {
 namespace {
 
-const json::value* find(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr || value->is_null() ? nullptr : value;
-}
-
 const json::object* find_object(const json::object& object, std::string_view key) {
-  const json::value* value = find(object, key);
+  const json::value* value = find_field(object, key);
   return value == nullptr ? nullptr : value->if_object();
 }
 
@@ -20,12 +17,12 @@ RequestError wrong(std::string message) { return {400, "invalid_value", "tool_ch
 
 std::string_view name_of(const json::value& tool) {
   const json::object* function = tool.is_object() ? find_object(tool.get_object(), "function") : nullptr;
-  const json::value* name = function == nullptr ? nullptr : find(*function, "name");
+  const json::value* name = function == nullptr ? nullptr : find_field(*function, "name");
   return name == nullptr || !name->is_string() ? std::string_view() : std::string_view(name->get_string());
 }
 
 bool is_strict(const json::value& tool) {
-  const json::value* strict = find(tool.as_object().at("function").as_object(), "strict");
+  const json::value* strict = find_field(tool.as_object().at("function").as_object(), "strict");
   return strict != nullptr && *strict == json::value(true);
 }
 
@@ -33,25 +30,25 @@ bool is_strict(const json::value& tool) {
 
 std::variant<ToolChoice, RequestError> read_tool_choice(const json::object& body, ToolFormat format, bool thoughts) {
   ToolChoice result;
-  const json::value* listed = find(body, "tools");
+  const json::value* listed = find_field(body, "tools");
   json::array tools = listed == nullptr ? json::array() : listed->as_array();
-  const json::value* choice = find(body, "tool_choice");
+  const json::value* choice = find_field(body, "tool_choice");
   if (choice != nullptr && *choice == "none") return result;
   bool required = choice != nullptr && *choice == "required", chosen = false;
   json::array names;  // objects with a function's name
   if (choice != nullptr && choice->is_object()) {
     const json::object& object = choice->get_object();
-    const json::value* type = find(object, "type");
+    const json::value* type = find_field(object, "type");
     if (type != nullptr && *type == "function") {
       result.named = required = true;
       names.push_back(*choice);
     } else if (const json::object* allowed = find_object(object, "allowed_tools");
                type != nullptr && *type == "allowed_tools" && allowed != nullptr) {
-      const json::value* mode = find(*allowed, "mode");
+      const json::value* mode = find_field(*allowed, "mode");
       if (mode == nullptr || (*mode != "auto" && *mode != "required"))
         return wrong("tool_choice.allowed_tools.mode must be auto or required");
       required = *mode == "required";
-      const json::value* list = find(*allowed, "tools");
+      const json::value* list = find_field(*allowed, "tools");
       if (list == nullptr || !list->is_array() || list->get_array().empty())
         return wrong("tool_choice.allowed_tools.tools must be a list of functions");
       names = list->get_array();
@@ -77,7 +74,7 @@ std::variant<ToolChoice, RequestError> read_tool_choice(const json::object& body
     if (!required && !chosen) return result;
     return wrong("tool_choice needs a model whose template writes calls as qwen3_coder or hermes do");
   }
-  const json::value* parallel = find(body, "parallel_tool_calls");
+  const json::value* parallel = find_field(body, "parallel_tool_calls");
   const bool one = result.named || (parallel != nullptr && *parallel == json::value(false));
   auto form = tool_form(
       tools, {.format = format, .required = required, .thoughts = thoughts, .one_call = one, .all_strict = required});

@@ -65,7 +65,7 @@ class Stream {
 };
 
 struct EngineLoopOptions {
-  int64_t max_waiting = 0;     // requests of which no choice runs, else they are refused with 503; 0: no bound
+  int64_t max_waiting = 0;     // requests of which no choice runs, else they are refused with 429; 0: no bound
   double stats_seconds = 10;   // between lines in the log while tokens come; 0: none
   double stall_seconds = 120;  // without a finished step while there is work: logged, and not healthy
 };

@@ -1,6 +1,7 @@
 #include "server/connection.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 
 #include "base/log.h"
 #include "server/api_error.h"
+#include "server/reply_text.h"
 #include "server/request_head.h"
 #include "server/wake_signal.h"
 
@@ -34,8 +36,8 @@ class Held {
   ~Held() { count_ -= amount_; }
   Held(const Held&) = delete;
   Held& operator=(const Held&) = delete;
-  void shrink_to(size_t amount) {
-    count_ -= amount_ - amount;
+  void set(size_t amount) {
+    count_ = count_ - amount_ + amount;
     amount_ = amount;
   }
 
@@ -43,30 +45,6 @@ class Held {
   size_t& count_;
   size_t amount_;
 };
-
-std::string head_text(const HttpReply& reply, bool keep, const std::string& length) {
-  std::string head =
-      fmt::format("HTTP/1.1 {} {}\r\nServer: calandra\r\nContent-Type: {}\r\n{}\r\nConnection: {}\r\n", reply.status,
-                  std::string_view(http::obsolete_reason(http::int_to_status(reply.status))), reply.content_type,
-                  length, keep ? "keep-alive" : "close");
-  for (const auto& [name, value] : reply.headers) head += fmt::format("{}: {}\r\n", name, value);
-  return head + "\r\n";
-}
-
-// What is wrong with what was read, or nothing when there is nobody to tell.
-std::optional<RequestError> fault_of(const Code& code, const ServerOptions& options) {
-  if (code == http::error::body_limit)
-    return RequestError{
-        413, "request_too_large", "",
-        fmt::format("the body has more than {} bytes; send less, or raise --max-body-bytes", options.body_bytes)};
-  if (code == http::error::header_limit)
-    return RequestError{431, "headers_too_large", "",
-                        fmt::format("the headers have more than {} bytes", options.header_bytes)};
-  if (code == http::error::end_of_stream || code == http::error::partial_message || code == beast::error::timeout ||
-      code.category() != http::make_error_code(http::error::bad_method).category())
-    return std::nullopt;
-  return RequestError{400, "bad_request", "", "this is no HTTP/1.1 request: " + code.message()};
-}
 
 template <class S>
 class Connection : public std::enable_shared_from_this<Connection<S>> {
@@ -133,11 +111,13 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
       co_return false;
     }
     read_head(parser.get());
-    if (auto refused = refusal(parser)) {
-      co_await send(*refused, false);
-      co_return false;
+    const bool may_keep = parser.get().keep_alive() && !state_.draining;
+    if (auto refused = refusal(parser.get())) {
+      const bool keep = may_keep && request_.method == "OPTIONS" && parser.is_done();
+      co_await send(*refused, keep);
+      co_return keep;
     }
-    Held bytes(state_.body_bytes, body_size(parser));
+    Held bytes(state_.body_bytes, 0);
     if (beast::iequals(parser.get()[http::field::expect], "100-continue")) {
       const std::string go_on = "HTTP/1.1 100 Continue\r\n\r\n";
       co_await write(go_on, code);
@@ -147,17 +127,22 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
     // A first chunk that is the last and comes in parts aborts Beast 1.81; no body in chunks has fewer bytes.
     constexpr size_t kShortestChunks = 5;
     while (!code && parser.chunked() && buffer_.size() < kShortestChunks) co_await read_more(code);
-    if (!code) co_await http::async_read(stream_, buffer_, parser, net::redirect_error(net::use_awaitable, code));
-    if (code) {
-      fault = fault_of(code, o_);
+    // What has come counts, not what was announced: else whoever announces much and sends nothing would close the
+    // server.
+    while (!code && !fault && !parser.is_done()) {
+      co_await http::async_read_some(stream_, buffer_, parser, net::redirect_error(net::use_awaitable, code));
+      bytes.set(parser.get().body().size());
+      if (state_.body_bytes > o_.all_body_bytes)
+        fault = {503, "service_unavailable", "", "too many large requests at once; try again later"};
+    }
+    if (code || fault) {
+      if (!fault) fault = fault_of(code, o_);
       if (fault) co_await refuse(*fault);
       co_return false;
     }
     request_.body = std::move(parser.get().body());
-    bytes.shrink_to(request_.body.size());
-    const bool keep = parser.get().keep_alive() && !state_.draining;
     chunks_ = parser.get().version() >= 11;
-    co_return co_await answer(self, keep, bytes);
+    co_return co_await answer(self, may_keep && !state_.draining, bytes);
   }
 
   // Within the time that is set.
@@ -193,14 +178,9 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
       if (static_cast<unsigned char>(c) < 0x20) expects_.clear();
   }
 
-  size_t body_size(const Parser& parser) const {
-    if (const auto length = parser.content_length()) return *length;
-    return parser.chunked() ? o_.body_bytes : 0;
-  }
-
   // Decided by the head alone.
-  std::optional<HttpReply> refusal(const Parser& parser) const {
-    const auto& head = parser.get();
+  template <class Head>
+  std::optional<HttpReply> refusal(const Head& head) const {
     if (request_.path.empty())
       return error_reply({400, "bad_request", "", "the request's target is no path"}, request_.path);
     if (request_.method == "OPTIONS") {
@@ -225,9 +205,6 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
       return error_reply(
           {415, "unsupported_encoding", "", "the body must not be compressed: leave out Content-Encoding"},
           request_.path);
-    if (state_.body_bytes + body_size(parser) > o_.all_body_bytes)
-      return error_reply({503, "service_unavailable", "", "too many large requests at once; try again later"},
-                         request_.path);
     return std::nullopt;
   }
 
@@ -240,25 +217,33 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
       } catch (const std::exception& error) {
         log_error("a request failed: {}", error.what());
       }
-      co_return error_reply({500, "internal_error", "", "the server failed at this request"}, request_.path);
+      co_return error_reply(failure_, request_.path);
     };
     Result result = co_await net::co_spawn(*state_.handlers, handle, net::use_awaitable);
     request_.body = {};  // its memory is no longer needed
-    bytes.shrink_to(0);
+    bytes.set(0);
     bool fine = false;
     if (auto* reply = std::get_if<HttpReply>(&result)) {
       fine = co_await send(*reply, keep);
     } else {
       watch(self, signal);
       auto& pending = std::get<std::unique_ptr<PendingReply>>(result);
-      while (!signal->gone && !pending->is_ready()) co_await wait(*signal, o_.ping_seconds);
-      if (pending->is_stream())
-        fine = co_await stream_reply(*pending, *signal, keep);
-      else
-        fine = co_await later_reply(*pending, *signal, keep);
+      bool failed = false, streams = false;
+      try {
+        while (!signal->gone && !pending->is_ready()) co_await wait(*signal, o_.ping_seconds);
+        streams = pending->is_stream();
+        if (streams)
+          fine = co_await stream_reply(*pending, *signal, keep);
+        else
+          fine = co_await later_reply(*pending, *signal, keep);
+      } catch (const std::exception& error) {
+        log_error("a reply failed: {}", error.what());
+        failed = true;
+      }
       signal->over = true;
       Code ignored;
       lowest().socket().cancel(ignored);  // the watch
+      if (failed && !streams) co_await refuse(failure_);
     }
     co_return fine&& keep;
   }
@@ -311,7 +296,7 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
 
   net::awaitable<bool> send(HttpReply& reply, bool keep) {
     add_headers(reply);
-    std::string text = head_text(reply, keep, fmt::format("Content-Length: {}", reply.body.size()));
+    std::string text = head_text(reply, keep, length_text(reply));
     if (request_.method != "HEAD") text += reply.body;
     note(reply.status, std::ssize(reply.body), reply.measures);
     Code code;
@@ -347,14 +332,28 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
   void watch(const std::shared_ptr<Connection>& self, const std::shared_ptr<WakeSignal>& signal) {
     lowest().socket().async_wait(tcp::socket::wait_read, [self, signal](Code code) {
       if (code || signal->over) return;
-      constexpr char kTlsAlert = 0x15;
       char byte = 0;
       const ssize_t count = recv(self->lowest().socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
       if (count < 0 && (errno == EAGAIN || errno == EINTR)) return self->watch(self, signal);
-      if (count > 0 && !(kTls && byte == kTlsAlert)) return;  // the next request; its end cannot be seen behind it
+      // The next request, or the goodbye of TLS, which is encrypted.
+      if (count > 0) return net::co_spawn(self->io_, self->look_behind(self, signal), net::detached);
       signal->gone = true;
       signal->notify();
     });
+  }
+
+  // The same where something waits to be read: then the socket stays ready, and only asking tells.
+  net::awaitable<void> look_behind(std::shared_ptr<Connection> self, std::shared_ptr<WakeSignal> signal) {
+    net::steady_timer pause(io_);
+    while (!signal->over && !signal->gone) {
+      pollfd asked{self->lowest().socket().native_handle(), POLLRDHUP, 0};
+      if (poll(&asked, 1, 0) > 0) {
+        signal->gone = true;
+        signal->notify();
+      }
+      pause.expires_after(std::chrono::milliseconds(100));
+      co_await pause.async_wait(net::use_awaitable);
+    }
   }
 
   void note(int status, int64_t bytes, std::span<const std::pair<std::string_view, double>> measures = {}) const {
@@ -375,6 +374,7 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
     lowest().close();
   }
 
+  const RequestError failure_{500, "internal_error", "", "the server failed at this request"};
   net::io_context& io_;
   ServerState& state_;
   const ServerOptions& o_;

@@ -13,6 +13,7 @@
 #include <exception>
 
 #include "base/error.h"
+#include "server/wake_signal.h"
 
 namespace calandra::server {
 namespace {
@@ -23,10 +24,6 @@ namespace http = beast::http;
 using tcp = net::ip::tcp;
 using Code = boost::system::error_code;
 using Steady = std::chrono::steady_clock;
-
-Steady::duration duration_of(double seconds) {
-  return std::chrono::duration_cast<Steady::duration>(std::chrono::duration<double>(seconds));
-}
 
 class Crowd {
  public:
@@ -175,7 +172,10 @@ HttpTarget read_target(const std::string& url) {
   if (colon != std::string_view::npos && (bracket == std::string_view::npos || colon > bracket)) {
     target.port = rest.substr(colon + 1);
     rest = rest.substr(0, colon);
-    if (target.port.empty() || target.port.find_first_not_of("0123456789") != std::string::npos) throw wrong();
+    constexpr size_t kMostDigits = 5;
+    if (target.port.empty() || target.port.size() > kMostDigits ||
+        target.port.find_first_not_of("0123456789") != std::string::npos)
+      throw wrong();
   }
   if (rest.starts_with('[') && rest.ends_with(']')) rest = rest.substr(1, rest.size() - 2);
   constexpr std::string_view kNotOfHosts = "@?#[] \t\r\n";

@@ -1,5 +1,5 @@
-// The other end: many HTTP/1.1 clients on one thread, for benches. Each request has a connection of its own, as that of
-// a stranger would.
+// The other end: HTTP/1.1 clients on one thread, many for benches, one for traces. Each request has a connection of its
+// own, as that of a stranger would.
 #pragma once
 
 #include <cstdint>

@@ -33,14 +33,15 @@ struct Ends {
   }
 };
 
-// A stream of so many bytes in parts, or one that never says anything (parts 0).
+// A stream of so many bytes in parts, one that never says anything (parts 0), or a whole reply that fails (-1).
 class Parts : public PendingReply {
  public:
   Parts(Ends& ends, int parts, size_t bytes, Wake wake)
       : ends_(ends), left_(parts), silent_(parts == 0), bytes_(bytes), wake_(std::move(wake)) {}
   ~Parts() override { ends_.add(); }
-  bool is_stream() const override { return true; }
+  bool is_stream() const override { return left_ >= 0; }
   bool advance(HttpReply& reply) override {
+    if (left_ < 0) throw std::runtime_error("a fault of the reply");
     reply.content_type = "text/event-stream";
     if (silent_) return false;
     reply.body += std::string(bytes_, 'x');
@@ -104,6 +105,7 @@ class HttpServerTest : public testing::Test {
           if (request.path == "/silent") return std::make_unique<Parts>(ends_, 0, 0, std::move(wake));
           if (request.path == "/parts") return std::make_unique<Parts>(ends_, 3, 5, std::move(wake));
           if (request.path == "/much") return std::make_unique<Parts>(ends_, 100'000, 1 << 16, std::move(wake));
+          if (request.path == "/fails") return std::make_unique<Parts>(ends_, -1, 0, std::move(wake));
           if (request.path == "/throw") throw std::runtime_error("a fault of the handler");
           return HttpReply{.body = request.body};
         });
@@ -171,6 +173,34 @@ TEST_F(HttpServerTest, ALeavingClientEndsItsReply) {
   ends_.wait_for(1);
 }
 
+TEST_F(HttpServerTest, AClientThatLeavesBehindMoreThanItsRequestEndsItsReply) {
+  start({});
+  {
+    Client one = client();
+    one.send(std::string("GET /silent HTTP/1.1\r\n") + kEnd);
+    one.read_until("\r\n\r\n");
+    one.send("\r\n");
+  }
+  ends_.wait_for(1);
+}
+
+TEST_F(HttpServerTest, AReplyThatFailsIsTold) {
+  start({});
+  EXPECT_TRUE(ask("GET /fails HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 500 "));
+  ends_.wait_for(1);
+}
+
+TEST_F(HttpServerTest, NoContentHasNoLength) {
+  start({});
+  Client one = client();
+  for (int i = 0; i < 2; ++i) {  // the connection is kept
+    one.send("OPTIONS /a HTTP/1.1\r\nHost: x\r\n\r\n");
+    const std::string reply = one.read_until("\r\n\r\n");
+    EXPECT_TRUE(reply.starts_with("HTTP/1.1 204 ")) << reply;
+    EXPECT_EQ(reply.find("Content-"), std::string::npos) << reply;
+  }
+}
+
 TEST_F(HttpServerTest, AClientThatDoesNotReadIsGivenUp) {
   start({.write_seconds = 0.05});
   Client one = client(2304);
@@ -207,13 +237,16 @@ TEST_F(HttpServerTest, BodiesTogetherAreBounded) {
   Client one = client();
   one.send("POST /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n");
   one.read_until("100 Continue");
-  const std::string refused = ask("POST /a HTTP/1.1\r\nContent-Length: 600\r\n\r\n");
+  const std::string small = std::string("POST /a HTTP/1.1\r\nContent-Length: 600\r\n") + kEnd + std::string(600, 'z');
+  EXPECT_TRUE(ask(small).starts_with("HTTP/1.1 200 "));  // what is announced takes nothing
+  one.send(std::string(999, 'x'));
+  std::string refused;
+  for (int i = 0; i < 1000 && !refused.starts_with("HTTP/1.1 503 "); ++i) refused = ask(small);  // until it has come
   EXPECT_TRUE(refused.starts_with("HTTP/1.1 503 ")) << refused;
   EXPECT_NE(refused.find("Retry-After: "), std::string::npos);
-  one.send(std::string(1000, 'x'));
+  one.send("x");
   one.read_until("xx");
-  EXPECT_TRUE(ask(std::string("POST /a HTTP/1.1\r\nContent-Length: 600\r\n") + kEnd + std::string(600, 'z'))
-                  .starts_with("HTTP/1.1 200 "));
+  EXPECT_TRUE(ask(small).starts_with("HTTP/1.1 200 "));
 }
 
 TEST_F(HttpServerTest, ABodyCountsUntilItIsHandled) {

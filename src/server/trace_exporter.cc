@@ -2,27 +2,19 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <boost/asio.hpp>
-#include <boost/beast/core.hpp>
-#include <boost/beast/http.hpp>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "server/http_client.h"
 
 namespace calandra::server {
 namespace {
-
-namespace net = boost::asio;
-namespace beast = boost::beast;
-namespace http = beast::http;
-using tcp = net::ip::tcp;
-using Code = boost::system::error_code;
 
 constexpr size_t kTraceDigits = 32, kSpanDigits = 16;
 
@@ -38,33 +30,38 @@ std::string random_id(size_t digits) {
   return id;
 }
 
-struct Endpoint {
-  std::string host, port = "80", path = "/v1/traces";
-};
-
-Endpoint parse_endpoint(std::string_view text) {
-  const auto fail = [&](std::string_view why) {
-    return UsageError(fmt::format("--otlp-traces-endpoint {}: {}", text, why));
-  };
-  constexpr std::string_view kScheme = "http://";
-  if (text.starts_with("https://")) throw fail("https is not supported: name a collector on this machine, http://…");
-  if (!text.starts_with(kScheme)) throw fail("it must look like http://localhost:4318/v1/traces");
-  std::string_view rest = text.substr(kScheme.size());
-  Endpoint endpoint;
-  const size_t slash = std::min(rest.find('/'), rest.size());
-  if (rest.size() > slash + 1) endpoint.path = std::string(rest.substr(slash));
-  rest = rest.substr(0, slash);
-  const size_t colon = rest.ends_with(']') ? std::string_view::npos : rest.rfind(':');
-  if (colon != std::string_view::npos) endpoint.port = std::string(rest.substr(colon + 1));
-  endpoint.host = std::string(rest.substr(0, colon));
-  if (endpoint.host.starts_with('[') && endpoint.host.ends_with(']'))
-    endpoint.host = endpoint.host.substr(1, endpoint.host.size() - 2);
-  const bool is_number = !endpoint.port.empty() && endpoint.port.size() <= 5 &&
-                         endpoint.port.find_first_not_of("0123456789") == std::string::npos;
-  const bool is_plain = std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c < 0x7f && c != '@'; });
-  if (endpoint.host.empty() || !is_number || !is_plain) throw fail("it must look like http://localhost:4318/v1/traces");
-  return endpoint;
+HttpTarget target_of(const std::string& endpoint) {
+  try {
+    HttpTarget target = read_target(endpoint);
+    if (target.path.empty()) target.path = "/v1/traces";
+    return target;
+  } catch (const UsageError& error) {
+    throw UsageError(fmt::format("--otlp-traces-endpoint: {}", error.what()));
+  }
 }
+
+// Posts one message.
+class Sender : public HttpUser {
+ public:
+  explicit Sender(std::string message) : message_(std::move(message)) {}
+  double due() const override { return 0; }
+  bool next(HttpCall& call, double) override {
+    call.body = std::move(message_);
+    return !std::exchange(asked_, true);
+  }
+  void head(int status, std::string_view) override { status_ = status; }
+  void body(std::string_view, double) override {}
+  void end(std::string_view error, double) override { error_ = error; }
+  // Empty, or what went wrong.
+  std::string fault() const {
+    return !error_.empty() || status_ / 100 == 2 ? error_ : fmt::format("status {}", status_);
+  }
+
+ private:
+  std::string message_, error_;
+  bool asked_ = false;
+  int status_ = 0;
+};
 
 json::object attribute(std::string_view key, const json::value& value) {
   json::object wrapped;
@@ -116,7 +113,7 @@ std::optional<TraceParent> read_traceparent(std::string_view header) {
 }
 
 struct TraceExporter::Impl {
-  explicit Impl(Options o) : options(std::move(o)), endpoint(parse_endpoint(options.endpoint)) {}
+  explicit Impl(Options o) : options(std::move(o)), target(target_of(options.endpoint)) {}
 
   void run() {
     std::unique_lock lock(mutex);
@@ -148,36 +145,18 @@ struct TraceExporter::Impl {
 
   // Empty, or what went wrong.
   std::string send(const std::vector<Span>& batch) const {
-    std::string fault = "no answer";
-    net::io_context io{1};
-    net::co_spawn(io, post(io, message(batch), fault), net::detached);
-    io.run_for(std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::duration<double>(options.seconds)));
-    return fault;
-  }
-
-  net::awaitable<void> post(net::io_context& io, std::string body, std::string& fault) const {
-    Code code;
-    tcp::resolver resolver(io);
-    const auto found =
-        co_await resolver.async_resolve(endpoint.host, endpoint.port, net::redirect_error(net::use_awaitable, code));
-    beast::tcp_stream stream(io);
-    if (!code) co_await stream.async_connect(found, net::redirect_error(net::use_awaitable, code));
-    http::request<http::string_body> request(http::verb::post, endpoint.path, 11, std::move(body));
-    request.set(http::field::host, endpoint.host);
-    request.set(http::field::content_type, "application/json");
-    request.set(http::field::connection, "close");
-    request.prepare_payload();
-    if (!code) co_await http::async_write(stream, request, net::redirect_error(net::use_awaitable, code));
-    beast::flat_buffer buffer;
-    http::response_parser<http::string_body> reply;
-    reply.body_limit(size_t{64} << 10);
-    if (!code) co_await http::async_read(stream, buffer, reply, net::redirect_error(net::use_awaitable, code));
-    fault = code ? code.message() : "";
-    if (!code && reply.get().result_int() / 100 != 2) fault = fmt::format("status {}", reply.get().result_int());
+    Sender sender(message(batch));
+    HttpUser* const user = &sender;
+    try {
+      run_users(target, {&user, 1}, 0, options.seconds);
+    } catch (const LoadError& error) {  // no such host
+      return error.what();
+    }
+    return sender.fault();
   }
 
   const Options options;
-  const Endpoint endpoint;
+  const HttpTarget target;
   mutable std::mutex mutex;
   std::condition_variable work;
   std::deque<Span> waiting;

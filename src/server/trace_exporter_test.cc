@@ -38,10 +38,11 @@ TEST(TraceParent, RefusesOtherForms) {
 }
 
 TEST(TraceExporter, RefusesEndpointsThatAreNone) {
-  for (const char* wrong : {"", "localhost:4317", "https://localhost:4318", "http://", "http://:80/", "http://a:b/",
-                            "http://a:123456/", "http://user@a/", "http://a/ b", "grpc://a:1"})
+  for (const char* wrong : {"", "localhost:4317", "http://", "http://:80/", "http://a:b/", "http://a:123456/",
+                            "http://user@a/", "http://a/ b", "grpc://a:1"})
     EXPECT_THROW(TraceExporter({.endpoint = wrong}), UsageError) << wrong;
-  for (const char* right : {"http://localhost:4318/v1/traces", "http://[::1]:4318", "http://collector"})
+  for (const char* right :
+       {"http://localhost:4318/v1/traces", "http://[::1]:4318", "http://collector", "https://collector"})
     EXPECT_NO_THROW(TraceExporter({.endpoint = right})) << right;
 }
 

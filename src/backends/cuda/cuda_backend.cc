@@ -43,8 +43,8 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   CUDA_CHECK(cudaFree(nullptr));  // makes the context now
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  memory_bytes_ = free - free / 32;  // kernels are loaded as they are first run, and allocations are rounded up
-  CUDA_CHECK(cudaStreamCreate(&stream_));
+  memory_bytes_ = free - free / 32;        // kernels are loaded as they are first run, and allocations are rounded up
+  CUDA_CHECK(cudaStreamCreate(&stream_));  // blocking: copies keep their order to a step that was launched ahead
   CUDA_CHECK(cudaEventCreateWithFlags(&uploaded_, cudaEventDisableTiming));
   CUDA_CHECK(cudaEventCreateWithFlags(&sampled_, cudaEventDisableTiming));
   cuda::fail_call(options_.fail_call);

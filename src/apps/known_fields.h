@@ -1,0 +1,30 @@
+// Which fields of a body are known, and what becomes of the others.
+#pragma once
+
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+
+namespace calandra::apps {
+
+// Fields of read_sampling_params.
+std::span<const std::string_view> sampling_field_names();
+
+// Throws RefusedBody for a field that would change the answer and cannot be honoured.
+void refuse_unsupported(const json::object& body);
+
+// Warns of each unknown field once. Any thread may call it.
+class UnknownFields {
+ public:
+  void warn(const json::object& body);
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::string> warned_;
+};
+
+}  // namespace calandra::apps
