@@ -361,6 +361,25 @@ class Media(unittest.TestCase):
         self.answer(image(FILES[0]), text())
 
 
+class End(unittest.TestCase):
+    def test_pictures_that_wait_at_the_end_are_refused(self):
+        """Others do not wait behind them; at the end everybody gets a whole answer."""
+        server = Server('--shutdown-timeout', '0', '--limit-mm-per-prompt', '{"image": 100}')
+        kept = server.ok('/v1/responses', {'model': MODEL, 'input': 'What is 2 + 3?', 'max_output_tokens': 16})
+        many = chat(*[image(one_colour(3000, 3000))] * 40, text(), mm_processor_kwargs={'min_pixels': 1024, 'max_pixels': 4096})
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            pictures = [pool.submit(server.ask, '/v1/chat/completions', many) for _ in range(12)]
+            tool = {'type': 'function', 'name': 'show', 'parameters': {'type': 'object', 'properties': {'image_url': {'type': 'string'}}}}
+            server.ok('/v1/responses', {'model': MODEL, 'input': 'And 3 + 4?', 'previous_response_id': kept['id'], 'max_output_tokens': 4, 'tools': [tool]})
+            self.assertFalse(all(one.done() for one in pictures))
+            server.process.terminate()
+            replies = [one.result() for one in pictures]
+        self.assertEqual(server.end(), 0)
+        self.assertLessEqual({status for status, _, _ in replies}, {200, 503})
+        refused = [json.loads(reply)['error']['message'] for status, _, reply in replies if status == 503]
+        self.assertIn('the server is shutting down', refused)
+
+
 class WithoutTower(unittest.TestCase):
     def test_text_only(self):
         server = Server('--language-model-only')

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
+
 namespace calandra::apps {
 void refuse_field(std::string_view param, std::string message, std::string code) {
   throw RefusedBody{{400, std::move(code), std::string(param), std::move(message)}};
@@ -14,6 +16,10 @@ void wrong_type(std::string_view param, std::string_view rule) {
 const json::value* find_field(const json::object& body, std::string_view name) {
   const json::value* value = body.if_contains(name);
   return value == nullptr || value->is_null() ? nullptr : value;
+}
+
+void warn_of_hosted_tools() {
+  log_warning_once("tools that are no functions have no effect: the server calls none itself");
 }
 
 bool flag_field(const json::object& body, std::string_view name, bool usual) {

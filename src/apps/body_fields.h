@@ -28,4 +28,7 @@ std::string string_field(const json::object& body, std::string_view name);
 const json::object* object_field(const json::object& body, std::string_view name);
 const json::array* array_field(const json::object& body, std::string_view name);
 
+// Agents list what their usual server could do by itself, and work without it.
+void warn_of_hosted_tools();
+
 }  // namespace calandra::apps

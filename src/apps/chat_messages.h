@@ -29,7 +29,7 @@ struct ChatMessages {
 // {"type": "image" or "video"} with the URL as `image`, `video` or `url` (Transformers').
 std::variant<ChatMessages, RequestError> chat_messages(const json::array& messages);
 
-// Whether something in the body may be a picture or a video; never false for a body that has one.
-bool may_have_media(const json::value& body);
+// Whether something in messages or items may be a picture or a video; never false where there is one.
+bool may_have_media(const json::value& messages);
 
 }  // namespace calandra::apps

@@ -42,7 +42,8 @@ constexpr const char* kMessages = R"({"model": "m", "max_tokens": 9, "stop_seque
       {"role": "user", "content": [{"type": "text", "text": "b"},
         {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "ok"}]},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}]}],
-    "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}],
+    "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}},
+              {"type": "web_search_20250305", "name": "web_search"}],
     "tool_choice": {"type": "any", "disable_parallel_tool_use": true}, "metadata": {"user_id": "u"},
     "thinking": {"type": "enabled", "budget_tokens": 6}})";
 
@@ -66,7 +67,7 @@ TEST(FormRequests, AWholeConversationOfResponsesIsAChat) {
   EXPECT_EQ(chat.at("tools").at(1).at("function").at("parameters").at("required"), json::value({"input"}));
   EXPECT_EQ(chat.at("tool_choice"), read(R"({"type": "function", "function": {"name": "f"}})"));
   EXPECT_EQ(chat.at("max_completion_tokens"), 5);
-  EXPECT_EQ(chat.at("truncate_prompt_tokens"), -1);
+  EXPECT_FALSE(chat.contains("truncate_prompt_tokens"));  // nothing is dropped
   EXPECT_EQ(chat.at("chat_template_kwargs").at("enable_thinking"), false);
   EXPECT_EQ(
       chat.at("response_format"),
@@ -186,12 +187,18 @@ TEST(FormRequests, TheStoreKeepsToItsNumberAndBytes) {
   few.put("d", {"r", "t"});
   EXPECT_FALSE(few.find("c"));
   EXPECT_EQ(few.find("b")->response, "r2");
-  few.put("e", {std::string(990, 'x'), "t"});
-  EXPECT_TRUE(few.find("e"));
-  EXPECT_FALSE(few.find("b"));
-  EXPECT_LE(few.bytes(), 1000U);
-  few.put("f", {std::string(2000, 'x'), "t"});  // larger than all
-  EXPECT_EQ(few.bytes(), 0U);
+  few.put("e", {std::string(200, 'x'), "t"});  // would push out too many
+  EXPECT_FALSE(few.find("e"));
+  EXPECT_TRUE(few.find("b") && few.find("d"));
+
+  ResponseStore small(100, 1000);
+  for (int i = 0; i < 20; ++i) small.put(std::to_string(i), {std::string(100, 'x'), "t"});
+  EXPECT_LE(small.bytes(), 1000U);
+  EXPECT_GT(small.bytes(), 800U);
+  EXPECT_TRUE(small.find("19"));
+  EXPECT_FALSE(small.find("0"));
+
+  EXPECT_TRUE(few.erase("b") && few.erase("d"));
   few.put("g", {"r", "t"});
   EXPECT_TRUE(few.erase("g"));
   EXPECT_FALSE(few.erase("g"));

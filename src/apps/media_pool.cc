@@ -12,6 +12,10 @@ server::HttpReply busy() {
   return server::error_reply({503, "service_unavailable", "", "too many pictures are waiting; try again later"});
 }
 
+server::HttpReply at_the_end() {
+  return server::error_reply({503, "service_unavailable", "", "the server is shutting down"});
+}
+
 }  // namespace
 
 struct MediaPool::Job {
@@ -21,6 +25,13 @@ struct MediaPool::Job {
   std::atomic<bool> gone = false;
   std::mutex mutex;
   std::optional<Result> result;
+  void end_with(Result reply) {
+    {
+      const std::lock_guard lock(mutex);
+      result = std::move(reply);
+    }
+    wake();
+  }
 };
 
 // What the client waits on. It may go first; then the job is given up.
@@ -58,7 +69,8 @@ MediaPool::Result MediaPool::defer(Work work, server::Wake wake) {
   auto job = std::make_shared<Job>(std::move(work), std::move(wake));
   {
     const std::lock_guard lock(mutex_);
-    if (stopped_ || jobs_.size() >= kMostJobs) return busy();
+    if (stopped_) return at_the_end();
+    if (jobs_.size() >= kMostJobs) return busy();
     jobs_.push_back(job);
   }
   waiting_.notify_one();
@@ -83,23 +95,25 @@ void MediaPool::run() {
       log_error("a request failed: {}", error.what());
       result = server::error_reply({500, "internal_error", "", "the server failed at this request"});
     }
-    {
-      const std::lock_guard lock(job->mutex);
-      job->result = std::move(result);
-    }
-    job->wake();
+    job->end_with(stopped_ ? at_the_end() : *std::move(result));
   }
 }
 
-void MediaPool::stop() {
+void MediaPool::give_up() {
+  std::deque<std::shared_ptr<Job>> waiting;
   {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
+    waiting.swap(jobs_);
   }
   waiting_.notify_all();
+  for (const std::shared_ptr<Job>& job : waiting) job->end_with(at_the_end());
+}
+
+void MediaPool::stop() {
+  give_up();
   for (std::thread& thread : threads_)
     if (thread.joinable()) thread.join();
-  jobs_.clear();  // what wakes their clients goes with the server
 }
 
 }  // namespace calandra::apps

@@ -24,9 +24,11 @@ class MediaPool {
   explicit MediaPool(int threads = 4);
   ~MediaPool() { stop(); }
 
-  // A reply that becomes that of `work`; its kind is known when is_ready. 503 when too many wait.
+  // A reply that becomes that of `work`; its kind is known when is_ready. 503 when too many wait, or at the end.
   Result defer(Work work, server::Wake wake);
-  // Ends what runs and waits for it. Later work is refused.
+  // What waits and what runs become a 503, soon; later work is refused. Does not wait.
+  void give_up();
+  // The same, and waits for it: then no `wake` is called any more.
   void stop();
 
  private:

@@ -157,8 +157,12 @@ json::array read_tools(const json::array& tools) {
   json::array read;
   for (const json::value& tool : tools) {
     const json::object* schema = tool.is_object() ? object_field(tool.get_object(), "input_schema") : nullptr;
-    if (schema == nullptr)
-      refuse_field("tools", "tools must each have a name and an input_schema: there are no tools of the server's own");
+    if (schema == nullptr && tool.is_object() && find_field(tool.get_object(), "type") != nullptr &&
+        string_field(tool.get_object(), "type") != "custom") {
+      warn_of_hosted_tools();
+      continue;
+    }
+    if (schema == nullptr) refuse_field("tools", "tools must each have a name and an input_schema");
     json::object function{{"name", string_field(tool.get_object(), "name")}};
     if (const json::value* description = find_field(tool.get_object(), "description"))
       function["description"] = *description;

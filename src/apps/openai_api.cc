@@ -123,6 +123,13 @@ HttpReply OpenAiApi::model(std::string_view name) const {
       {404, "model_not_found", "model", fmt::format("the model {} does not exist", to_json(json::string(name)))});
 }
 
+// Where pictures can stand: in messages, in items, and in those of the response that goes before.
+bool OpenAiApi::may_show_media(const json::object& body) const {
+  for (const std::string_view name : {"messages", "input"})
+    if (const json::value* value = body.if_contains(name); value != nullptr && may_have_media(*value)) return true;
+  return responses_.goes_on_from_media(body);
+}
+
 OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
   json::value body;
@@ -132,9 +139,7 @@ OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wa
     return error_reply(bad("", error.what(), "invalid_json"), request.path);
   }
   if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
-  // An earlier response may have shown pictures.
-  if (!may_have_media(body) && !body.get_object().contains("previous_response_id"))
-    return post(body.get_object(), request, {}, std::move(wake));
+  if (!may_show_media(body.get_object())) return post(body.get_object(), request, {}, std::move(wake));
   server::HttpRequest head{request.method, request.path, {}, request.request_id};
   return media_.defer([this, body = std::move(body), head = std::move(head),
                        wake](const BatchReader::Gone& gone) { return post(body.get_object(), head, gone, wake); },

@@ -26,8 +26,10 @@ class OpenAiApi {
   void set_draining() { draining_ = true; }
   // Ends what is done for pictures of requests, and waits for it.
   void stop_media() { media_.stop(); }
+  void give_up_media() { media_.give_up(); }
 
  private:
+  bool may_show_media(const json::object& body) const;
   Result post(const server::HttpRequest& request, server::Wake wake);
   Result post(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
               server::Wake wake);

@@ -15,6 +15,8 @@ void ResponseStore::drop(std::list<Entry>::iterator entry) {
 void ResponseStore::put(const std::string& id, Kept kept) {
   const std::lock_guard lock(mutex_);
   if (const auto found = by_id_.find(id); found != by_id_.end()) drop(found->second);
+  constexpr size_t kShare = 8;  // of the bytes, for one
+  if (size_of({id, kept}) > most_bytes_ / kShare) return;
   entries_.emplace_back(id, std::move(kept));
   by_id_[id] = std::prev(entries_.end());
   bytes_ += size_of(entries_.back());

@@ -1,5 +1,5 @@
 // Responses that have ended, for clients that ask for them again or go on from them. Kept up to a number and to a
-// number of bytes; the oldest go first. Any thread may call it.
+// number of bytes; the oldest go first, and one that would push out many is not kept. Any thread may call it.
 #pragma once
 
 #include <list>

@@ -6,6 +6,7 @@
 
 #include "apps/api_reply.h"
 #include "apps/batch_response.h"
+#include "apps/chat_messages.h"
 #include "apps/responses_request.h"
 #include "server/api_error.h"
 
@@ -35,6 +36,13 @@ std::string new_id() { return fmt::format("resp_{:016x}{:016x}", BatchWriter::ca
 
 ResponsesApi::ResponsesApi(Engine& engine, BatchReader& reader)
     : engine_(engine), reader_(reader), store_(std::make_shared<ResponseStore>(kMostKept, kMostKeptBytes)) {}
+
+bool ResponsesApi::goes_on_from_media(const json::object& body) const {
+  const json::value* previous = body.if_contains("previous_response_id");
+  if (previous == nullptr || !previous->is_string()) return false;
+  const auto kept = store_->find(std::string(previous->get_string()));
+  return kept && may_have_media(parse_json(kept->turns, "the turns of a kept response"));
+}
 
 ResponsesApi::Result ResponsesApi::create(const json::object& body, const BatchReader::Gone& gone, server::Wake wake) {
   json::array earlier;

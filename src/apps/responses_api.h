@@ -18,6 +18,8 @@ class ResponsesApi {
   // Both must outlive it.
   ResponsesApi(Engine& engine, BatchReader& reader);
 
+  // Whether `previous_response_id` names a conversation that may show pictures.
+  bool goes_on_from_media(const json::object& body) const;
   // POST /v1/responses
   Result create(const json::object& body, const BatchReader::Gone& gone, server::Wake wake);
   // Whether the path is that of one response: /v1/responses/ID, /v1/responses/ID/cancel.

@@ -146,8 +146,7 @@ json::array read_tools(const json::array& tools, std::vector<std::string>& custo
     const json::object& tool = value.get_object();
     const std::string type = string_field(tool, "type");
     if (type != "function" && type != "custom") {
-      // Agents list what their usual server could do by itself, and work without it.
-      log_warning_once("tools that are no functions have no effect: the server calls none itself");
+      warn_of_hosted_tools();
       continue;
     }
     if (string_field(tool, "name").empty()) refuse_field("tools", "tools must each have a name");
@@ -280,7 +279,6 @@ ResponsesChat read_body(const json::object& body, json::array earlier) {
   const std::string truncation = string_field(body, "truncation");
   if (!truncation.empty() && truncation != "auto" && truncation != "disabled")
     refuse_field("truncation", "truncation must be auto or disabled");
-  if (truncation == "auto") chat["truncate_prompt_tokens"] = -1;
   read.store = flag_field(body, "store", true);
   read.background = flag_field(body, "background", false);
   if (read.background && flag_field(body, "stream", false))

@@ -122,7 +122,10 @@ int serve(const Options& options, LoadedModel loaded) {
       if (auto page = web_reply(request)) return OpenAiApi::Result(*std::move(page));
     return api.handle(request, std::move(wake));
   });
-  server.on_give_up = [&] { engine.drain(0); };
+  server.on_give_up = [&] {
+    api.give_up_media();
+    engine.drain(0);
+  };
   server.on_drain = [&] { api.set_draining(); };
   std::optional<server::TraceExporter> traces;
   if (!flags.otlp_traces_endpoint.empty()) traces.emplace(server::TraceExporter::Options{flags.otlp_traces_endpoint});
