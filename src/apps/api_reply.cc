@@ -9,17 +9,15 @@
 namespace calandra::apps {
 namespace {
 
-constexpr size_t kMostEvents = 1024;  // taken at once, so that a slow reader's text is not all made at once
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+}  // namespace
+
 RequestError cut_off() {
   return {503, "service_unavailable", "", "the answer was cut off: the server is shutting down"};
 }
-
-}  // namespace
 
 std::optional<RequestError> over_limits(const BatchBody& body) {
   constexpr int64_t kMostChoices = 4096;
@@ -66,7 +64,7 @@ std::variant<server::HttpReply, std::unique_ptr<server::PendingReply>> ApiReply:
 
 // True when all choices have ended.
 bool ApiReply::take_events() {
-  size_t taken = 0;
+  int taken = 0;
   bool all = true;
   for (size_t j = 0; j < streams_.size(); ++j) {
     while (taken < kMostEvents) {

@@ -13,6 +13,10 @@
 
 namespace calandra::apps {
 
+inline constexpr int kMostEvents = 1024;  // taken at once, so that a slow reader's text is not all made at once
+// Of an answer that the server ended.
+RequestError cut_off();
+
 // What a body asks for beyond what one answer over HTTP may take, or nothing.
 std::optional<RequestError> over_limits(const BatchBody& body);
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "apps/body_fields.h"
+
 namespace calandra::apps {
 namespace {
 
@@ -14,19 +16,14 @@ RequestError wrong(std::string message, const char* code = "invalid_type") {
   return {400, code, "messages", "messages " + std::move(message)};
 }
 
-const json::value* find(const json::object& object, std::string_view name) {
-  const json::value* value = object.if_contains(name);
-  return value == nullptr || value->is_null() ? nullptr : value;
-}
-
 constexpr std::string_view kMediaKeys[] = {"image_url", "video_url", "image", "video", "url"};
 
 // What kind of part it is: its type, or with vLLM's short form the one key that it has.
 std::string_view kind_of(const json::object& part) {
-  const json::value* type = find(part, "type");
+  const json::value* type = find_field(part, "type");
   if (type != nullptr) return type->is_string() ? std::string_view(type->get_string()) : std::string_view();
   for (const std::string_view key : {"text", "image_url", "video_url"})
-    if (find(part, key) != nullptr) return key;
+    if (find_field(part, key) != nullptr) return key;
   return {};
 }
 
@@ -36,9 +33,9 @@ bool is_video(std::string_view kind) { return kind == "video_url" || kind == "in
 // The URL of a picture part, or what is wrong with it.
 std::variant<std::string, RequestError> url_of(const json::object& part, std::string_view kind) {
   for (const std::string_view key : kMediaKeys) {
-    const json::value* value = find(part, key);
+    const json::value* value = find_field(part, key);
     if (value == nullptr) continue;
-    if (const json::object* inner = value->if_object()) value = find(*inner, "url");
+    if (const json::object* inner = value->if_object()) value = find_field(*inner, "url");
     if (value != nullptr && value->is_string()) return std::string(value->get_string());
     return wrong(fmt::format("have a part of the type {} whose {} is no URL", kind, key));
   }
@@ -47,7 +44,7 @@ std::variant<std::string, RequestError> url_of(const json::object& part, std::st
 
 // The content of a message, for a template: a text, or a list when it shows pictures, which are added to `media`.
 std::variant<json::value, RequestError> content_of(const json::object& message, std::vector<MediaPart>& media) {
-  const json::value* content = find(message, "content");
+  const json::value* content = find_field(message, "content");
   if (content == nullptr) return json::value(json::string());
   if (content->is_string()) return json::value(content->get_string());
   if (!content->is_array()) return wrong("must have a text or a list of parts as content");
@@ -64,7 +61,7 @@ std::variant<json::value, RequestError> content_of(const json::object& message, 
     const std::string_view kind = part == nullptr ? std::string_view() : kind_of(*part);
     if (kind.empty()) return wrong("must have parts with a type as content");
     if (kind == "text" || kind == "input_text" || kind == "output_text") {
-      const json::value* words = find(*part, "text");
+      const json::value* words = find_field(*part, "text");
       if (words == nullptr || !words->is_string()) return wrong("have a part without text");
       text += words->get_string();
       items.push_back(json::object{{"type", "text"}, {"text", *words}});
@@ -113,7 +110,7 @@ std::variant<ChatMessages, RequestError> chat_messages(const json::array& messag
   for (const json::value& value : messages) {
     const json::object* given = value.if_object();
     if (given == nullptr) return wrong("must be a list of objects");
-    const json::value* role = find(*given, "role");
+    const json::value* role = find_field(*given, "role");
     if (role == nullptr || !role->is_string()) return wrong("must each have a role");
     const size_t pictures = result.media.size();
     auto content_read = content_of(*given, result.media);
@@ -129,13 +126,13 @@ std::variant<ChatMessages, RequestError> chat_messages(const json::array& messag
       return wrong("may have the roles system, developer, user, assistant and tool", "invalid_value");
     json::object message = *given;
     message["content"] = std::move(shown);
-    if (const json::value* calls = find(message, "tool_calls"); calls != nullptr && !calls->is_array())
+    if (const json::value* calls = find_field(message, "tool_calls"); calls != nullptr && !calls->is_array())
       return wrong("must have a list as tool_calls");
-    if (find(message, "tool_calls") == nullptr)
+    if (find_field(message, "tool_calls") == nullptr)
       message.erase("tool_calls");
     else
       make_arguments_objects(message["tool_calls"].get_array());
-    if (const json::value* reasoning = find(message, "reasoning");
+    if (const json::value* reasoning = find_field(message, "reasoning");
         reasoning != nullptr && !message.contains("reasoning_content"))
       message["reasoning_content"] = json::value(*reasoning);
     read.push_back(std::move(message));

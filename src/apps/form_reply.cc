@@ -2,14 +2,10 @@
 
 #include <limits>
 
+#include "apps/api_reply.h"
 #include "server/api_error.h"
 
 namespace calandra::apps {
-namespace {
-
-constexpr int kMostEvents = 1024;  // taken at once, so that a slow reader's text is not all made at once
-
-}  // namespace
 
 FormReply::FormReply(BatchBody body, Writer writer, server::Wake wake, std::function<void(const Writer&)> on_end)
     : body_(std::move(body)),
@@ -42,8 +38,7 @@ void FormReply::take(Stream::Event event) {
   const Answer& answer = *event.answer;
   ended_ = true;
   error_ = answer.error;
-  if (answer.finish_reason == FinishReason::kCancelled && !error_)
-    error_ = {503, "service_unavailable", "", "the answer was cut off: the server is shutting down"};
+  if (answer.finish_reason == FinishReason::kCancelled && !error_) error_ = cut_off();
   if (error_) {
     std::visit([&](auto& w) { w.fail(*error_); }, writer_);
   } else {
