@@ -11,7 +11,7 @@ import signal
 import sys
 import unittest
 
-from serve_harness import MODEL, ROOT, Server
+from serve_harness import LONG, LONGEST, MODEL, ROOT, Server
 
 SCRIPTS = ROOT / 'tests' / 'scripted' / 'scripts.json'
 TEXTS = json.loads(SCRIPTS.read_text())
@@ -46,7 +46,7 @@ def without_ids(value):
 
 
 def start(*flags):
-    return Server(*flags, program=(SCRIPTED, str(SCRIPTS)))
+    return Server(*flags, '--max-num-seqs', '8', program=(SCRIPTED, str(SCRIPTS)), longest=LONGEST)
 
 
 def events(text):
@@ -234,7 +234,7 @@ class Forms(unittest.TestCase):
         path = '/v1/responses/' + made['id']
         self.assertTrue(self.server.until(lambda: self.server.ok(path)['status'] != 'in_progress'))
         self.assertEqual(without_ids(self.server.ok(path)['output']), without_ids(self.server.ok('/v1/responses', responses('tool'))['output']))
-        endless = self.server.ok('/v1/responses', responses('endless', background=True, max_output_tokens=1500))
+        endless = self.server.ok('/v1/responses', responses('endless', background=True, max_output_tokens=LONG['max_tokens']))
         path = '/v1/responses/' + endless['id']
         self.assertEqual(self.server.ok(path + '/cancel', {})['status'], 'cancelled')
         self.assertEqual(self.server.ok(path)['status'], 'cancelled')
@@ -258,18 +258,18 @@ class Forms(unittest.TestCase):
             self.assertEqual(answer[0], status, answer)
             body = json.loads(answer[2])
             self.assertEqual((body['type'], body['error']['type']), ('error', kind), body)
-        long = messages(messages=[{'role': 'user', 'content': 'word ' * 5000}])
+        long = messages(messages=[{'role': 'user', 'content': 'word ' * LONGEST}])
         status, _, text = self.server.ask('/v1/messages', long)
         self.assertEqual(status, 400)
-        self.assertRegex(json.loads(text)['error']['message'], r'^prompt is too long: .*maximum context length is 2048 tokens')
-        self.assertGreater(self.server.ok('/v1/messages/count_tokens', long)['input_tokens'], 2048)
+        self.assertRegex(json.loads(text)['error']['message'], rf'^prompt is too long: .*maximum context length is {LONGEST} tokens')
+        self.assertGreater(self.server.ok('/v1/messages/count_tokens', long)['input_tokens'], LONGEST)
 
     def test_faults_of_responses_name_its_fields(self):
-        for param, body in {'max_output_tokens': {'max_output_tokens': 0}, 'input': {'input': 'word ' * 5000},
+        for param, body in {'max_output_tokens': {'max_output_tokens': 0}, 'input': {'input': 'word ' * LONGEST},
                             'text.format': {'text': {'format': {'type': 'x'}}}, 'temperature': {'temperature': -1}}.items():
             status, _, text = self.server.ask('/v1/responses', responses(**body))
             self.assertEqual((status, json.loads(text)['error']['param']), (400, param), text)
-        status, _, text = self.server.ask('/v1/responses', responses(input='word ' * 5000, truncation='auto'))  # nothing is dropped
+        status, _, text = self.server.ask('/v1/responses', responses(input='word ' * LONGEST, truncation='auto'))  # nothing is dropped
         self.assertEqual((status, json.loads(text)['error']['code']), (400, 'context_length_exceeded'))
         self.assertEqual(self.server.ok('/v1/responses', responses(truncation='auto'))['truncation'], 'auto')
 
@@ -280,7 +280,7 @@ class Forms(unittest.TestCase):
                 self.assertEqual(status, 400, (path, field, text[:200]))
 
     def test_a_client_that_leaves_ends_its_answer(self):
-        for path, body in (('/v1/responses', responses('endless', max_output_tokens=1500)), ('/v1/messages', messages('endless', max_tokens=1500))):
+        for path, body in (('/v1/responses', responses('endless', max_output_tokens=LONG['max_tokens'])), ('/v1/messages', messages('endless', max_tokens=LONG['max_tokens']))):
             connection = self.server.connect()
             connection.request('POST', path, json.dumps({**body, 'stream': True}))
             connection.getresponse().read(20)
@@ -290,8 +290,8 @@ class Forms(unittest.TestCase):
 
 class Ends(unittest.TestCase):
     def test_a_stream_that_is_given_up_says_so(self):
-        for path, body, last in (('/v1/responses', responses('endless', max_output_tokens=1900), 'response.failed'),
-                                 ('/v1/messages', messages('endless', max_tokens=1900), 'error')):
+        for path, body, last in (('/v1/responses', responses('endless', max_output_tokens=LONG['max_tokens']), 'response.failed'),
+                                 ('/v1/messages', messages('endless', max_tokens=LONG['max_tokens']), 'error')):
             server = start('--shutdown-timeout', '0')
             connection = server.connect()
             connection.request('POST', path, json.dumps({**body, 'stream': True}))

@@ -14,7 +14,7 @@ import sys
 import unittest
 
 import serve_harness
-from serve_harness import CHECKS, MODEL, ROOT, Server
+from serve_harness import CHECKS, LONG, LONGEST, MODEL, ROOT, Server
 
 sys.path.insert(0, str(ROOT / 'build' / 'test-clients'))
 try:
@@ -56,7 +56,7 @@ class WithClients(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.server = Server(*cls.flags, program=cls.program)
+        cls.server = Server(*cls.flags, '--max-num-seqs', '8', program=cls.program, longest=LONGEST)
         base = f'http://127.0.0.1:{cls.server.port}'
         cls.client = openai.OpenAI(base_url=base + '/v1', api_key='none', max_retries=0, timeout=120)
         cls.anthropic = anthropic.Anthropic(base_url=base, api_key='none', max_retries=0, timeout=120)
@@ -82,7 +82,7 @@ class Demo(WithClients):
         self.assertEqual(self.client.models.retrieve(MODEL).id, MODEL)
 
     def test_a_stream_that_is_left_ends_its_request(self):
-        stream = self.client.chat.completions.create(model=MODEL, messages=say(''), max_tokens=1500, stream=True, extra_body={'ignore_eos': True})
+        stream = self.client.chat.completions.create(model=MODEL, messages=say(''), max_tokens=LONG['max_tokens'], stream=True, extra_body={'ignore_eos': True})
         next(iter(stream))
         stream.close()
         self.assertTrue(self.server.until(lambda: self.server.metric('vllm:num_requests_running') == 0))

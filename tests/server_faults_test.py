@@ -147,7 +147,7 @@ class WithServer(unittest.TestCase):
 
 
 class Leavers(WithServer):
-    LONGEST = 32768  # no answer of so many tokens is at its end before its client has left
+    LONGEST = serve_harness.LONGEST
 
     # H1
 
@@ -159,7 +159,7 @@ class Leavers(WithServer):
             if i % 2:
                 staying.append((i, self.client(i)))
             else:
-                body = completion(max_tokens=32000, ignore_eos=True, stream=True, n=1 + i % 3)
+                body = completion(**serve_harness.LONG, stream=True, n=1 + i % 3)
                 leaving.append(Client(post('/v1/completions', body), leave=rng.randrange(1, 3000), how=('fin', 'rst', 'half')[i // 2 % 3]))
         everybody = leaving + [client for _, client in staying]
         rng.shuffle(everybody)

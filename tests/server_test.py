@@ -18,16 +18,15 @@ import tempfile
 import unittest
 
 import serve_harness
-from serve_harness import CHECKS, MODEL, Server, chat, completion, make_certificate
+from serve_harness import CHECKS, LONG, LONGEST, MODEL, Server, chat, completion, make_certificate
 
-LONG = {'max_tokens': 1500, 'ignore_eos': True}
 CHECKS_TO_SKIP = ('qwen_template',)  # the demo has a template of its own
 
 
 class WithServer(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}')
+        cls.server = Server('--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}', '--max-num-seqs', '8', longest=LONGEST)
 
     @classmethod
     def tearDownClass(cls):
@@ -178,7 +177,7 @@ class Ends(unittest.TestCase):
         self.assertEqual(server.end(), 0)
 
     def test_a_stream_that_is_given_up_says_so(self):
-        server = Server('--shutdown-timeout', '0')
+        server = Server('--shutdown-timeout', '0', longest=LONGEST)
         reply, first = self.start_stream(server)
         server.process.send_signal(signal.SIGTERM)
         rest = first + reply.read()
@@ -186,7 +185,7 @@ class Ends(unittest.TestCase):
         self.assertEqual(server.end(), 0)
 
     def test_a_full_queue_refuses(self):
-        server = Server('--max-num-seqs', '1', '--max-waiting-requests', '2')
+        server = Server('--max-num-seqs', '1', '--max-waiting-requests', '2', longest=LONGEST)
         streams = [self.start_stream(server)]
         statuses = []
 
@@ -210,7 +209,7 @@ class Ends(unittest.TestCase):
             if not made:
                 self.skipTest('no openssl to make a certificate with')
             certificate, key = made
-            server = Server('--ssl-certfile', certificate, '--ssl-keyfile', key)
+            server = Server('--ssl-certfile', certificate, '--ssl-keyfile', key, '--max-num-seqs', '8', longest=LONGEST)
             context = ssl.create_default_context(cafile=certificate)
             context.check_hostname = False
             connection = http.client.HTTPSConnection('127.0.0.1', server.port, context=context, timeout=120)
