@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "base/philox.h"
+#include "engine/recorded_steps.h"
 #include "ops/backend.h"
 
 namespace calandra::apps {
@@ -10,22 +11,6 @@ namespace {
 
 // Both far above any logit; a spoilt draft beats the script.
 constexpr float kScripted = 1e4f, kSpoilt = 1e6f;
-
-std::vector<int32_t> on_host(ExecContext& ctx, const Tensor& values) {
-  std::vector<int32_t> host(static_cast<size_t>(values.numel()));
-  ctx.backend.copy_bytes(host.data(), values.data(), values.bytes());
-  return host;
-}
-
-StepShape shape_of(ExecContext& ctx, const Batch& batch) {
-  const std::vector<int32_t> starts = on_host(ctx, batch.query_start), lengths = on_host(ctx, batch.seq_len);
-  StepShape shape;
-  for (size_t b = 0; b < lengths.size(); ++b) {
-    const int64_t rows = starts[b + 1] - starts[b];
-    shape.add(rows, lengths[b] - rows / 2, 0);
-  }
-  return shape;
-}
 
 // One token at each place, of those that can be drafted; never the first of them, which spoils drafts.
 class ScriptedAnswer final : public LogitsProcessor {
@@ -51,6 +36,10 @@ class BenchModel::BenchDrafter final : public Drafter {
     rates_ = std::move(rates);
     seed_ = seed;
   }
+  void note(int64_t pass, const StepShape& shape) {
+    passes_.push_back(shape);
+    step_ = static_cast<size_t>(pass);
+  }
   double take_roofline(const HardwareSpeed& speed) {
     double seconds = 0;
     for (const StepShape& pass : passes_) seconds += roofline_seconds(step_cost(), speed, pass);
@@ -64,8 +53,6 @@ class BenchModel::BenchDrafter final : public Drafter {
   StepCost step_cost() const override { return drafter_.step_cost(); }
   Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches, const Tensor& hidden,
                  int64_t step) const override {
-    if (!ctx.dry_run) passes_.push_back(shape_of(ctx, batch));
-    step_ = static_cast<size_t>(step);
     return drafter_.forward(ctx, batch, caches, hidden, step);
   }
   Tensor logits(ExecContext& ctx, const Tensor& hidden) const override {
@@ -90,7 +77,7 @@ class BenchModel::BenchDrafter final : public Drafter {
   std::vector<double> rates_;
   uint64_t seed_ = 0;
   mutable uint64_t draws_ = 0;
-  mutable size_t step_ = 0;  // of the last pass
+  size_t step_ = 0;  // of the last pass
   mutable std::vector<StepShape> passes_;
 };
 
@@ -124,9 +111,11 @@ BenchModel::Work BenchModel::take_work(const HardwareSpeed& speed) {
   return work;
 }
 
-Tensor BenchModel::forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const {
-  if (!ctx.dry_run) steps_.push_back(shape_of(ctx, batch));
-  return model_.forward(ctx, batch, caches);
+void BenchModel::note(int64_t pass, const StepShape& shape) {
+  if (pass == RecordedSteps::kForward)
+    steps_.push_back(shape);
+  else
+    drafter_->note(pass, shape);
 }
 
 Tensor BenchModel::logits(ExecContext& ctx, const Tensor& hidden) const {

@@ -24,6 +24,8 @@ class BenchModel final : public CausalLM {
   // same bias, so its drafts are right unless the model spoils them.
   std::shared_ptr<const LogitsProcessor> scripted_answer() const;
 
+  // A pass of the runner, before it runs (ModelRunner::watch).
+  void note(int64_t pass, const StepShape& shape);
   // Seconds that all passes since the last call would have taken at that speed, and how many steps there were.
   struct Work {
     double roofline_seconds = 0;
@@ -36,7 +38,9 @@ class BenchModel final : public CausalLM {
   int64_t max_position_embeddings() const override { return model_.max_position_embeddings(); }
   DType dtype() const override { return model_.dtype(); }
   std::vector<CacheSpec> cache_specs() const override { return model_.cache_specs(); }
-  Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override;
+  Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override {
+    return model_.forward(ctx, batch, caches);
+  }
   Tensor logits(ExecContext& ctx, const Tensor& hidden) const override;
   StepCost step_cost() const override { return model_.step_cost(); }
   const Drafter* drafter() const override;

@@ -2,6 +2,7 @@
 #include "apps/bench_throughput.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "apps/conversation.h"
 #include "apps/input_text.h"
@@ -87,12 +88,15 @@ BenchEngine::BenchEngine(const BenchSubject& subject, const Options& options, co
       setup(
           engine_setup(subject.loaded, options, {.usual = sizes, .least = {1, sizes.tokens}, .prefix_caching = true})),
       runner(model, *subject.loaded.backend, setup.limits) {
+  runner.watch([this](int64_t pass, const StepShape& shape) { model.note(pass, shape); });
   setup.options.seed = subject.seed;
   if (!options.load.synthetic_acceptance.empty()) model.accept_drafts(options.load.synthetic_acceptance, subject.seed);
 }
 
 HardwareSpeed speed_of(const MachineProbe& before, const MachineProbe& after) {
-  return {(before.read_bytes_per_s + after.read_bytes_per_s) / 2, (before.flops_per_s + after.flops_per_s) / 2};
+  const double flops = (before.flops_per_s + after.flops_per_s) / 2;
+  return {(before.read_bytes_per_s + after.read_bytes_per_s) / 2,
+          flops > 0 ? flops : std::numeric_limits<double>::infinity()};
 }
 
 int bench_throughput(const Options& options) {
@@ -115,18 +119,25 @@ int bench_throughput(const Options& options) {
   for (const int64_t level : levels) {
     const std::vector<BenchConversation> conversations = conversations_of(options, subject.prompts);
     EngineCore core(engine.runner, tokenizer, engine.setup.options);
-    const MachineProbe before = probe_machine(threads);
+    Backend& backend = *subject.loaded.backend;
+    const MachineProbe before = probe_of(backend, threads);
+    const double waited = backend.waited_seconds();
     engine.model.take_work({1, 1});
     const LoadTimes times = run_load(core, conversations, level, subject.request);
-    const HardwareSpeed speed = speed_of(before, probe_machine(threads));
+    const double busy = times.seconds - times.idle_seconds, host = busy - (backend.waited_seconds() - waited);
+    const HardwareSpeed speed = speed_of(before, probe_of(backend, threads));
     const BenchModel::Work work = engine.model.take_work(speed);
     const LoadSummary summary(times);
     const EngineStats& stats = core.stats();
-    const double busy = times.seconds - times.idle_seconds;
+    const bool on_device = backend.device().kind != DeviceKind::kCpu;
     if (!options.json) {
-      put("max concurrency {}\n  probe     read {:.1f} GB/s, f32 FMA {:.0f} GFLOP/s (before and after, mean)\n", level,
-          speed.bytes_per_second / 1e9, speed.flops_per_second / 1e9);
+      put("max concurrency {}\n  probe     read {:.1f} GB/s{} (before and after, mean)\n", level,
+          speed.bytes_per_second / 1e9,
+          on_device ? "" : fmt::format(", f32 FMA {:.0f} GFLOP/s", speed.flops_per_second / 1e9));
       print(summary, stats, busy, work.roofline_seconds);
+      if (on_device)
+        put("  host      {:.1f} us a step at work, not waiting for the device; {} of {} steps launched ahead\n",
+            1e6 * host / static_cast<double>(std::max<int64_t>(1, stats.steps)), stats.steps_ahead, stats.steps);
       flush_output();
       continue;
     }
@@ -143,13 +154,15 @@ int bench_throughput(const Options& options) {
     line["request_rate"] = options.load.request_rate ? json::value(*options.load.request_rate) : json::value(nullptr);
     summary.add_to(line);
     line["steps"] = stats.steps;
+    line["steps_ahead"] = stats.steps_ahead;
+    line["host_step_s"] = on_device ? json::value(host / static_cast<double>(stats.steps)) : json::value(nullptr);
     line["preemptions"] = stats.preemptions;
     line["drafts"] = stats.drafts;
     line["draft_tokens"] = stats.draft_tokens;
     line["accepted_tokens"] = stats.accepted_tokens;
     line["fraction_of_roofline"] = work.roofline_seconds / busy;
     line["probe_read_bytes_per_s"] = speed.bytes_per_second;
-    line["probe_flops_per_s"] = speed.flops_per_second;
+    line["probe_flops_per_s"] = on_device ? 0 : speed.flops_per_second;
     print_json(line);
   }
   return 0;

@@ -28,7 +28,7 @@ struct BenchEngine {
   ModelRunner runner;
 };
 
-// Reads and computes, of the whole machine: the mean of two probes.
+// Reads and computes: the mean of two probes. What was not probed bounds nothing.
 HardwareSpeed speed_of(const MachineProbe& before, const MachineProbe& after);
 
 // `bench throughput --compare-speculation`.

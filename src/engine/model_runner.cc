@@ -290,6 +290,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   BatchSizes sizes;
   sizes.mtp = mtp;
   int64_t max_query_len = 0, max_seq_len = 0, max_drafts = 0;
+  StepShape shape;
   // Calls visit(row of the batch, embedding rows) for every run of rows that images replace.
   const auto visit_images = [&](auto&& visit) {
     int64_t row = 0;
@@ -307,6 +308,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
     CHECK_LE(static_cast<int64_t>(part.drafts.size()), limits_.pending_capacity);
     CHECK_LE(part.end(), static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
     sizes.rows += part.end() - part.begin;
+    shape.add(part.end() - part.begin, (part.begin + part.end() + 1) / 2, 0);
     max_query_len = std::max(max_query_len, part.end() - part.begin);
     max_seq_len = std::max(max_seq_len, part.end());
     max_drafts = std::max(max_drafts, static_cast<int64_t>(part.drafts.size()));
@@ -380,13 +382,14 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   batch.max_query_len = max_query_len;
   batch.max_seq_len = max_seq_len;
   batch.max_drafts = max_drafts;
-  return {batch, repeats};
+  return {batch, repeats, shape};
 }
 
 // work(), or what it was when a step of these shapes ran before.
 template <class F>
 Tensor ModelRunner::run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work) {
   workspace_.reset();
+  if (watch_) watch_(pass, step.shape);
   backend_.plan(ctx, step.batch);
   const Batch& b = step.batch;
   const Tensor result =

@@ -9,6 +9,7 @@
 #include "cache/page_pool.h"
 #include "cache/slot_pool.h"
 #include "engine/checkpoint_store.h"
+#include "engine/draft_time.h"
 #include "engine/recorded_steps.h"
 #include "engine/sequence.h"
 #include "models/causal_lm.h"
@@ -132,6 +133,11 @@ class ModelRunner {
   Tensor start_sample(const Tensor& logits, const ops::SamplingBatch& batch);
   void finish_sample(const ops::SamplingBatch& batch, ops::SamplingResult& result);
 
+  // Called before every pass, recorded or not, with what it runs but its logits: RecordedSteps::kForward, or the
+  // number of the drafter's pass. For benches.
+  using Watch = std::function<void(int64_t pass, const StepShape& shape)>;
+  void watch(Watch watch) { watch_ = std::move(watch); }
+
   const CausalLM& model() const { return model_; }
   Backend& backend() { return backend_; }
   const RunnerLimits& limits() const { return limits_; }
@@ -158,6 +164,7 @@ class ModelRunner {
   struct Step {
     Batch batch;
     bool repeats;  // steps of these shapes come again and again: bounds are rounded up, so that they are equal
+    StepShape shape;
   };
   Step build(std::span<const Rows> parts, bool mtp);
   template <class F>
@@ -207,6 +214,7 @@ class ModelRunner {
   std::vector<Rows> rows_;           // of one batch; kept for its memory
   std::vector<std::byte> host_row_;  // of read_row
   std::vector<float> row_values_;
+  Watch watch_;
   size_t after_forward_ = 0;  // workspace mark: logits of the same step are allocated from here again
 };
 

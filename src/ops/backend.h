@@ -69,6 +69,8 @@ class Backend {
   virtual size_t scratch_bytes(int64_t columns) const = 0;
   // Barriers between threads (CPU) or kernel launches (CUDA) since the start. Benches count by differences.
   virtual uint32_t launches() const = 0;
+  // Seconds that the host has waited for the results of steps since the start. Without a stream: 0.
+  virtual double waited_seconds() const { return 0; }
 
   // For benches, of a device of its own; the machine's cores give 0 and nothing. How fast its memory is read, and what
   // the kernels that `work` starts take there one after the other, by name in the order of their first start. Before

@@ -1,5 +1,6 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <chrono>
 #include <cstdio>
 #include <string>
 
@@ -102,7 +103,13 @@ void CudaBackend::upload(ExecContext& ctx, void* to, const void* from, size_t by
 
 void CudaBackend::wait_for_upload() {
   CUDA_CHECK(cudaSetDevice(options_.device));
-  CUDA_CHECK(cudaEventSynchronize(uploaded_));
+  wait_for(uploaded_);
+}
+
+void CudaBackend::wait_for(cudaEvent_t event) {
+  const auto begin = std::chrono::steady_clock::now();
+  CUDA_CHECK(cudaEventSynchronize(event));
+  waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void CudaBackend::plan(ExecContext&, const Batch&) {

@@ -1,7 +1,8 @@
 // CudaBackend: every op as kernels for Hopper (sm_90a), ahead of time. Sums run in f32, in an order that depends on the
 // shapes of the weights, on absolute positions and on which of two kinds of rows there are: a step of up to 16 rows
 // (products) or a sequence with up to 16 rows in the step (mixers) gives the same bits whatever else is in it; more
-// rows take the tensor cores, in another order of their own.
+// rows take the tensor cores, in another order of their own. With CudaOptions::deterministic the kernels of few rows
+// serve any number of them, so that there is one order.
 //   cuda_backend.cc   device, memory, weights
 //   linear.cu   dense.cu   norm.cu   attention.cu   latent_attention.cu   recurrence.cu   lightning.cu   moe.cu
 //   vision.cu   copy_rows.cu   next_tokens.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
@@ -56,6 +57,7 @@ class CudaBackend final : public Backend {
   void plan(ExecContext& ctx, const Batch& batch) override;
   size_t scratch_bytes(int64_t) const override { return 0; }
   uint32_t launches() const override { return launches_; }
+  double waited_seconds() const override { return waited_seconds_; }
   double read_bytes_per_s() override;
   std::vector<KernelTime> time_kernels(const std::function<void()>& work) override;
 
@@ -140,12 +142,14 @@ class CudaBackend final : public Backend {
  private:
   // The rows that sampling_.on_device names; false, and nothing started, when there is no memory for it.
   bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch);
+  void wait_for(cudaEvent_t event);
   // After every launch: counts it and ends the process when it failed, with the kernel's name.
   void launched(const ExecContext& ctx, const char* kernel);
 
   const CudaOptions options_;
-  size_t memory_bytes_ = 0;             // that were free at the start, less a reserve
-  uint32_t launches_ = 0;               // a recording counts as one
+  size_t memory_bytes_ = 0;  // that were free at the start, less a reserve
+  uint32_t launches_ = 0;    // a recording counts as one
+  double waited_seconds_ = 0;
   cudaStream_t stream_ = nullptr;       // waits for the legacy stream, and that for it: copy_bytes keeps the order
   cudaEvent_t uploaded_ = nullptr;      // behind the last upload
   cudaEvent_t sampled_ = nullptr;       // behind the last sampler

@@ -154,7 +154,7 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
 // Waits for the rows on the device, and for nothing that was started behind them.
 void CudaBackend::finish_sample(ExecContext&, const ops::SamplingBatch& batch, ops::SamplingResult& out) {
   const SamplingMemory& memory = sampling_;
-  CUDA_CHECK(cudaEventSynchronize(sampled_));
+  wait_for(sampled_);
   const float* own_listed = memory.listed;
   for (size_t i = 0; i < memory.on_device.size(); ++i) {
     const ops::SamplingRow& row = batch.rows[memory.on_device[i]];
