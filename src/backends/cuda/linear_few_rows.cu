@@ -76,7 +76,7 @@ void FewRowsLaunch::swiglu_experts(const Tensor& x, const GroupedWeight& gate, c
 
 namespace {
 
-template <bool kF8, bool kHigh, int kAhead, int kTiles>
+template <bool kF8, int kRows, int kAhead, int kTiles>
 void launch(cudaStream_t stream, FewRowsArgs& args) {
   int blocks = 0;
   for (int i = 0; i < args.parts; ++i) {
@@ -84,9 +84,9 @@ void launch(cudaStream_t stream, FewRowsArgs& args) {
     p.first_block = blocks;
     blocks += p.blocks(kTiles) * (p.expert_bytes == 0 ? 1 : std::min(args.T, kMostRows) * args.top_k);
   }
-  launch_follower(few_rows<kF8, kHigh, kAhead, kTiles>,
-                  dim3(static_cast<unsigned>(blocks), blocks_for(args.T, kMostRows)), dim3(kTileWarps * kWarp), 0,
-                  stream, args);
+  args.row_tiles = static_cast<int>(blocks_for(args.T, kRows));
+  launch_follower(few_rows<kF8, kRows, kAhead, kTiles>, dim3(static_cast<unsigned>(blocks * args.row_tiles)),
+                  dim3(kTileWarps * kWarp), 0, stream, args);
 }
 
 }  // namespace
@@ -100,15 +100,19 @@ void FewRowsLaunch::run(cudaStream_t stream) {
     longest = std::max(longest, args_.part[i].value_bytes);
   }
   const bool high = args_.T > 8, f8 = stored_ == DType::kF8E4M3, grouped = args_.experts != nullptr;
-  const auto choose = [&]<int kAhead, int kTiles>() {
-    if (f8)
-      high ? launch<true, true, kAhead, kTiles>(stream, args_) : launch<true, false, kAhead, kTiles>(stream, args_);
-    else
-      high ? launch<false, true, kAhead, kTiles>(stream, args_) : launch<false, false, kAhead, kTiles>(stream, args_);
+  const auto of_rows = [&]<int kRows, int kAhead, int kTiles>() {
+    f8 ? launch<true, kRows, kAhead, kTiles>(stream, args_) : launch<false, kRows, kAhead, kTiles>(stream, args_);
   };
-  if (grouped)
-    f8 || high ? choose.operator()<1, 4>() : choose.operator()<1, 2>();
-  else if (f8)
+  const auto choose = [&]<int kAhead, int kTiles>() {
+    high ? of_rows.operator()<16, kAhead, kTiles>() : of_rows.operator()<8, kAhead, kTiles>();
+  };
+  if (grouped) return f8 || high ? choose.operator()<1, 4>() : choose.operator()<1, 2>();
+  if (args_.T > kMostRows) {
+    const bool wide = tiles * blocks_for(args_.T, 64) > 4 * kSms;  // enough of them for all multiprocessors
+    if (args_.T > 32) return wide ? of_rows.operator()<64, 1, 4>() : of_rows.operator()<64, 1, 1>();
+    return wide ? of_rows.operator()<32, 1, 4>() : of_rows.operator()<32, 1, 1>();
+  }
+  if (f8)
     tiles > 4 * kSms ? choose.operator()<1, 2>() : choose.operator()<1, 1>();
   else if (tiles <= 2 * kSms)
     choose.operator()<4, 1>();

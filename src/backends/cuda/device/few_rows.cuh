@@ -1,11 +1,12 @@
-// Products of up to 16 rows of x with weights that are read once, near the memory's speed: y = x W^T.
+// Products of few rows of x with weights that are read once, near the memory's speed: y = x W^T. Any number of rows can
+// be computed this way, with the same bits: up to 64 share a read of the weights.
 //
 // A block of 8 warps has kTiles tiles of 8 outputs (rows of W). Weights go from memory straight to registers, kAhead
 // chunks of 1 kB of a row before the first is used; a warp multiplies 128 bytes of a chunk on tensor cores
 // (device/mma.cuh; A: 16 rows of x, B: 8 rows of W), with x through the caches. In the end the 8 warps' sums of an
-// output are added in order through 4 kB of shared memory a tile. The order of a sum depends on K and the number format
-// alone, and an instruction computes every row by itself: a row gives the same bits alone, in any batch, and with
-// experts.
+// output are added in order through 4 kB of shared memory a tile (of up to 16 rows). The order of a sum depends on K
+// and the number format alone, and an instruction computes every row by itself: a row gives the same bits alone, in any
+// batch, and with experts.
 //
 // The first weights are read before the kernel in front has ended, since no kernel writes them. Bound by the read of
 // the weights: 85 to 95 % of the read bandwidth from 30 MB on, less where a launch is over in a few microseconds.
@@ -68,22 +69,31 @@ struct ChunkProduct {
   }
 };
 
-// kHigh: more than 8 rows.
-template <bool kF8, bool kHigh, int kAhead, int kTiles>
-__global__ void __launch_bounds__(kTileWarps* kWarp, kAhead* kTiles > 2 ? 2
-                                                     : kF8 || kHigh     ? 3
-                                                                        : 4)
+// Blocks of a multiprocessor that their registers leave room for.
+constexpr int blocks_of_few_rows(bool f8, int rows, int ahead, int tiles) {
+  if (rows > kMostRows) return tiles > 1 ? 1 : 2;
+  return ahead * tiles > 2 ? 2 : f8 || rows > 8 ? 3 : 4;
+}
+
+// kRows: of a block, 8, 16, 32 or 64; experts: up to 16.
+template <bool kF8, int kRows, int kAhead, int kTiles>
+__global__ void __launch_bounds__(kTileWarps* kWarp, blocks_of_few_rows(kF8, kRows, kAhead, kTiles))
     few_rows(const __grid_constant__ FewRowsArgs a) {
-  __shared__ float sums[kTiles][kTileWarps][kHigh ? kMostRows : kMostRows / 2][kTile];
-  __shared__ ChoiceGroup group;
+  constexpr bool kHigh = kRows > 8;                       // the upper 8 rows of an instruction's 16, too
+  constexpr int kGroups = kHigh ? kRows / kMostRows : 1;  // of 16 rows
+  constexpr int kAtOnce = kGroups > 1 ? 1 : kTiles;       // tiles whose sums are in shared memory
+  __shared__ float sums[kAtOnce][kTileWarps][kRows][kTile];
+  __shared__ ChoiceGroup chosen;
   using Product = ChunkProduct<kF8>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int t0 = blockIdx.y * kMostRows, rows = min(kMostRows, a.T - t0);
+  // Blocks of the same weights follow each other, so that these come from the caches.
+  const int index = static_cast<int>(a.row_tiles == 1 ? blockIdx.x : blockIdx.x / a.row_tiles),
+            t0 = (static_cast<int>(blockIdx.x) - index * a.row_tiles) * kRows, rows = min(kRows, a.T - t0);
   int number = 0;
-  while (number + 1 < a.parts && static_cast<int>(blockIdx.x) >= a.part[number + 1].first_block) ++number;
+  while (number + 1 < a.parts && index >= a.part[number + 1].first_block) ++number;
   const FewRowsPart& p = a.part[number];
   const std::byte *weight = p.weight, *other = p.other;
-  int block = static_cast<int>(blockIdx.x) - p.first_block, own = rows;
+  int block = index - p.first_block, own = rows;
   const bool grouped = p.expert_bytes != 0;
   let_next_grid_begin();
   if (grouped) {
@@ -91,12 +101,12 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kAhead* kTiles > 2 ? 2
     const int blocks = p.blocks(kTiles), slot = block / blocks;
     block %= blocks;
     if (slot >= rows * a.top_k) return;
-    group_of_choice(a, t0, rows, slot, group);
-    own = group.count;
+    group_of_choice(a, t0, rows, slot, chosen);
+    own = chosen.count;
     if (own == 0) return;
-    const bool exists = group.expert >= 0 && group.expert < a.E;
-    weight = exists ? weight + group.expert * p.expert_bytes : nullptr;
-    other += group.expert * p.expert_bytes;
+    const bool exists = chosen.expert >= 0 && chosen.expert < a.E;
+    weight = exists ? weight + chosen.expert * p.expert_bytes : nullptr;
+    other += chosen.expert * p.expert_bytes;
   }
   const int per_tile = p.outputs_of_tile(), n0 = block * kTiles * per_tile;
   // Row `i` of a tile's 8: of a pair, 4 of the one and 4 of the other.
@@ -106,7 +116,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kAhead* kTiles > 2 ? 2
     return (second ? other : weight) + int64_t{n} * p.row_bytes;
   };
 
-  float sum[kTiles][4] = {};
+  float sum[kGroups][kTiles][4] = {};
   if (weight != nullptr) {
     const std::byte *from[kTiles], *scales[kTiles][2];
 #pragma unroll
@@ -119,10 +129,14 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kAhead* kTiles > 2 ? 2
     const auto x_row = [&](int r) -> const bf16_t* {
       if (r >= own) return nullptr;
       if (!grouped) return p.x + (t0 + r) * p.x_stride;
-      const int choice = group.choice[r];
+      const int choice = chosen.choice[r];
       return p.x + (t0 + choice / a.top_k) * p.x_stride + choice % a.top_k * p.x_choice;
     };
-    const bf16_t *low_row = x_row(g), *high_row = kHigh ? x_row(g + 8) : nullptr;
+    const bf16_t *low_row[kGroups], *high_row[kGroups];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group)
+      low_row[group] = x_row(group * kMostRows + g),
+      high_row[group] = kHigh ? x_row(group * kMostRows + g + 8) : nullptr;
     bool waited = grouped;
     for (int begin = 0; begin < p.value_bytes; begin += kAhead * kChunk) {
       uint4 w[kAhead][kTiles][2], low[kAhead][Product::kOwn], high[kAhead][Product::kOwn];
@@ -147,44 +161,56 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kAhead* kTiles > 2 ? 2
       }
       if (!waited) wait_for_grid(), waited = true;
 #pragma unroll
-      for (int u = 0; u < kAhead; ++u)
+      for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
-        for (int i = 0; i < Product::kOwn; ++i) {
-          const int k = (begin + u * kChunk) / Product::kSize + warp * Product::kInputs + Product::input(i, t);
-          low[u][i] = low_row != nullptr && k < p.K ? x_at(low_row, k, p.K, p.x_aligned) : uint4{};
-          high[u][i] = high_row != nullptr && k < p.K ? x_at(high_row, k, p.K, p.x_aligned) : uint4{};
-        }
+        for (int u = 0; u < kAhead; ++u)
 #pragma unroll
-      for (int u = 0; u < kAhead; ++u)
+          for (int i = 0; i < Product::kOwn; ++i) {
+            const int k = (begin + u * kChunk) / Product::kSize + warp * Product::kInputs + Product::input(i, t);
+            const bf16_t *l = low_row[group], *h = high_row[group];
+            low[u][i] = l != nullptr && k < p.K ? x_at(l, k, p.K, p.x_aligned) : uint4{};
+            high[u][i] = h != nullptr && k < p.K ? x_at(h, k, p.K, p.x_aligned) : uint4{};
+          }
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) Product::add(sum[tile], low[u], high[u], w[u][tile], scale[u][tile]);
+        for (int u = 0; u < kAhead; ++u)
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile)
+            Product::add(sum[group][tile], low[u], high[u], w[u][tile], scale[u][tile]);
+      }
     }
   } else if (!grouped) {
     wait_for_grid();
   }
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile)
+  for (int first = 0; first < kTiles; first += kAtOnce) {
+    if (first > 0) __syncthreads();  // the sums before have been read
 #pragma unroll
-    for (int i = 0; i < (kHigh ? 4 : 2); ++i) sums[tile][warp][g + i / 2 * 8][2 * t + i % 2] = sum[tile][i];
-  __syncthreads();
+    for (int tile = 0; tile < kAtOnce; ++tile)
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+        for (int i = 0; i < (kHigh ? 4 : 2); ++i)
+          sums[tile][warp][group * kMostRows + g + i / 2 * 8][2 * t + i % 2] = sum[group][first + tile][i];
+    __syncthreads();
 
-  for (int i = threadIdx.x; i < kTiles * own * per_tile; i += kTileWarps * kWarp) {
-    const int column = i % per_tile, r = i / per_tile % own, tile = i / per_tile / own,
-              n = n0 + tile * per_tile + column;
-    if (n >= p.N) continue;
-    const auto total = [&](int c, const float* bias) {
-      float y = 0;
+    for (int i = threadIdx.x; i < kAtOnce * own * per_tile; i += kTileWarps * kWarp) {
+      const int column = i % per_tile, r = i / per_tile % own, tile = i / per_tile / own,
+                n = n0 + (first + tile) * per_tile + column;
+      if (n >= p.N) continue;
+      const auto total = [&](int c, const float* bias) {
+        float y = 0;
 #pragma unroll
-      for (int w = 0; w < kTileWarps; ++w) y += sums[tile][w][r][c];
-      return weight != nullptr && bias != nullptr ? y + bias[n] : y;
-    };
-    const int64_t row = grouped ? int64_t{t0} * a.top_k + group.choice[r] : t0 + r;
-    float y = total(column, p.bias);
-    if (p.after == After::kSwiGlu)
-      y = rounded<bf16_t>(silu(rounded<bf16_t>(y))) * rounded<bf16_t>(total(column + per_tile, p.other_bias));
-    else if (p.after == After::kAdd)
-      y = to_float(p.residual[row * p.residual_stride + n]) + rounded<bf16_t>(y);
-    p.out.store(row * p.out_stride + n, y);
+        for (int w = 0; w < kTileWarps; ++w) y += sums[tile][w][r][c];
+        return weight != nullptr && bias != nullptr ? y + bias[n] : y;
+      };
+      const int64_t row = grouped ? int64_t{t0} * a.top_k + chosen.choice[r] : t0 + r;
+      float y = total(column, p.bias);
+      if (p.after == After::kSwiGlu)
+        y = rounded<bf16_t>(silu(rounded<bf16_t>(y))) * rounded<bf16_t>(total(column + per_tile, p.other_bias));
+      else if (p.after == After::kAdd)
+        y = to_float(p.residual[row * p.residual_stride + n]) + rounded<bf16_t>(y);
+      p.out.store(row * p.out_stride + n, y);
+    }
   }
 }
 

@@ -52,6 +52,7 @@ struct FewRowsArgs {
   FewRowsPart part[kMostParts];
   int parts;
   int T;
+  int row_tiles;  // of the kernel's rows
   // The last part may have experts: choice j of token t is experts[t, j].
   const int32_t* experts;
   int64_t experts_stride;
