@@ -97,7 +97,7 @@ class Cli(unittest.TestCase):
         for flag, meant in ('--temprature', '--temperature'), ('--max_tokens', '--max-tokens'), ('--top_pp', '--top-p'):
             self.fails(2, (f'no flag {flag}', f'did you mean {meant}?'), 'generate', 'hi', flag, '1')
         self.assertNotIn('did you mean', self.fails(2, 'no flag --foo', 'generate', 'hi', '--foo').err)
-        self.fails(2, '--deterministic is not in this version yet', 'generate', 'hi', '--deterministic')
+        self.fails(2, '--pipeline-layers is not in this version yet', 'generate', 'hi', '--pipeline-layers', '1')
         self.fails(2, 'did you mean --seed?', 'generate', 'hi', '--config', self.file('c.yaml', 'sed: 1'))
 
     def test_help_shows_types_and_defaults(self):

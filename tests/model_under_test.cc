@@ -16,7 +16,8 @@ namespace fs = std::filesystem;
 std::unique_ptr<Backend> make_backend(const BackendChoice& choice) {
   if (choice.backend == "reference") return std::make_unique<ReferenceBackend>();
   if (choice.backend == "cuda") {
-    OpenedCuda opened = open_cuda_backend({.enforce_eager = choice.enforce_eager});
+    OpenedCuda opened =
+        open_cuda_backend({.enforce_eager = choice.enforce_eager, .deterministic = choice.deterministic});
     if (opened.backend == nullptr) throw LoadError(opened.why_not);
     return std::move(opened.backend);
   }

@@ -24,6 +24,7 @@ struct BackendChoice {
   int threads = 1;
   std::string isa = {};        // empty: the best
   bool enforce_eager = false;  // cuda: no recordings of steps
+  bool deterministic = false;  // cuda: one order of sums; the others have no other
 };
 
 std::unique_ptr<Backend> make_backend(const BackendChoice& choice);

@@ -27,7 +27,7 @@ bool is_repeatable(const CLI::Option& option) {
 
 // Of the command line that is planned (the same names as vLLM's where it has them).
 constexpr std::string_view kLaterVerbs[] = {"pull", "quantize", "collect-env", "bench startup", "bench plan"};
-constexpr std::string_view kLaterFlags[] = {"--deterministic", "--distributed-timeout", "--pipeline-layers"};
+constexpr std::string_view kLaterFlags[] = {"--distributed-timeout", "--pipeline-layers"};
 
 bool is_one_of(std::span<const std::string_view> names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();

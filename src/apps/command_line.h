@@ -45,6 +45,7 @@ struct ModelOptions {
   int64_t threads = 0;
   std::string isa;
   bool enforce_eager = false;
+  bool deterministic = false;
   std::optional<uint64_t> seed;
   std::optional<int64_t> max_model_len;
   std::optional<int64_t> max_num_seqs;

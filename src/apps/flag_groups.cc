@@ -26,6 +26,11 @@ void add_backend_flags(CLI::App* app, ModelOptions& m) {
       ->group(group);
   app->add_flag("--enforce-eager", m.enforce_eager, "cuda backend: start every kernel of every step, without graphs")
       ->group(group);
+  app->add_flag(
+         "--deterministic", m.deterministic,
+         "cuda backend: an answer has the same bits whatever runs beside it and however its prompt is cut; prompts "
+         "and large batches are slower. On the CPU this is always so")
+      ->group(group);
 }
 
 void add_model_flags(CLI::App* app, ModelOptions& m) {

@@ -11,7 +11,7 @@ inline constexpr int64_t kMostTokens = int64_t{1} << 24;
 inline constexpr int64_t kMostStepTokens = int64_t{1} << 20;
 inline constexpr int64_t kMostSequences = int64_t{1} << 16;
 
-void add_backend_flags(CLI::App* app, ModelOptions& m);  // --backend --threads --isa --enforce-eager
+void add_backend_flags(CLI::App* app, ModelOptions& m);  // --backend --threads --isa --enforce-eager --deterministic
 void add_model_flags(CLI::App* app, ModelOptions& m);    // those, and which weights, in what type and memory
 void add_engine_flags(CLI::App* app, EngineFlags& e);
 void add_shape_flags(CLI::App* app, ModelOptions& m);      // --shape --num-hidden-layers

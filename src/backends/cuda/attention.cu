@@ -153,11 +153,12 @@ struct SegmentGroups {
   __device__ __forceinline__ int64_t end(int segment, int64_t) const { return start[segment + 1] - start[segment]; }
 };
 
-// Whether attend_queries serves: 16 bytes at a time, keys and values alike.
+// Whether attend_queries and attend_few serve: 16 bytes at a time, keys and values alike. However many rows there are.
 bool tiles_serve(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out) {
   const auto aligned = [](const Tensor& x) {
     bool all = reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 && x.size(-1) % 8 == 0;
-    for (int axis = 0; axis + 1 < x.rank(); ++axis) all = all && (x.stride(axis) % 8 == 0 || x.size(axis) <= 1);
+    for (int axis = 0; axis + 1 < x.rank(); ++axis)
+      all = all && (x.stride(axis) % 8 == 0 || (axis > 0 && x.size(axis) <= 1));
     return all;
   };
   bool alike = k.rank() == v.rank();
@@ -258,17 +259,19 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
     launched(ctx, "paged_attention join");
   };
   if (tiled) {
-    const PagedGroups source{Pages<bf16_t>(pages.k), Pages<bf16_t>(pages.v), PagedBatch(batch), first};
+    const PagedGroups source{Pages<bf16_t>(pages.k), Pages<bf16_t>(pages.v), PagedBatch(batch, options_.deterministic),
+                             first};
     const auto* start = batch.query_start.as<int32_t>();
     const int64_t B = batch.sequences();
-    if (batch.max_query_len > kFewRows) {
+    if (batch.max_query_len > source.batch.few_rows) {
       const QueryTiles tiles{start, static_cast<int>(B), static_cast<int>(shape.group())};
       run_tiles(stream_of(ctx), source, tiles, q, shape.Hkv, scale, out);
       launched(ctx, "paged_attention tiles");
     }
     on_tile_width(Dh, [&](auto D) {
-      attend_few<D>(stream_of(ctx), source, start, B, std::min<int64_t>(batch.max_query_len, kFewRows), shape.Hkv,
-                    rows_of<bf16_t>(q), TileShape{H, Dh, scale}, scratch.results(), static_cast<bf16_t*>(out.data()));
+      attend_few<D>(stream_of(ctx), source, start, B, std::min<int64_t>(batch.max_query_len, source.batch.few_rows),
+                    shape.Hkv, rows_of<bf16_t>(q), TileShape{H, Dh, scale}, scratch.results(),
+                    static_cast<bf16_t*>(out.data()));
     });
     launched(ctx, "paged_attention");
     return join(PagedSource<bf16_t>{source.keys_of_pages, source.values_of_pages, source.batch, first, true});

@@ -183,16 +183,18 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
         launched(ctx, "latent_attention join");
       };
       if (tiled) {
-        const LatentGroups source{Pages<bf16_t>(pages.latent), Pages<bf16_t>(pages.k_pe), PagedBatch(batch), first};
+        const LatentGroups source{Pages<bf16_t>(pages.latent), Pages<bf16_t>(pages.k_pe),
+                                  PagedBatch(batch, options_.deterministic), first};
         const QueryTiles tiles{batch.query_start.as<int32_t>(), static_cast<int>(batch.sequences()),
                                static_cast<int>(H)};
         const auto q_lat = rows_of<float>(std::as_const(q));
-        if (batch.max_query_len > kFewRows) {
+        if (batch.max_query_len > source.batch.few_rows) {
           attend_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe), T, scale, sum.as<float>());
           launched(ctx, "latent_attention tiles");
         }
         attend_few_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe),
-                           std::min<int64_t>(batch.max_query_len, kFewRows), scale, scratch.results(), sum.as<float>());
+                           std::min<int64_t>(batch.max_query_len, source.batch.few_rows), scale, scratch.results(),
+                           sum.as<float>());
         launched(ctx, "latent_attention");
         join(LatentSource<bf16_t>{source.latent_pages, source.rope_pages, source.batch, first, true});
       } else {

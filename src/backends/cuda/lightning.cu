@@ -30,7 +30,7 @@ void CudaBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const T
                          static_cast<float>(1 / std::sqrt(static_cast<double>(q.size(2))))};
   CHECK_LE(shape.Dk, 128);
   const SegmentedBatch segments(batch, accepted);
-  const bool chunked = chunks_serve(q, k, v, shape, batch);
+  const bool chunked = !options_.deterministic && chunks_serve(q, k, v, shape, batch);
   const int B = static_cast<int>(batch.sequences());
   const RecurInputs<float> in{rows_of<float>(q),           rows_of<float>(k), rows_of<float>(v),
                               slope.as<float>(),           nullptr,           state.pending_k.as<float>(),

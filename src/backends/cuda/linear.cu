@@ -85,12 +85,13 @@ using namespace cuda;
 // The parts of one kind that follow each other are one launch.
 void CudaBackend::linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) {
   const auto parts = pack.parts();
+  const auto many = [&](const PackedWeight& weight) { return !options_.deterministic && has_gemm(x, weight); };
   int64_t column = 0;
   for (size_t i = 0; i < parts.size();) {
     const PackedWeight& first = parts[i];
-    if (has_gemm(x, first)) {
+    if (many(first)) {
       GemmLaunch gemm(x);
-      for (; i < parts.size() && parts[i].dtype == first.dtype && has_gemm(x, parts[i]); column += parts[i++].N)
+      for (; i < parts.size() && parts[i].dtype == first.dtype && many(parts[i]); column += parts[i++].N)
         if (parts[i].N > 0) gemm.add(parts[i], out, column);
       gemm.run(stream_of(ctx));
       launched(ctx, "linear");
@@ -121,7 +122,7 @@ void CudaBackend::linear(ExecContext& ctx, const Tensor& x, const LinearPack& pa
 
 void CudaBackend::linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual,
                              Tensor& out) {
-  const bool many = has_gemm(x, weight);
+  const bool many = !options_.deterministic && has_gemm(x, weight);
   if (!many && !has_few_rows(x.dtype(), weight)) return Backend::linear_add(ctx, x, weight, residual, out);
   if (ctx.dry_run) return;
   if (many) {
@@ -139,7 +140,7 @@ void CudaBackend::linear_add(ExecContext& ctx, const Tensor& x, const PackedWeig
 void CudaBackend::swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
                              const Tensor& residual, Tensor& out) {
   const PackedWeight &gate = gate_up.parts()[0], &up = gate_up.parts()[1];
-  if (ctx.taps != nullptr || x.size(0) > kMostRows || !has_swiglu(x.dtype(), gate, up))
+  if (ctx.taps != nullptr || (x.size(0) > kMostRows && !options_.deterministic) || !has_swiglu(x.dtype(), gate, up))
     return Backend::swiglu_mlp(ctx, x, gate_up, down, residual, out);
   const Scratch scratch(ctx.workspace);
   const Tensor h = ctx.workspace.alloc(x.dtype(), {x.size(0), gate.N});
@@ -154,7 +155,7 @@ void CudaBackend::swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack
 
 void CudaBackend::grouped_linear(ExecContext& ctx, const Tensor& x, const GroupedWeight& weight, const Tensor& experts,
                                  Tensor& out) {
-  if (has_grouped_gemm(x, weight)) {
+  if (!options_.deterministic && has_grouped_gemm(x, weight)) {
     if (grouped_gemm(ctx, x, weight, experts, out) > 0) launched(ctx, "grouped_linear");
     return;
   }

@@ -220,7 +220,7 @@ void CudaBackend::moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& w
 void CudaBackend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
                              const ops::RouterOptions& options, const Tensor& residual, Tensor& out) {
   const int64_t T = x.size(0), k = options.top_k, D = x.size(1), F = weights.down.K, Fs = weights.shared_down.K;
-  if (ctx.taps != nullptr || T > kMostRows || !mixture_has_few_rows(x.dtype(), weights, k))
+  if (ctx.taps != nullptr || (T > kMostRows && !options_.deterministic) || !mixture_has_few_rows(x.dtype(), weights, k))
     return Backend::sparse_moe(ctx, x, weights, options, residual, out);
   const bool shared_expert = weights.shared_down.N > 0, gated = weights.shared_gate.N > 0;
   const Scratch scratch(ctx.workspace);

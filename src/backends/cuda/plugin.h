@@ -20,6 +20,7 @@ struct CudaOptions {
   int device = 0;
   bool synchronous = false;    // wait after every kernel, so that a fault is found at its op
   bool enforce_eager = false;  // no recordings of steps (graphs)
+  bool deterministic = false;  // sums in an order that does not depend on how many rows there are
   int64_t fail_call = 0;       // tests: the CUDA call of this number fails, counted from 1; 0: none
 };
 
@@ -34,7 +35,7 @@ struct CudaHost {
 
 // Layout of what both sides touch.
 struct CudaAbi {
-  uint32_t version = 1;  // raised when a shared type changes its meaning but not its size
+  uint32_t version = 2;  // raised when a shared type changes its meaning but not its size
   uint32_t stamps = CALANDRA_STAMPS;
   uint32_t tensor = sizeof(Tensor);
   uint32_t batch = sizeof(Batch);

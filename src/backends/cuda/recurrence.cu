@@ -164,7 +164,7 @@ void CudaBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tens
                          static_cast<int>(state.pending_k.size(1)),
                          static_cast<float>(1 / std::sqrt(static_cast<double>(q.size(2))))};
   CHECK_LE(shape.Dk, 128);
-  const bool chunked = chunks_serve(q, k, v, shape, batch);
+  const bool chunked = !options_.deterministic && chunks_serve(q, k, v, shape, batch);
   const Scratch scratch(ctx.workspace);
   const Tensor memory = chunked ? chunk_memory(ctx, shape, batch) : Tensor();
   if (ctx.dry_run) return;

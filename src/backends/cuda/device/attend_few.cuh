@@ -34,7 +34,7 @@ struct FewShared {
   int64_t offsets[2][kTileKeys];                           // -1: no such key
 };
 
-// Source as for attend_queries. blockIdx: sequence, key head and 16 queries, range if `results` has ranges.
+// Source as for attend_queries. blockIdx: key head and 16 queries, sequence, range if `results` has ranges.
 template <int D, class Source>
 __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
     attend_few_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
@@ -44,10 +44,10 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads,
                 kOwn = kFewQueries * D / kThreads, kValues = D / Shared::kParts;
   Shared& shared = *reinterpret_cast<Shared*>(few_shared);
-  const int b = blockIdx.x, head = blockIdx.y / parts;
+  const int b = blockIdx.y, head = blockIdx.x / parts;
   const int warp = threadIdx.x / kWarp % Shared::kKeyWarps, lane = threadIdx.x % kWarp,
             value0 = threadIdx.x / kWarp / Shared::kKeyWarps * kValues;
-  const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.y} % parts * kFewQueries;
+  const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.x} % parts * kFewQueries;
   if (first >= count || source.runs(b)) return;  // what attend_queries runs
   const bool split = results.ranges > 0;
   const int queries = static_cast<int>(min(count - first, int64_t{kFewQueries})), chunks = static_cast<int>(s.Dh / 8);
@@ -177,8 +177,8 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
         }
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);  // nothing seen so far: all weights are 0
-      const float shrink = exp2f(fmaf(m[r], scale, -base));
+      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
+      const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
       m[r] = top;
       float sum = 0;
 #pragma unroll
@@ -216,7 +216,7 @@ void attend_few(cudaStream_t stream, const Source& source, const int32_t* start,
                 int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, const RangeResults& results,
                 bf16_t* out) {
   const int64_t G = shape.H / key_heads, parts = (most_rows * G + kFewQueries - 1) / kFewQueries;
-  const dim3 grid(static_cast<unsigned>(sequences), static_cast<unsigned>(key_heads * parts),
+  const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
                   results.ranges > 0 ? static_cast<unsigned>(results.ranges) : 1);
   const auto kernel = attend_few_kernel<D, Source>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(FewShared<D>)));

@@ -27,7 +27,7 @@ struct LatentShared {
 
 // Source: `latents()`, `ropes()` and `latent_offset(group, i)`, `rope_offset(group, i)`; the rest as for
 // attend_queries.
-// kFew: sequences that the source does not run; blockIdx: sequence, 64 queries, range if `results` has ranges.
+// kFew: sequences that the source does not run; blockIdx: 64 queries, sequence, range if `results` has ranges.
 template <bool kFew, class Source>
 __global__ void __launch_bounds__(kLatentThreads, 1)
     attend_latents_kernel(const __grid_constant__ Source source, QueryTiles tiles, Rows<const float> q,
@@ -36,9 +36,9 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
   LatentShared& shared = *reinterpret_cast<LatentShared*>(latent_shared);
   constexpr int kHalf = kLatent / 2;
   const int64_t index = gridDim.x - 1 - blockIdx.x;  // long rows first
-  const int group = kFew ? static_cast<int>(blockIdx.x) : tiles.group_of(index), H = tiles.heads;
+  const int group = kFew ? static_cast<int>(blockIdx.y) : tiles.group_of(index), H = tiles.heads;
   const int64_t row0 = tiles.start[group], count = (tiles.start[group + 1] - row0) * H,
-                first = (kFew ? int64_t{blockIdx.y} : index - tiles.first_tile(group)) * kTileQueries;
+                first = (kFew ? int64_t{blockIdx.x} : index - tiles.first_tile(group)) * kTileQueries;
   if (first >= count || source.runs(group) == kFew) return;
   const bool split = kFew && results.ranges > 0;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, query0 = warp % 4 * 16, half = warp / 4;
@@ -190,8 +190,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float top = fmaxf(m[r], fmaxf(shared.tops[0][mine[r]], shared.tops[1][mine[r]]));
-      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);  // nothing seen so far: all weights are 0
-      const float shrink = exp2f(fmaf(m[r], scale, -base));
+      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
+      const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
       m[r] = top;
       float sum = 0;
 #pragma unroll
@@ -255,7 +255,7 @@ void attend_few_latents(cudaStream_t stream, const Source& source, const QueryTi
                         float* out) {
   const auto kernel = attend_latents_kernel<true, Source>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(LatentShared)));
-  const dim3 grid(static_cast<unsigned>(tiles.groups), blocks_for(most_rows * tiles.heads, kTileQueries),
+  const dim3 grid(blocks_for(most_rows * tiles.heads, kTileQueries), static_cast<unsigned>(tiles.groups),
                   results.ranges > 0 ? static_cast<unsigned>(results.ranges) : 1);
   kernel<<<grid, kLatentThreads, sizeof(LatentShared), stream>>>(source, tiles, q, q_rope, scale, results, out);
 }

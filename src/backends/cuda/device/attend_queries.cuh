@@ -149,8 +149,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       for (int n = 0; n < kTileKeys / 8; ++n) top = fmaxf(top, fmaxf(score[n][2 * r], score[n][2 * r + 1]));
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);  // nothing seen so far: all weights are 0
-      const float shrink = exp2f(fmaf(m[r], scale, -base));
+      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
+      const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
       m[r] = top;
       float sum = 0;
 #pragma unroll

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "backends/cuda/device/attend.cuh"
 #include "backends/cuda/device/rows.cuh"
@@ -16,18 +17,21 @@ constexpr int kHeadsOfBlock = 4;  // query heads that share a read of the keys
 
 // What attention reads of a batch.
 struct PagedBatch {
-  explicit PagedBatch(const Batch& batch)
+  // all_few: no sequence has many rows.
+  explicit PagedBatch(const Batch& batch, bool all_few = false)
       : query_start(batch.query_start.as<int32_t>()),
         row_sequence(batch.row_sequence.as<int32_t>()),
         token_index(batch.token_index.as<int32_t>()),
         active(batch.active.as<int32_t>()),
         block_table(batch.block_table.as<int32_t>()),
-        table_stride(batch.block_table.stride(0)) {}
+        table_stride(batch.block_table.stride(0)),
+        few_rows(all_few ? std::numeric_limits<int>::max() : kFewRows) {}
   __device__ __forceinline__ bool has_many_rows(int64_t b) const {
-    return query_start[b + 1] - query_start[b] > kFewRows;
+    return query_start[b + 1] - query_start[b] > few_rows;
   }
   const int32_t *query_start, *row_sequence, *token_index, *active, *block_table;
   int64_t table_stride;
+  int few_rows;  // of a sequence, at most
 };
 
 // Keys [begin, end) that a row sees; {0, 0} if there are none.
