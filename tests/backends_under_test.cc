@@ -75,7 +75,13 @@ std::vector<BackendUnderTest> backends_under_test() {
     for (const int threads : {1, 3})
       all.push_back({"cpu_" + std::string(name_of(isa)) + "_" + std::to_string(threads),
                      [=] { return make_cpu_backend({.threads = threads, .isa = isa}); }});
-  if (device() != nullptr) all.push_back({"cuda", [] { return open_cuda_backend(kCuda).backend; }});
+  if (device() == nullptr) return all;
+  all.push_back({"cuda", [] { return open_cuda_backend(kCuda).backend; }, false});
+  all.push_back({"cuda_deterministic", [] {
+                   CudaOptions options = kCuda;
+                   options.deterministic = true;
+                   return open_cuda_backend(options).backend;
+                 }});
   return all;
 }
 

@@ -23,9 +23,9 @@ std::string Drafting::name() const {
 
 std::string Setting::name() const {
   return fmt::format(
-      "{}; cache {}; batch {}; {} preemptions; seed {} (page {}, {} pages, budget {}, {} slots, ring {})",
-      drafting.name(), cache ? "on" : "off", batch, preemptions, seed, limits.block_size, limits.num_blocks,
-      limits.max_num_batched_tokens, limits.num_state_slots, limits.hidden_ring);
+      "{}{}; cache {}; batch {}; {} preemptions; seed {} (page {}, {} pages, budget {}, {} slots, ring {})",
+      drafting.name(), async ? ", ahead" : "", cache ? "on" : "off", batch, preemptions, seed, limits.block_size,
+      limits.num_blocks, limits.max_num_batched_tokens, limits.num_state_slots, limits.hidden_ring);
 }
 
 void ample_limits(Setting& setting, int64_t longest) {
@@ -89,12 +89,20 @@ void Tally::draft_differs(const std::string& what) {
 }
 
 std::string Tally::words() const {
+  double widest = 0, share = 0;
+  for (const Parting& p : partings) widest = std::max(widest, p.gap), share = std::max(share, p.gap / p.explained);
+  std::string parted = partings.empty()
+                           ? ""
+                           : fmt::format(", {} part at near ties (gaps up to {:.3f}, {:.2f} of what rounding explains)",
+                                         partings.size(), widest, share);
+  if (at_edges > 0) parted += fmt::format(", {} at the edge of a filter", at_edges);
   return fmt::format(
-      "{} runs, {} differences; {} tokens, {} steps, {} of them launched ahead, {} preemptions, {} hits of {} tokens, "
+      "{} runs, {} differences{}; {} tokens, {} steps, {} of them launched ahead, {} preemptions, {} hits of {} "
+      "tokens, "
       "{} evictions, {} restores, "
       "{} of {} drafts accepted; {} runs of drafts compared, {} differ, {} with incomplete entries",
-      runs, differences, tokens, steps, steps_ahead, preemptions, hits, hit_tokens, evictions, restores, accepted,
-      drafted, drafts_compared, draft_differences, incomplete);
+      runs, differences, parted, tokens, steps, steps_ahead, preemptions, hits, hit_tokens, evictions, restores,
+      accepted, drafted, drafts_compared, draft_differences, incomplete);
 }
 
 Session::Session(Subject& subject, Setting setting, Tally& tally, DraftLedger* ledger)
@@ -171,6 +179,7 @@ void Session::run(const std::vector<const AskedRequest*>& requests, bool togethe
     if (setting_.preemptions > 0) preempt_some();
     if (evicts && dice_.chance(20)) core_->cache()->reclaim(0, runner_.slots().free_slots() + dice_.in(1, 3), "");
   }
+  explain_partings();
 }
 
 void Session::evict_some() {
@@ -201,11 +210,35 @@ void Session::hear(RequestId id, const TokenEvent& event) {
   running.noted_step[choice] = step_;
   if (!event.finished) return;
   ++tally_.runs;
-  std::string what = difference(event.answer, running.asked->plain[choice]);
-  if (what.empty() && running.text[choice] != event.answer.text) what = "streamed text differs from the answer's";
+  compare(running, choice, event.answer);
+  if (++running.finished == running.asked->request.params.n) running_.erase(id);
+}
+
+void Session::compare(const Running& running, size_t choice, const Answer& got) {
+  const Answer& plain = running.asked->plain[choice];
+  std::string what;
+  if (subject_.one_order || got.error)
+    what = difference(got, plain);
+  else if (got.token_ids != plain.token_ids)
+    parted_.push_back({running.asked, choice, got});
+  if (what.empty() && running.text[choice] != got.text) what = "streamed text differs from the answer's";
   if (!what.empty())
     tally_.differs(fmt::format("{}: '{}', choice {}: {}", setting_.name(), running.asked->name, choice, what));
-  if (++running.finished == running.asked->request.params.n) running_.erase(id);
+}
+
+void Session::explain_partings() {
+  for (const Parted& parted : parted_) {
+    const Parting parting = parting_of(subject_, *parted.asked, parted.choice, parted.got);
+    if (!parting.is_near_tie())
+      tally_.differs(fmt::format("{}: '{}', choice {}: token {} by a gap of {}, of which rounding explains {}",
+                                 setting_.name(), parting.request, parted.choice, parting.token, parting.gap,
+                                 parting.explained));
+    else if (parting.edge)
+      ++tally_.at_edges;
+    else
+      tally_.partings.push_back(parting);
+  }
+  parted_.clear();
 }
 
 // At the first token of a step: the drafts that the step verifies.

@@ -11,6 +11,7 @@
 
 #include "tests/commit_part.h"
 #include "tests/losslessness_requests.h"
+#include "tests/near_tie.h"
 
 namespace calandra::lossless {
 
@@ -75,6 +76,8 @@ struct Tally {
           restores = 0;
   int64_t drafted = 0, accepted = 0;
   int64_t drafts_compared = 0, draft_differences = 0, incomplete = 0;  // incomplete: without all MTP entries
+  int64_t at_edges = 0;                                                // of filters, of the answers that part there
+  std::vector<Parting> partings;                                       // near ties, where sums have several orders
   std::string first;                                                   // difference
   void differs(const std::string& what);
   void draft_differs(const std::string& what);
@@ -108,6 +111,8 @@ class Session {
   };
   void submit(const AskedRequest& asked);
   void hear(RequestId id, const TokenEvent& event);
+  void compare(const Running& running, size_t choice, const Answer& got);
+  void explain_partings();
   void note_drafts(Running& running, const TokenEvent& event);
   void preempt_some();
 
@@ -120,6 +125,12 @@ class Session {
   ModelRunner runner_;
   std::unique_ptr<EngineCore> core_;
   std::map<RequestId, Running> running_;
+  struct Parted {
+    const AskedRequest* asked;
+    size_t choice;
+    Answer got;
+  };
+  std::vector<Parted> parted_;  // to be explained when nothing runs
   int64_t step_ = 0;
 };
 

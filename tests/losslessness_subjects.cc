@@ -1,6 +1,8 @@
 #include "tests/losslessness_subjects.h"
 
+#include <cstdlib>
 #include <map>
+#include <string_view>
 
 #include "base/json.h"
 #include "tests/model_under_test.h"
@@ -70,12 +72,22 @@ std::vector<int32_t> random_text(int64_t vocab_size) {
   return ids;
 }
 
+std::string_view backend_asked() {
+  const char* value = std::getenv("CALANDRA_LOSSLESS_BACKEND");
+  const std::string_view backend = value != nullptr ? value : "cpu";
+  CHECK_MSG(backend == "cpu" || backend == "cuda" || backend == "cuda_fast",
+            "CALANDRA_LOSSLESS_BACKEND is cpu, cuda or cuda_fast, not " + std::string(backend));
+  return backend;
+}
+
 std::unique_ptr<Subject> load(const std::string& name) {
   auto loaded = std::make_unique<Subject>();
   Subject& s = *loaded;
   s.name = name;
   s.demo = name.starts_with("demo");
-  s.backend = testing::make_backend({"cpu", 1, ""});
+  const std::string_view backend = backend_asked();
+  s.one_order = backend != "cuda_fast";
+  s.backend = testing::make_backend({.backend = backend == "cpu" ? "cpu" : "cuda", .deterministic = backend == "cuda"});
   json::object config;
   fs::path folder;
   if (name == "small_qwen3_5" || name == "small_bailing") {
@@ -101,8 +113,9 @@ std::unique_ptr<Subject> load(const std::string& name) {
 }  // namespace
 
 const std::vector<std::string>& own_subjects() {
-  static const std::vector<std::string> names = {"small_qwen3_5", "small_bailing", "demo-qwen3_5", "demo-bailing"};
-  return names;
+  static const std::vector<std::string> demos = {"demo-qwen3_5", "demo-bailing"},
+                                        all = {"small_qwen3_5", "small_bailing", "demo-qwen3_5", "demo-bailing"};
+  return backend_asked() == "cpu" ? all : demos;
 }
 
 const std::vector<std::string>& oracle_subjects() {

@@ -1,5 +1,6 @@
 // Models for the losslessness tests, each with its drafter: both demo models, small ones with random weights in the
-// shape of each family, and those of the oracle that have draft layers.
+// shape of each family, and those of the oracle that have draft layers. On the cpu backend; CALANDRA_LOSSLESS_BACKEND
+// says cuda (deterministic) or cuda_fast to have the demo models on a device.
 #pragma once
 
 #include <memory>
@@ -15,7 +16,8 @@ namespace calandra::lossless {
 
 struct Subject {
   std::string name;
-  bool demo = false;  // trained, with a tokenizer; the others are small
+  bool demo = false;      // trained, with a tokenizer; the others are small
+  bool one_order = true;  // answers are the same to the bit; else they may part at near ties
   ModelConfig config;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<WeightFiles> files;
@@ -24,6 +26,7 @@ struct Subject {
   std::optional<Tokenizer> tokenizer;
   std::vector<int32_t> corpus;  // token ids to make prompts of
 
+  bool on_device() const { return backend->device().kind != DeviceKind::kCpu; }
   const Tokenizer* text() const { return tokenizer ? &*tokenizer : nullptr; }
 };
 
