@@ -2,13 +2,16 @@
 // or a little earlier, as drawn. So a host that reads a result, or changes an input, without waiting is found out.
 //   DeferredBackend   the ops that the engine calls itself, uploads, and the sampler in two halves
 //   DeferredModel     a model's forward and logits as one piece of work each: their results have their places at once,
-//                     by a dry run, and their contents later
-// A vision tower waits for the queue and runs at once; a drafter cannot be used.
+//                     by a dry run, and their contents later; its drafter's likewise
+// A vision tower waits for the queue and runs at once.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "models/causal_lm.h"
 #include "ops/backend.h"
@@ -30,6 +33,7 @@ class WorkQueue {
     return ticket;
   }
   void run_until(Ticket ticket) {
+    emptied_ += done_ < ticket && ticket == done_ + std::ssize(work_);
     while (done_ < ticket && !work_.empty()) {
       const std::function<void()> work = std::move(work_.front());
       work_.pop_front();
@@ -47,13 +51,17 @@ class WorkQueue {
     running_ = false;
   }
   void run_all() { run_until(done_ + std::ssize(work_)); }
-  bool running() const { return running_; }  // a piece of work: what it calls is done at once
+  // Drawn; never with seed 0.
+  bool one_in(uint64_t n) { return draws_ && draw() % n == 0; }
+  int64_t emptied() const { return emptied_; }  // times that all there was to do was waited for
+  bool running() const { return running_; }     // a piece of work: what it calls is done at once
 
  private:
   uint64_t draw() { return (state_ = state_ * 6364136223846793005u + 1442695040888963407u) >> 33; }
 
   std::deque<std::function<void()>> work_;
   Ticket done_ = 0;
+  int64_t emptied_ = 0;
   bool running_ = false;
   uint64_t state_;
   const bool draws_;
@@ -61,9 +69,11 @@ class WorkQueue {
 
 // Planted faults.
 struct DeferredFaults {
-  bool reads_early = false;    // tokens are read before they are there
-  bool reuses_early = false;   // the memory of an upload is written before it was read
-  bool always_active = false;  // the row of a sequence that ended runs
+  bool reads_early = false;         // tokens are read before they are there
+  bool reads_drafts_early = false;  // those of drafts
+  bool reuses_early = false;        // the memory of an upload is written before it was read
+  bool puts_early = false;          // the device reads tokens of drafts before they were chosen
+  bool always_active = false;       // the row of a sequence that ended runs
 };
 
 template <class Base>
@@ -80,11 +90,11 @@ class DeferredBackend final : public Base {
     if (!queue_.running()) queue_.run_all();
     Base::copy_bytes(to, from, bytes);
   }
-  void upload(ExecContext&, void* to, const void* from, size_t bytes) override {
-    uploaded_ = queue_.add([this, to, from, bytes] { Base::copy_bytes(to, from, bytes); });
+  Backend::UploadId upload(ExecContext&, void* to, const void* from, size_t bytes) override {
+    return queue_.add([this, to, from, bytes] { Base::copy_bytes(to, from, bytes); });
   }
-  void wait_for_upload() override {
-    if (!faults_.reuses_early) queue_.run_until(uploaded_);
+  void wait_for_upload(Backend::UploadId id) override {
+    if (!faults_.reuses_early) queue_.run_until(id);
   }
   void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override {
     later([this, ctx, x, rows, out]() mutable { Base::gather_rows(ctx, x, rows, out); });
@@ -101,24 +111,31 @@ class DeferredBackend final : public Base {
     queue_.run_all();
     Base::sample(ctx, logits, batch, out);
   }
-  Tensor start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) override {
-    const auto rows = static_cast<int64_t>(batch.rows.size());
-    if (tokens_.bytes() < rows * sizeof(int32_t)) {
-      queue_.run_all();
-      tokens_ = Buffer::host(static_cast<size_t>(rows) * sizeof(int32_t));
-    }
-    const Tensor tokens = tokens_.tensor(DType::kI32, {rows});
-    sampled_ = queue_.add([=, this]() mutable {
-      result_.rows.resize(batch.rows.size());
-      Base::sample(ctx, logits, batch, result_);
-      for (int64_t r = 0; r < rows; ++r) tokens.as<int32_t>()[r] = result_.rows[static_cast<size_t>(r)].token;
+  bool start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch, int flight,
+                    Tensor& tokens) override {
+    if (queue_.one_in(16)) return false;  // as if there were no memory for it
+    Flight& f = flights_[static_cast<size_t>(flight)];
+    f.sampled = queue_.add([=, this, &f]() mutable {
+      f.result.rows.resize(batch.rows.size());
+      Base::sample(ctx, logits, batch, f.result);
+      for (size_t r = 0; r < batch.rows.size(); ++r) tokens.as<int32_t>()[r] = f.result.rows[r].token;
     });
-    return tokens;
+    return true;
   }
-  void finish_sample(ExecContext&, const ops::SamplingBatch&, ops::SamplingResult& out) override {
-    if (!faults_.reads_early) queue_.run_until(sampled_);
-    result_.rows.resize(out.rows.size());
-    out.rows = result_.rows;
+  void finish_sample(ExecContext&, const ops::SamplingBatch&, int flight, ops::SamplingResult& out) override {
+    Flight& f = flights_[static_cast<size_t>(flight)];
+    if (!(flight == 0 ? faults_.reads_early : faults_.reads_drafts_early)) queue_.run_until(f.sampled);
+    f.result.rows.resize(out.rows.size());
+    out.rows = f.result.rows;
+  }
+  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
+                  const Batch& batch) override {
+    std::vector<int32_t> early(static_cast<size_t>(sampled.size(0)));
+    if (faults_.puts_early) std::copy_n(sampled.as<int32_t>(), early.size(), early.begin());
+    later([=, this]() mutable {
+      Base::put_tokens(ctx, faults_.puts_early ? Tensor(early.data(), DType::kI32, {std::ssize(early)}) : sampled, from,
+                       to, batch);
+    });
   }
   void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
                    const Batch& batch) override {
@@ -137,15 +154,18 @@ class DeferredBackend final : public Base {
 
   WorkQueue queue_;
   const DeferredFaults faults_;
-  WorkQueue::Ticket uploaded_ = 0, sampled_ = 0;
-  Buffer tokens_;
-  ops::SamplingResult result_;
+  struct Flight {
+    WorkQueue::Ticket sampled = 0;
+    ops::SamplingResult result;
+  };
+  std::array<Flight, ops::kSamplesAtOnce> flights_;
 };
 
 class DeferredModel final : public CausalLM {
  public:
   DeferredModel(const CausalLM& model, WorkQueue& queue) : model_(model), queue_(queue) {
     if (model.vision() != nullptr) vision_.emplace(*model.vision(), queue);
+    if (model.drafter() != nullptr) drafter_.emplace(*model.drafter(), *this);
   }
 
   int64_t vocab_size() const override { return model_.vocab_size(); }
@@ -154,7 +174,7 @@ class DeferredModel final : public CausalLM {
   DType dtype() const override { return model_.dtype(); }
   std::vector<CacheSpec> cache_specs() const override { return model_.cache_specs(); }
   StepCost step_cost() const override { return model_.step_cost(); }
-  const Drafter* drafter() const override { return model_.drafter(); }
+  const Drafter* drafter() const override { return drafter_ ? &*drafter_ : nullptr; }
   const VisionEncoder* vision() const override { return vision_ ? &*vision_ : nullptr; }
 
   Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override {
@@ -165,6 +185,27 @@ class DeferredModel final : public CausalLM {
   }
 
  private:
+  class Draft final : public Drafter {
+   public:
+    Draft(const Drafter& drafter, const DeferredModel& model) : drafter_(drafter), model_(model) {}
+    int64_t num_layers() const override { return drafter_.num_layers(); }
+    std::vector<CacheSpec> cache_specs() const override { return drafter_.cache_specs(); }
+    StepCost step_cost() const override { return drafter_.step_cost(); }
+    std::span<const int32_t> token_ids() const override { return drafter_.token_ids(); }
+    Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches, const Tensor& hidden,
+                   int64_t step) const override {
+      return model_.later(ctx, [this, batch, &caches, hidden, step](ExecContext& at) {
+        return drafter_.forward(at, batch, caches, hidden, step);
+      });
+    }
+    Tensor logits(ExecContext& ctx, const Tensor& hidden) const override {
+      return model_.later(ctx, [this, hidden](ExecContext& at) { return drafter_.logits(at, hidden); });
+    }
+
+   private:
+    const Drafter& drafter_;
+    const DeferredModel& model_;
+  };
   class Vision final : public VisionEncoder {
    public:
     Vision(const VisionEncoder& tower, WorkQueue& queue) : tower_(tower), queue_(queue) {}
@@ -201,6 +242,7 @@ class DeferredModel final : public CausalLM {
   const CausalLM& model_;
   WorkQueue& queue_;
   std::optional<Vision> vision_;
+  std::optional<Draft> drafter_;
 };
 
 }  // namespace calandra

@@ -1,6 +1,7 @@
-// The losslessness matrix without drafts on a device with a stream, where steps are launched before the tokens of the
-// one before were read: whole models, whose answers must be those of each request alone, launched one after the other.
-// The device is a queue of work on the CPU, or what CALANDRA_LOSSLESS_BACKEND says.
+// The losslessness matrix on a device with a stream: whole models, whose answers must be those of each request alone on
+// a device without one. Without drafts steps are launched before the tokens of the one before were read; with them the
+// device reads the drafts, which must be those of a device without a stream. The device is a queue of work on the CPU,
+// or what CALANDRA_LOSSLESS_BACKEND says.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -80,6 +81,50 @@ TEST_P(LosslessAhead, Matrix) {
   EXPECT_GT(tally.runs, 0);
   EXPECT_GT(tally.steps_ahead, tally.steps / 10);
   EXPECT_EQ(tally.differences, 0) << tally.first;
+}
+
+TEST_P(LosslessAhead, DraftsOnTheDevice) {
+  if (CALANDRA_STAMPS) GTEST_SKIP() << "skipped: stamps want every tensor to be used when it was made";
+  Subject& s = *subject(GetParam());
+  if (!s.on_device() && dynamic_cast<const CpuBackend*>(s.backend.get()) == nullptr)
+    GTEST_SKIP() << "skipped: a CPU without AVX2";
+  const bool few = s.demo && !s.on_device() && !whole_matrix();  // it is slow
+  std::vector<const AskedRequest*> requests;
+  int64_t longest = 0;
+  for (const AskedRequest& asked : requests_of(s)) {
+    longest = std::max(longest, std::ssize(asked.request.prompt_token_ids) + *asked.request.params.max_tokens);
+    if (!few || requests.size() < 12) requests.push_back(&asked);
+  }
+  using enum DraftMethod;
+  const std::vector<Drafting> all{{kMtp, 1}, {kMtp, 2}, {kMtp, 3}, {kMtp, 4}, {kMtp, 4, true}, {kNgram, 3}};
+  Tally tally;
+  DraftLedger ledger;
+  const auto run = [&](const Drafting& drafting, uint64_t number, bool async, bool ample) {
+    Setting setting{.drafting = drafting,
+                    .cache = number % 2 == 1,
+                    .batch = number % 3 == 0 ? 33 : 7,
+                    .preemptions = static_cast<int>(number % 3),
+                    .seed = number + 1,
+                    .async = async && drafting.method == kMtp};
+    ample ? ample_limits(setting, longest) : draw_limits(setting, longest);
+    Session session(s, setting, tally, ample && drafting.method == kMtp ? &ledger : nullptr);
+    session.run(requests);
+  };
+  run({kMtp, 4}, 0, false, true);
+  const int64_t places = ledger.places();
+  for (uint64_t number = 0; number < all.size() * (few ? 1 : 3); ++number) {
+    std::optional<OnStream> stream;
+    if (!s.on_device()) stream.emplace(s, number % 3);
+    run(all[number % all.size()], number, true, number < all.size());
+    if (stream) stream->queue().run_all();
+  }
+  fmt::print("{}: {}\n", GetParam(), tally.words());
+  EXPECT_GT(tally.accepted, 100);
+  EXPECT_GT(tally.drafts_compared, places / 2);
+  EXPECT_EQ(tally.differences, 0) << tally.first;
+  if (s.one_order) {
+    EXPECT_EQ(tally.draft_differences, 0) << tally.first;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Subjects, LosslessAhead, ::testing::ValuesIn(own_subjects()), [](const auto& subject) {

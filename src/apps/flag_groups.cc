@@ -83,7 +83,8 @@ void add_engine_flags(CLI::App* app, EngineFlags& e) {
   add_choice(app, "--scheduling-policy", e.scheduling_policy, {"fcfs", "priority"}, "Who runs first")->group(group);
   app->add_flag_function(
          "--async-scheduling,!--no-async-scheduling", [&e](int64_t count) { e.async_scheduling = count > 0; },
-         "cuda backend, without drafts: starts a step before the tokens of the one before were read; no token changes")
+         "cuda backend: the device goes on with tokens, or with drafts, before the host has read them; no token "
+         "changes")
       ->group(group);
   add_object(app, "--speculative-config", e.speculative_config,
              R"(vLLM's JSON object: {"method": "mtp" or "ngram", "num_speculative_tokens": 3}; no token changes)")

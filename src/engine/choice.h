@@ -1,6 +1,7 @@
 // Choice and RequestState: a request while the engine has it. Values; the scheduler and the engine move them along.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -35,6 +36,9 @@ struct Choice {
   std::vector<int64_t> cuts;           // where checkpoints are to be taken inside the prompt, ascending
   int64_t next_interval = 0;           // tokens at which it leaves the next checkpoint while it decodes; 0: never
   std::vector<int32_t> drafts;         // of the next step
+  // Where the device has them (ModelRunner::sampled_at), when it went on with them before the host knew them: then
+  // `drafts` are those that the host has read, in the end all that are tokens.
+  std::vector<int32_t> drafts_at;
   SequenceAcceptance acceptance;
   std::optional<NgramDrafter> ngrams;
   std::vector<std::shared_ptr<const ImageEmbeds>> embeds;  // of the pictures that were encoded for its prompt
@@ -52,6 +56,8 @@ struct Choice {
 
   // Known tokens that were not run yet.
   int64_t left() const { return sequence.size() - sequence.computed; }
+  // Rows of drafts in the step.
+  int64_t draft_rows() const { return std::max(std::ssize(drafts), std::ssize(drafts_at)); }
   bool decodes() const { return left() == 1 && sequence.outputs() > 0; }
   bool finished() const { return status == Status::kFinished; }
 };

@@ -52,8 +52,8 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
                            {}});
   SchedulerOptions scheduling = options_.scheduler;
   if (options_.speculative && options_.speculative->num_speculative_tokens > 0) {
-    speculator_ =
-        std::make_unique<Speculator>(runner, *options_.speculative, options_.speed, sampling_, options_.clock);
+    speculator_ = std::make_unique<Speculator>(runner, *options_.speculative, options_.speed, sampling_, options_.clock,
+                                               options_.async_scheduling && runner.backend().stream() != nullptr);
     scheduling.most_drafts = speculator_->most_drafts();
   }
   if (const VisionEncoder* encoder = runner.model().vision())
@@ -65,10 +65,11 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
       },
       [this](Choice& choice, int64_t rows) { return encode_pictures(choice, rows); });
   if (!options_.async_scheduling) return;
-  if (runner.backend().stream() == nullptr || speculator_)
+  const bool drafts_by_lookup = speculator_ && options_.speculative->method == DraftMethod::kNgram;
+  if (runner.backend().stream() == nullptr || drafts_by_lookup)
     log_warning("asynchronous scheduling has no effect {}",
-                speculator_ ? "together with drafts" : "on a device without a stream");
-  else
+                drafts_by_lookup ? "together with drafts by prompt lookup" : "on a device without a stream");
+  else if (!speculator_)
     look_ahead_ = std::make_unique<LookAhead>(runner, *scheduler_, options_.eos_token_ids);
 }
 

@@ -35,7 +35,7 @@ void add_scoring_row(ops::SamplingBatch& batch, const SamplingParams& params, in
 }  // namespace
 
 void EngineCore::forward(Plan plan) {
-  const double start = options_.clock();
+  double start = options_.clock();
   StepShape shape;
   bool reads_prompts = false;
   parts_.clear();
@@ -43,11 +43,14 @@ void EngineCore::forward(Plan plan) {
   int64_t row = 0;
   for (const Scheduler::Planned& planned : plan) {
     Choice& choice = *planned.choice;
-    parts_.push_back({&choice.sequence, planned.rows, choice.drafts, planned.cuts});
+    if (choice.drafts_at.empty())
+      parts_.push_back({&choice.sequence, planned.rows, choice.drafts, planned.cuts});
+    else
+      parts_.push_back({&choice.sequence, planned.rows, {}, planned.cuts, choice.drafts_at});
     first_rows_.push_back(row);
-    const int64_t rows = planned.rows + std::ssize(choice.drafts);
+    const int64_t rows = planned.rows + choice.draft_rows();
     row += rows;
-    shape.add(rows, choice.sequence.computed + rows, choice.left() == planned.rows ? 1 + std::ssize(choice.drafts) : 0);
+    shape.add(rows, choice.sequence.computed + rows, choice.left() == planned.rows ? 1 + choice.draft_rows() : 0);
     if (!choice.request.started) choice.request.started = start;
     if (choice.decodes()) continue;
     reads_prompts = true;
@@ -55,6 +58,7 @@ void EngineCore::forward(Plan plan) {
   }
   const Tensor hidden = runner_.forward(parts_);
   scheduler_->after_forward();
+  if (speculator_ && speculator_->finish()) start = options_.clock();  // the device turns to the step about now
   for (size_t i = 0; i < plan.size(); ++i) {
     Scheduler::Planned& planned = plan[i];
     const int64_t begin = planned.choice->sequence.computed - planned.rows;

@@ -23,14 +23,13 @@ void ModelRunner::copy_listed_rows(const Tensor& from, Tensor to) {
   const auto count = static_cast<int64_t>(from_rows_.size());
   CHECK_LE(count, limits_.max_num_batched_tokens);
   CHECK_EQ(to_rows_.size(), from_rows_.size());
-  backend_.wait_for_upload();
-  auto* lists = static_cast<int32_t*>(host_lists_.data());
+  auto* lists = uploads_->take<int32_t>(2 * count);
   std::copy(from_rows_.begin(), from_rows_.end(), lists);
   std::copy(to_rows_.begin(), to_rows_.end(), lists + count);
   from_rows_.clear();
   to_rows_.clear();
   ExecContext ctx = context(nullptr);
-  backend_.upload(ctx, lists_.data(), lists, 2 * count * sizeof(int32_t));
+  uploads_->send(ctx, lists_.data());
   const Tensor both = lists_.tensor(DType::kI32, {2 * count});
   ops::copy_rows(ctx, from, both.slice(0, 0, count), to, both.slice(0, count, 2 * count));
 }
@@ -47,7 +46,7 @@ void ModelRunner::remember_hidden(std::span<const Part> parts, const Tensor& hid
   int64_t row = 0;
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
-    const int64_t count = part.rows + static_cast<int64_t>(part.drafts.size()), end = s.computed + count;
+    const int64_t count = part.rows + part.draft_count(), end = s.computed + count;
     if (count >= limits_.hidden_ring) {
       backend_.copy_bytes(kept_[step_row(row)].data(), hidden[row].data(), count * kept_[0].bytes());
       const bool before = s.computed > 0 && s.ring_begin < s.computed;

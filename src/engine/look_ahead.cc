@@ -7,10 +7,9 @@ namespace calandra {
 void LookAhead::sample(std::span<const Scheduler::Planned> step, const Tensor& logits, const ops::SamplingBatch& batch,
                        ops::SamplingResult& result) {
   if (plan(step, batch.rows.size())) {
-    const Tensor sampled = runner_.start_sample(logits, batch);
-    if (!sampled.empty()) {
-      launch(sampled);
-      return runner_.finish_sample(batch, result);
+    if (runner_.start_sample(logits, batch, kFlight)) {
+      launch();
+      return runner_.finish_sample(batch, kFlight, result);
     }
     members_.clear();
   }
@@ -46,12 +45,12 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
   return !members_.empty();
 }
 
-void LookAhead::launch(const Tensor& sampled) {
+void LookAhead::launch() {
   parts_.clear();
   for (const Member& m : members_)
-    parts_.push_back(
-        {&m.choice->sequence, m.sampled, std::span(stop_ids_).subspan(m.stop_begin, m.stop_end - m.stop_begin)});
-  hidden_ = runner_.forward_ahead(parts_, sampled);
+    parts_.push_back({&m.choice->sequence, ModelRunner::sampled_at(kFlight, m.sampled),
+                      std::span(stop_ids_).subspan(m.stop_begin, m.stop_end - m.stop_begin)});
+  hidden_ = runner_.forward_ahead(parts_);
 }
 
 LookAhead::Member* LookAhead::find(const Choice& choice) {

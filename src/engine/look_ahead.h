@@ -18,8 +18,23 @@
 // The pages and slots that they give back are written by later steps only, which the stream keeps behind this one.
 // While a step is launched the scheduler does not run: a request that comes waits for its end.
 //
-// Steps with drafts are not launched ahead: drafts are made at the beginning of a step, out of tokens and counts that
-// the host has read. Nor are steps with more rows than one block of logits has.
+// Steps with more rows than one block of logits has are not launched ahead, nor are steps with drafts. Of those the
+// device goes on by itself from pass to pass and into the step (Speculator), and waits while the host takes the tokens,
+// plans, and builds the first pass. To launch that before the tokens were read would take, for members whose rows do
+// not read drafts (reads_drafts), have reached min_tokens and are further from their ends than two steps can bring
+// them:
+//   - accept as an op behind the sampler: a = leading drafts that equal what was sampled, up to a stop id or a row
+//     without a token; it writes the slot's count, and `active` and a for what follows.
+//   - batches built for a = 0, with pages for the largest a, and an op that adds a to token_index, positions,
+//     mtp.positions and seq_len of a sequence's rows. The first pass has as many rows of a sequence whatever a is: the
+//     k + 1 entries that end with the last token, of which those below mtp_end are written again as they are, so none
+//     of them may be shared. Whoever ended gets those one further down, since no later pass may write them for its
+//     checkpoint; its other passes and its row of the step are inactive.
+//   - hidden rows from and to places of the ring that are counted on the device; the ring holds 2k + 2 rows more.
+//   - token_index of the sampler's rows for drafts as device data: the noise of a draft is that of its place.
+//   - ModelRunner::accept without the upload, since the step has read the count and set it to 0, and complete_entries
+//     without a pass, since that would take the workspace in which the hidden rows of the launched step lie.
+//   - drafts of two steps at once in Choice: those whose tokens are taken, and those of the step that is launched.
 #pragma once
 
 #include <span>
@@ -55,13 +70,14 @@ class LookAhead {
   bool pending() const { return !members_.empty(); }
 
  private:
+  static constexpr int kFlight = 0;  // of ops::start_sample; drafts have the others
   struct Member {
     Choice* choice;  // null: it left
     int32_t sampled;
     size_t stop_begin, stop_end;  // of stop_ids_
   };
   bool plan(std::span<const Scheduler::Planned> step, size_t sampling_rows);
-  void launch(const Tensor& sampled);
+  void launch();
   Member* find(const Choice& choice);
 
   ModelRunner& runner_;

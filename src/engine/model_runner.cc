@@ -8,6 +8,8 @@
 namespace calandra {
 namespace {
 
+constexpr size_t kSmallUploads = 1 << 17;  // of two steps: logit rows, counts
+
 int64_t pages_for(int64_t tokens, int64_t block_size) { return (tokens + block_size - 1) / block_size; }
 
 RunnerLimits complete(RunnerLimits limits) {
@@ -46,10 +48,16 @@ int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
   return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
 }
 
-// What forward_ahead is told of each sequence.
+// Tokens that launches read on the device, and what they are told of them: forward_ahead of each sequence, others of
+// each row.
+int64_t sampled_bytes(const Backend& backend) {
+  if (backend.stream() == nullptr) return 0;
+  return ops::kSamplesAtOnce * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
+}
 int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
   if (backend.stream() == nullptr) return 0;
-  return (limits.max_num_seqs * (2 + ModelRunner::kStopIds) + 1) * static_cast<int64_t>(sizeof(int32_t));
+  return std::max(limits.max_num_seqs * (2 + ModelRunner::kStopIds) + 1, 2 * limits.max_num_batched_tokens) *
+         static_cast<int64_t>(sizeof(int32_t));
 }
 
 // Rows of one step that images replace, the hidden rows that a draft pass reads, and those of the last forward.
@@ -131,7 +139,7 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
   plan.batch_bytes = batch_ints(largest_batch(model, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
-                     kept_bytes(model, limits) + source_bytes(backend, limits);
+                     kept_bytes(model, limits) + sampled_bytes(backend) + source_bytes(backend, limits);
   plan.ring_bytes = ring_bytes(model, limits);
   return plan;
 }
@@ -150,9 +158,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   const Workspace measured = measure(model, backend, limits_, caches_);
   workspace_ = Workspace(measured, backend.allocate(measured.bytes()));
   const size_t batch_bytes = batch_ints(largest_batch(model, limits_)) * sizeof(int32_t);
-  host_batch_ = backend.allocate_host(batch_bytes);
   device_batch_ = backend.allocate(batch_bytes);
-  host_logit_rows_ = backend.allocate_host(kLogitRows * sizeof(int32_t));
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
   const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
   if (model.vision() != nullptr) image_embeds_ = backend.allocate(kept);
@@ -163,25 +169,33 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
                               {static_cast<int64_t>(kept_rows_.bytes()) / row_bytes(model), model.hidden_size()});
   }
   if (list_bytes(model, limits_) > 0) {
-    host_lists_ = backend.allocate_host(list_bytes(model, limits_));
     lists_ = backend.allocate(list_bytes(model, limits_));
     from_rows_.reserve(limits_.max_num_batched_tokens);
     to_rows_.reserve(limits_.max_num_batched_tokens);
   }
-  if (source_bytes(backend, limits_) > 0) {
-    host_sources_ = backend.allocate_host(source_bytes(backend, limits_));
+  if (backend.stream() != nullptr) {
+    sampled_ = backend.allocate(sampled_bytes(backend));
     sources_ = backend.allocate(source_bytes(backend, limits_));
+    tokens_at_.reserve(limits_.max_num_batched_tokens);
+    token_rows_.reserve(limits_.max_num_batched_tokens);
   }
-  host_accepted_ = backend.allocate_host(limits_.num_state_slots * sizeof(int32_t));
+  unknown_.resize(limits_.pending_capacity + 1);
+  const size_t largest = std::max({batch_bytes, logit_rows_.bytes(), lists_.bytes(), sources_.bytes()});
+  const size_t of_two_steps =
+      backend.stream() == nullptr ? largest : 2 * (batch_bytes + lists_.bytes()) + kSmallUploads;
+  const auto wanted = static_cast<size_t>(limits_.upload_bytes);
+  uploads_.emplace(backend, std::max(largest, wanted > 0 ? wanted : of_two_steps));
   for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
   step_rows_.resize(limits_.max_num_seqs);
   rows_.reserve(limits_.max_num_seqs);
+  held_logit_rows_.reserve(kLogitRows);
   memory_ = {limits_.num_blocks,
              pages_->bytes_per_page(),
              limits_.num_state_slots,
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
-             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_) + source_bytes(backend, limits_),
+             static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_) + sampled_bytes(backend) +
+                 source_bytes(backend, limits_),
              ring_bytes(model, limits_)};
 }
 
@@ -324,8 +338,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   CHECK_LE(sizes.sequences, limits_.max_num_seqs);
   CHECK_LE(sizes.segments, limits_.max_num_seqs + limits_.max_cuts);
 
-  backend_.wait_for_upload();
-  const Batch host = lay_out(static_cast<int32_t*>(host_batch_.data()), sizes, Device{});
+  const Batch host = lay_out(uploads_->take<int32_t>(batch_ints(sizes)), sizes, Device{});
   int32_t row = 0, segment = 0;
   const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
     host.segment_start.as<int32_t>()[segment] = static_cast<int32_t>(begin_row);
@@ -375,7 +388,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   });
 
   ExecContext ctx = context(nullptr);
-  backend_.upload(ctx, device_batch_.data(), host_batch_.data(), batch_ints(sizes) * sizeof(int32_t));
+  uploads_->send(ctx, device_batch_.data());
   Batch batch = lay_out(static_cast<int32_t*>(device_batch_.data()), sizes, backend_.device());
   if (sizes.image_rows > 0)
     batch.image_embeds = image_embeds_.tensor(model_.dtype(), {sizes.image_rows, model_.hidden_size()});
@@ -413,13 +426,23 @@ Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
   rows_.clear();
+  int64_t row = 0;
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(s.computed + part.rows, s.size());
     CHECK_EQ(s.source < 0, s.computed == 0);
-    rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), part.drafts, part.cuts});
+    const std::span<const int32_t> drafts =
+        part.drafts_at.empty() ? part.drafts : std::span<const int32_t>(unknown_).first(part.drafts_at.size());
+    rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), drafts, part.cuts});
+    row += part.rows + part.draft_count();
+    for (size_t j = 0; j < part.drafts_at.size(); ++j) {
+      tokens_at_.push_back(part.drafts_at[j]);
+      token_rows_.push_back(static_cast<int32_t>(row - std::ssize(part.drafts_at) + static_cast<int64_t>(j)));
+    }
   }
-  const Tensor hidden = run_forward(build(rows_, false), taps);
+  const Step step = build(rows_, false);
+  put_listed_tokens(step.batch);
+  const Tensor hidden = run_forward(step, taps);
   if (limits_.hidden_ring > 0) remember_hidden(parts, hidden);
   for (const Part& part : parts) {
     Sequence& s = *part.sequence;
@@ -428,7 +451,7 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
     s.source = s.slot;
     s.accepted = 0;
     // Rows of drafts take the places of the oldest ones, accepted or not.
-    s.ring_begin = std::max(s.ring_begin, s.computed + static_cast<int64_t>(part.drafts.size()) - limits_.hidden_ring);
+    s.ring_begin = std::max(s.ring_begin, s.computed + part.draft_count() - limits_.hidden_ring);
   }
   return hidden;
 }
@@ -437,10 +460,9 @@ void ModelRunner::accept(Sequence& s, int32_t count) {
   CHECK_EQ(s.source, s.slot);
   s.accepted = count;
   s.computed += count;
-  int32_t* host = &static_cast<int32_t*>(host_accepted_.data())[s.slot];
-  *host = count;  // an earlier upload of it is done: a step was built since
+  *uploads_->take<int32_t>(1) = count;
   ExecContext ctx = context(nullptr);
-  backend_.upload(ctx, &slots_->accepted().as<int32_t>()[s.slot], host, sizeof count);
+  uploads_->send(ctx, &slots_->accepted().as<int32_t>()[s.slot]);
 }
 
 std::span<const float> ModelRunner::read_row(const Tensor& row) {
@@ -467,11 +489,20 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
   CHECK(taps == nullptr || limits_.taps);
   CHECK(model_.drafter() != nullptr);
   rows_.clear();
+  int64_t row = 0;
   for (const DraftPart& part : parts) {
     CHECK_GE(part.first_entry, 1);
-    rows_.push_back({*part.sequence, part.first_entry, part.token_ids});
+    if (part.token_at >= 0) {
+      tokens_at_.push_back(part.token_at);
+      token_rows_.push_back(static_cast<int32_t>(row));
+    }
+    const std::span<const int32_t> ids =
+        part.token_at >= 0 ? std::span<const int32_t>(unknown_).first(1) : part.token_ids;
+    rows_.push_back({*part.sequence, part.first_entry, ids});
+    row += std::ssize(ids);
   }
   const Step pass = build(rows_, true);
+  put_listed_tokens(pass.batch);
   CHECK_EQ(hidden.size(0), pass.batch.rows());
   ExecContext ctx = context(taps);
   return run(ctx, pass, step, hidden.data(),
@@ -480,12 +511,10 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
 
 Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {
   CHECK_LE(static_cast<int64_t>(rows.size()), kLogitRows);
-  auto* list = static_cast<int32_t*>(host_logit_rows_.data());
-  if (rows.size() > held_logit_rows_ || !std::equal(rows.begin(), rows.end(), list)) {
-    backend_.wait_for_upload();
-    std::copy(rows.begin(), rows.end(), list);
-    backend_.upload(ctx, logit_rows_.data(), list, rows.size_bytes());
-    held_logit_rows_ = rows.size();
+  if (rows.size() > held_logit_rows_.size() || !std::equal(rows.begin(), rows.end(), held_logit_rows_.begin())) {
+    std::copy(rows.begin(), rows.end(), uploads_->take<int32_t>(std::ssize(rows)));
+    uploads_->send(ctx, logit_rows_.data());
+    held_logit_rows_.assign(rows.begin(), rows.end());
   }
   workspace_.release(after_forward_);
   return ops::gather_rows(ctx, hidden, logit_rows_.tensor(DType::kI32, {std::ssize(rows)}));

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "engine/draft_time.h"
 #include "engine/recorded_steps.h"
 #include "engine/sequence.h"
+#include "engine/upload_ring.h"
 #include "models/causal_lm.h"
 #include "ops/backend.h"
 
@@ -27,6 +29,7 @@ struct RunnerLimits {
   int64_t pending_capacity = 0;          // drafts of one sequence
   int64_t max_cuts = 0;                  // states written inside the prompts of one step
   int64_t hidden_ring = 0;               // last hidden rows of each sequence that are kept for the drafter; 0: none
+  int64_t upload_bytes = 0;              // host memory of inputs on their way to the device; 0: those of two steps
   bool taps = false;  // forwards may be given taps: ops then run part by part and need more workspace
 };
 
@@ -75,22 +78,24 @@ class ModelRunner {
     Sequence* sequence;
     int64_t rows;
     std::span<const int32_t> drafts = {};
-    std::span<const Cut> cuts = {};  // ascending, computed < end < computed + rows
+    std::span<const Cut> cuts = {};           // ascending, computed < end < computed + rows
+    std::span<const int32_t> drafts_at = {};  // sampled_at of each draft, when the host does not know them yet
+    int64_t draft_count() const { return std::ssize(drafts) + std::ssize(drafts_at); }
   };
   // Runs one step: model, state, caches. Reads sequence.source, writes sequence.slot; afterwards source = slot,
   // accepted = 0 and `computed` has grown by the rows.
   //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
   // The same for the tokens behind all that are known, before the host knows them: one row for each sequence, the token
-  // that row `sampled` of start_sample chooses. Where that is one of `stop_ids`, or none, the sequence's row is
+  // at `sampled`. Where that is one of `stop_ids`, or none, the sequence's row is
   // inactive and its state stays; the host still counts the row in `computed`.
   static constexpr int64_t kStopIds = 32;  // of a sequence, on average
   struct AheadPart {
     Sequence* sequence;
-    int32_t sampled;
+    int32_t sampled;  // sampled_at
     std::span<const int32_t> stop_ids;
   };
-  Tensor forward_ahead(std::span<const AheadPart> parts, const Tensor& sampled);
+  Tensor forward_ahead(std::span<const AheadPart> parts);
   // Keeps the first `count` drafts of the sequence's last step.
   void accept(Sequence& sequence, int32_t count);
   // The model's MTP layers over entries of sequences (models/causal_lm.h, Drafter): entry e is the pair (hidden row of
@@ -99,6 +104,7 @@ class ModelRunner {
     Sequence* sequence;
     int64_t first_entry;                 // at least 1
     std::span<const int32_t> token_ids;  // of first_entry and the entries after it
+    int32_t token_at = -1;               // sampled_at of the token of first_entry, the only one, instead of token_ids
   };
   //   hidden [T, D] from keep_hidden, one row per entry   returns [T, D], as forward does
   Tensor draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps = nullptr);
@@ -129,9 +135,11 @@ class ModelRunner {
   Tensor draft_logits(const Tensor& hidden, std::span<const int32_t> rows);
   // One token for each row of logits.
   void sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result);
-  // The same in two halves (ops/look_ahead.h).
-  Tensor start_sample(const Tensor& logits, const ops::SamplingBatch& batch);
-  void finish_sample(const ops::SamplingBatch& batch, ops::SamplingResult& result);
+  // The same in two halves (ops/look_ahead.h). What is launched in between finds the token of row r at
+  // sampled_at(flight, r).
+  bool start_sample(const Tensor& logits, const ops::SamplingBatch& batch, int flight);
+  void finish_sample(const ops::SamplingBatch& batch, int flight, ops::SamplingResult& result);
+  static int32_t sampled_at(int flight, int64_t row) { return static_cast<int32_t>(flight * kLogitRows + row); }
 
   // Called before every pass, recorded or not, with what it runs but its logits: RecordedSteps::kForward, or the
   // number of the drafter's pass. For benches.
@@ -167,6 +175,7 @@ class ModelRunner {
     StepShape shape;
   };
   Step build(std::span<const Rows> parts, bool mtp);
+  void put_listed_tokens(const Batch& batch);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
   Tensor run_forward(const Step& step, Taps* taps);
@@ -189,19 +198,21 @@ class ModelRunner {
   ModelCaches caches_;
   Workspace workspace_;
   RecordedSteps recorded_;
-  Buffer host_batch_, device_batch_;
-  Buffer host_sources_, sources_;  // of forward_ahead
-  Buffer host_accepted_;           // by slot
-  Buffer host_logit_rows_, logit_rows_;
-  size_t held_logit_rows_ = 0;  // how many logit_rows_ has
-  Buffer image_embeds_;         // rows of one step that images replace
-  Buffer hidden_;               // of keep_hidden and gather_hidden
+  std::optional<UploadRing> uploads_;
+  Buffer device_batch_;
+  Buffer sampled_, sources_;                     // tokens by sampled_at; what a launch is told of those that it reads
+  std::vector<int32_t> unknown_;                 // as many as a sequence may have drafts
+  std::vector<int32_t> tokens_at_, token_rows_;  // of put_listed_tokens, filled before it
+  Buffer logit_rows_;
+  std::vector<int32_t> held_logit_rows_;  // what logit_rows_ has
+  Buffer image_embeds_;                   // rows of one step that images replace
+  Buffer hidden_;                         // of keep_hidden and gather_hidden
   // [lanes, hidden_ring + 1, D]: the last rows of each, and the one before those of the last step. Then those of the
   // last forward, [max_num_batched_tokens, D].
   Buffer kept_rows_;
   Tensor kept_;                               // all of them
   std::vector<int32_t> from_rows_, to_rows_;  // of copy_listed_rows, filled before it
-  Buffer host_lists_, lists_;
+  Buffer lists_;
   std::vector<int32_t> free_lanes_;
   struct StepRows {  // which rows of the last forward are the tokens [begin, end) of a lane's sequence
     uint64_t step = 0;

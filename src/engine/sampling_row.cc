@@ -30,7 +30,20 @@ void forbid_by_params(const SamplingParams& p, const Prefix& prefix, std::span<c
   }
 }
 
+bool has_penalties(const SamplingParams& p) {
+  return p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0;
+}
+
+bool has_thinking_budget(const SamplingParams& p, const SamplingContext& context) {
+  return p.thinking_token_budget && !context.thinking.empty();
+}
+
 }  // namespace
+
+bool reads_drafts(const Sequence& s, const SamplingContext& context) {
+  return s.grammar != nullptr || !s.processors.empty() || has_penalties(s.params) ||
+         !s.params.bad_words_token_ids.empty() || has_thinking_budget(s.params, context);
+}
 
 bool add_sampling_row(ops::SamplingBatch& batch, Sequence& s, std::span<const int32_t> drafts, int32_t logit_row,
                       const SamplingContext& context, bool want_logprobs) {
@@ -50,13 +63,13 @@ bool add_sampling_row(ops::SamplingBatch& batch, Sequence& s, std::span<const in
   row.token_index = static_cast<int32_t>(prefix.size());
   row.choice = s.choice;
 
-  if (p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0) {
+  if (has_penalties(p)) {
     s.counts.update(s.tokens, s.prompt_size);
     row.counts = s.counts.append_to(batch.counts, drafts);
   }
   RowEdits edits(batch, row, p.allowed_token_ids, p.logit_bias);
   forbid_by_params(p, prefix, context.eos_token_ids, edits);
-  if (p.thinking_token_budget && !context.thinking.empty())
+  if (has_thinking_budget(p, context))
     ThinkingBudget(*p.thinking_token_budget, context.thinking, s.thinking).apply(prefix, edits);
   for (const auto& processor : s.processors) processor->apply(prefix, edits);
 

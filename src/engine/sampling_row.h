@@ -26,4 +26,7 @@ struct SamplingContext {
 [[nodiscard]] bool add_sampling_row(ops::SamplingBatch& batch, Sequence& sequence, std::span<const int32_t> drafts,
                                     int32_t logit_row, const SamplingContext& context, bool want_logprobs = true);
 
+// Do those rows depend on which ids the drafts before them are? If not, their number alone matters.
+bool reads_drafts(const Sequence& sequence, const SamplingContext& context);
+
 }  // namespace calandra

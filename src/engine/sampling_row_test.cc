@@ -226,6 +226,31 @@ TEST(SamplingRow, RowsBehindDraftsEqualThoseOfTheAppendedSequence) {
   for (const int seen : {dead, restricted, forced, forbidden, new_ids}) EXPECT_GT(seen, 50);
 }
 
+// Where it says that rows do not read the drafts, unknown ones give the same rows.
+TEST(SamplingRow, ReadsDraftsOrTheirNumberAlone) {
+  Random random(12);
+  int number_alone = 0, differ = 0;
+  ops::SamplingBatch known, unknown;
+  for (int run = 0; run < 6000; ++run) {
+    Sequence s = random_sequence(random);
+    const SamplingContext shared = context(random.below(std::ssize(kThinking)));
+    const Ids drafts = random.ids(1 + random.below(4), 10), zeros(drafts.size());
+    known.clear();
+    unknown.clear();
+    const bool alive = add_sampling_row(known, s, drafts, 0, shared);
+    const bool also = add_sampling_row(unknown, s, zeros, 0, shared);
+    if (reads_drafts(s, shared)) {
+      differ += alive != also || !(lists(known) == lists(unknown));
+      continue;
+    }
+    ++number_alone;
+    ASSERT_TRUE(alive && also);
+    expect_same(known, unknown, "run " + std::to_string(run));
+  }
+  EXPECT_GT(number_alone, 100);
+  EXPECT_GT(differ, 1000);
+}
+
 TEST(SamplingRow, DraftsAreOutputs) {
   Sequence s;
   s.tokens = {5, 6, 5, 7};

@@ -14,12 +14,13 @@ StepCost pass_cost(const CausalLM& model, const SpeculativeConfig& config) {
 }  // namespace
 
 Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, const HardwareSpeed& speed,
-                       const SamplingContext& context, const Clock& clock)
+                       const SamplingContext& context, const Clock& clock, bool chains)
     : runner_(runner),
       config_(config),
       context_(context),
       clock_(clock),
       hash_seed_(std::random_device{}()),
+      chains_(chains),
       length_(runner.model().step_cost(), pass_cost(runner.model(), config),
               {config.num_speculative_tokens, config.adaptive, speed}) {
   CHECK_LE(config.num_speculative_tokens, runner.limits().pending_capacity);
@@ -51,6 +52,7 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
     Choice& choice = *planned.choice;
     const Sequence& s = choice.sequence;
     choice.drafts.clear();
+    choice.drafts_at.clear();
     if (!choice.decodes()) continue;
     DraftCandidate candidate{&choice.acceptance, s.size(), std::min(planned.most_drafts, most_of_batch), 0};
     if (candidate.most_drafts > 0 && uses_mtp()) {
@@ -76,7 +78,9 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
 // The first pass writes the true entries up to that of the last token, whose result gives the first draft; each further
 // pass is one provisional entry of those who get another.
 void Speculator::run_drafter() {
-  const double start = clock_();
+  begun_ = clock_();
+  chained_ = chains_ && drafting_.size() <= static_cast<size_t>(ModelRunner::kLogitRows);
+  started_ = read_ = 0;
   passes_.clear();
   const int64_t most_rows = runner_.limits().max_num_batched_tokens;
   entries_.clear();
@@ -103,10 +107,10 @@ void Speculator::run_drafter() {
     first.add(entries_[i].end - entries_[i].begin, entries_[i].end, 1);
   }
   for (int64_t pass = 1;; ++pass) {
-    choose_drafts(hidden);
+    chained_ ? start_drafts(hidden, pass) : choose_drafts(hidden, pass);
     // A choice drops out when it has what it gets, or could choose nothing.
     std::erase_if(drafting_, [&](const Drafting& drafting) {
-      const auto have = std::ssize(drafting.choice->drafts);
+      const int64_t have = drafting.choice->draft_rows();
       return have < pass || have == drafting.k;
     });
     if (drafting_.empty()) break;
@@ -117,38 +121,105 @@ void Speculator::run_drafter() {
       const Choice& choice = *drafting.choice;
       rows_.push_back(drafting.row);
       drafting.row = static_cast<int32_t>(rows_.size() - 1);
-      parts_.push_back(
-          {&drafting.choice->sequence, choice.sequence.size() - 1 + pass, std::span(choice.drafts).last(1)});
+      parts_.push_back({&drafting.choice->sequence, choice.sequence.size() - 1 + pass, {}});
+      if (chained_)
+        parts_.back().token_at = choice.drafts_at.back();
+      else
+        parts_.back().token_ids = std::span(choice.drafts).last(1);
       shape.add(1, choice.sequence.size() + pass, 1);
     }
     const Tensor before = runner_.keep_hidden(hidden, rows_);
     hidden = runner_.draft(parts_, before, pass);
   }
-  length_.observe_drafting(passes_, clock_() - start);
+  if (!chained_) length_.observe_drafting(passes_, clock_() - begun_);
+}
+
+void Speculator::Drafts::clear(std::span<const int32_t> token_ids) {
+  choices.clear();
+  batch.clear();
+  batch.token_ids = token_ids;
 }
 
 // The next draft of each choice from its row of the last pass. Who gets none, has none: its grammar ended, or its row
 // leaves no token.
-void Speculator::choose_drafts(const Tensor& hidden) {
+void Speculator::choose_drafts(const Tensor& hidden, int64_t pass) {
+  Drafts& drafts = sampling_.front();
   for (size_t first = 0; first < drafting_.size(); first += ModelRunner::kLogitRows) {
     const size_t end = std::min(first + static_cast<size_t>(ModelRunner::kLogitRows), drafting_.size());
     rows_.clear();
-    sampling_.clear();
-    batch_.clear();
-    batch_.token_ids = runner_.model().drafter()->token_ids();
+    drafts.clear(runner_.model().drafter()->token_ids());
     for (size_t i = first; i < end; ++i) {
       Choice& choice = *drafting_[i].choice;
-      if (!add_sampling_row(batch_, choice.sequence, choice.drafts, static_cast<int32_t>(rows_.size()), context_,
+      if (!add_sampling_row(drafts.batch, choice.sequence, choice.drafts, static_cast<int32_t>(rows_.size()), context_,
                             false))
         continue;
       rows_.push_back(drafting_[i].row);
-      sampling_.push_back(&choice);
+      drafts.choices.push_back(&choice);
     }
     if (rows_.empty()) continue;
-    runner_.sample(runner_.draft_logits(hidden, rows_), batch_, result_);
-    for (size_t i = 0; i < sampling_.size(); ++i)
-      if (result_.rows[i].status == ops::RowStatus::kOk) sampling_[i]->drafts.push_back(result_.rows[i].token);
+    runner_.sample(runner_.draft_logits(hidden, rows_), drafts.batch, result_);
+    take_drafts(drafts, pass - 1);
   }
+}
+
+// The same, but the device chooses them when it comes to that.
+void Speculator::start_drafts(const Tensor& hidden, int64_t pass) {
+  static constexpr std::array<int32_t, kMostDraftPositions> kUnknown{};
+  const auto reads = [&](const Drafting& drafting) { return reads_drafts(drafting.choice->sequence, context_); };
+  if (std::any_of(drafting_.begin(), drafting_.end(), reads)) read_started();
+  Drafts& drafts = sampling_[static_cast<size_t>(pass - 1)];
+  drafts.clear(runner_.model().drafter()->token_ids());
+  rows_.clear();
+  for (const Drafting& drafting : drafting_) {
+    Choice& choice = *drafting.choice;
+    const bool known = std::ssize(choice.drafts) == pass - 1;
+    if (!known && reads(drafting)) continue;  // one before is no token
+    const auto before = known ? std::span<const int32_t>(choice.drafts)
+                              : std::span<const int32_t>(kUnknown).first(static_cast<size_t>(pass - 1));
+    if (!add_sampling_row(drafts.batch, choice.sequence, before, static_cast<int32_t>(rows_.size()), context_, false))
+      continue;
+    choice.drafts_at.push_back(ModelRunner::sampled_at(static_cast<int>(pass), std::ssize(rows_)));
+    rows_.push_back(drafting.row);
+    drafts.choices.push_back(&choice);
+  }
+  if (rows_.empty()) return;
+  const Tensor logits = runner_.draft_logits(hidden, rows_);
+  if (runner_.start_sample(logits, drafts.batch, static_cast<int>(pass))) {
+    ++started_;
+    return;
+  }
+  // The device does not do it: from here on without it.
+  read_started();
+  chained_ = false;
+  for (size_t i = 0; i < static_cast<size_t>(pass); ++i)
+    for (Choice* choice : sampling_[i].choices) choice->drafts_at.clear();
+  runner_.sample(logits, drafts.batch, result_);
+  take_drafts(drafts, pass - 1);
+}
+
+// Those of result_. What stands behind a draft that is no token is none either.
+void Speculator::take_drafts(const Drafts& drafts, int64_t position) {
+  for (size_t i = 0; i < drafts.choices.size(); ++i) {
+    std::vector<int32_t>& to = drafts.choices[i]->drafts;
+    if (std::ssize(to) == position && result_.rows[i].status == ops::RowStatus::kOk)
+      to.push_back(result_.rows[i].token);
+  }
+}
+
+void Speculator::read_started() {
+  for (; read_ < started_; ++read_) {
+    Drafts& drafts = sampling_[read_];
+    runner_.finish_sample(drafts.batch, static_cast<int>(read_ + 1), result_);
+    take_drafts(drafts, static_cast<int64_t>(read_));
+  }
+}
+
+bool Speculator::finish() {
+  if (started_ == 0 || !chained_) return false;
+  read_started();
+  started_ = read_ = 0;
+  length_.observe_drafting(passes_, clock_() - begun_);
+  return true;
 }
 
 // Entries up to `end` that are still to be written. Those whose hidden rows are gone are given up, and with them those

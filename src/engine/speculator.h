@@ -3,8 +3,13 @@
 // A draft is what the sampler would choose from the drafter's logits for this choice at this place: same parameters,
 // same noise, same penalties over the tokens and the drafts before. So it depends on nothing but the tokens, the seed
 // and the choice, and it is accepted whenever drafter and target agree well enough.
+//
+// On a device with a stream the host need not wait for one draft before it starts the pass for the next, nor for the
+// last one before the step is launched: the device reads them where its sampler put them. A row of the sampler that
+// depends on the drafts before it (reads_drafts) is made when the host has read them, while the next pass runs.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <span>
 #include <vector>
@@ -19,15 +24,17 @@ namespace calandra {
 
 class Speculator {
  public:
-  // With the method "mtp" the model must have a drafter, and the runner keep hidden rows. All must outlive the
-  // speculator.
+  // With the method "mtp" the model must have a drafter, and the runner keep hidden rows. `chains`: drafts stay on the
+  // device until finish(), where it has a stream. All must outlive the speculator.
   Speculator(ModelRunner& runner, const SpeculativeConfig& config, const HardwareSpeed& speed,
-             const SamplingContext& context, const Clock& clock);
+             const SamplingContext& context, const Clock& clock, bool chains);
 
   // The most drafts of a choice.
   int most_drafts() const { return config_.num_speculative_tokens; }
-  // Chooses how many drafts each planned choice gets, and makes them: Choice::drafts.
+  // Chooses how many drafts each planned choice gets, and makes them: Choice::drafts, or drafts_at.
   void draft(std::span<const Scheduler::Planned> step);
+  // After the step was launched: waits for drafts of which drafts_at was told. False: there are none.
+  bool finish();
   // Writes the MTP entries [mtp_end, computed) of choices, as far as their hidden rows are there and drafts pay.
   void complete_entries(std::span<Choice* const> choices);
   // The first `accepted` of the choice's drafts were.
@@ -43,18 +50,28 @@ class Speculator {
     Choice* choice;
     int64_t begin, end;
   };
+  // Rows of the sampler for the drafts at one position.
+  struct Drafts {
+    std::vector<Choice*> choices;  // of each row
+    ops::SamplingBatch batch;
+    void clear(std::span<const int32_t> token_ids);
+  };
   bool uses_mtp() const { return config_.method == DraftMethod::kMtp; }
   void look_up(Choice& choice, int most);
   void run_drafter();
   Entries entries_of(Choice& choice, int64_t end);
   Tensor write(std::span<const Entries> entries, int64_t rows);
-  void choose_drafts(const Tensor& hidden);
+  void choose_drafts(const Tensor& hidden, int64_t pass);
+  void start_drafts(const Tensor& hidden, int64_t pass);
+  void take_drafts(const Drafts& drafts, int64_t position);
+  void read_started();
 
   ModelRunner& runner_;
   SpeculativeConfig config_;
   const SamplingContext& context_;
   const Clock& clock_;
   const uint64_t hash_seed_;  // of the n-gram tables; no client knows it
+  const bool chains_;
   DraftLength length_;
 
   // Of one step; kept for their memory.
@@ -71,9 +88,12 @@ class Speculator {
   std::vector<ModelRunner::DraftPart> parts_;
   std::vector<ModelRunner::HiddenRows> hidden_;
   std::vector<int32_t> rows_;
-  std::vector<Choice*> sampling_;  // of each row
+  std::array<Drafts, kMostDraftPositions> sampling_;
+  bool chained_ = false;  // of the step at hand: drafts stay on the device
+  size_t started_ = 0;    // positions whose drafts were started,
+  size_t read_ = 0;       // and read
+  double begun_ = 0;      // when the first pass was launched
   std::vector<StepShape> passes_;
-  ops::SamplingBatch batch_;
   ops::SamplingResult result_;
 };
 

@@ -46,9 +46,13 @@ class Backend {
   // The stream on which steps run (ExecContext::stream); copy_bytes keeps to its order. Null: the device has one only.
   virtual void* stream() const { return nullptr; }
   // Copies memory of allocate_host to the device in the order of the stream, perhaps after its return. `from` may
-  // change again once wait_for_upload has returned.
-  virtual void upload(ExecContext&, void* to, const void* from, size_t bytes) { copy_bytes(to, from, bytes); }
-  virtual void wait_for_upload() {}
+  // change again once wait_for_upload of what it returns has returned.
+  using UploadId = int64_t;  // ascending
+  virtual UploadId upload(ExecContext&, void* to, const void* from, size_t bytes) {
+    copy_bytes(to, from, bytes);
+    return 0;
+  }
+  virtual void wait_for_upload(UploadId) {}
 
   // Kernels that `work` starts, for starting them again in one call with the same arguments: whatever changes from one
   // step to the next is read from device memory. While `records()` is false there are no recordings.
@@ -144,8 +148,10 @@ class Backend {
   virtual void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                       ops::SamplingResult& out) = 0;
   // For backends with a stream of their own.
-  virtual Tensor start_sample(ExecContext&, const Tensor&, const ops::SamplingBatch&) { return {}; }
-  virtual void finish_sample(ExecContext&, const ops::SamplingBatch&, ops::SamplingResult&) {}
+  virtual bool start_sample(ExecContext&, const Tensor&, const ops::SamplingBatch&, int, Tensor&) { return false; }
+  virtual void finish_sample(ExecContext&, const ops::SamplingBatch&, int, ops::SamplingResult&) {}
+  virtual void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
+                          const Batch& batch) = 0;
   virtual void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
                            const Batch& batch) = 0;
 

@@ -1,5 +1,5 @@
-// What a step needs that begins before the host knows the tokens of the step before it.
-//   R sampling rows of the step before   B sequences   S stop ids of all sequences
+// What launches need that begin before the host knows the tokens of those before them.
+//   R sampled rows   B sequences   S stop ids of all sequences   I tokens
 #pragma once
 
 #include "ops/batch.h"
@@ -7,11 +7,16 @@
 
 namespace calandra::ops {
 
-// sample() in two halves. The first starts it and says where the tokens will be, in the order of the stream and until
-// it is called again: [R] i32 on the device, -1 where there is none. Empty: this backend does not do it for these rows,
-// and nothing was started. The second waits and fills in the result; the batch must still be the same.
-Tensor start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch);
-void finish_sample(ExecContext& ctx, const SamplingBatch& batch, SamplingResult& result);
+// sample() in two halves. The first starts it and gives the tokens in the order of the stream: [R] i32 on the device,
+// -1 where there is none. False: this backend does not do it for these rows, and nothing was started. The second waits
+// and fills in the result; the batch must still be the same. `flight` tells those apart that are on their way at once.
+constexpr int kSamplesAtOnce = 9;
+bool start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, int flight, Tensor& tokens);
+void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, SamplingResult& result);
+
+// Puts sampled tokens into a batch: batch.token_ids of row to[i] is that of sampled row from[i], 0 where there is none.
+//   from, to [I] i32
+void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch);
 
 // Which of the sampled tokens a sequence goes on with, and which of them end it. On the device.
 struct SampledSource {

@@ -48,14 +48,26 @@ void sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, 
   ctx.backend.sample(ctx, logits, batch, result);
 }
 
-Tensor start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch) {
+bool start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, int flight, Tensor& tokens) {
   check_rows(logits, batch);
-  return ctx.backend.start_sample(ctx, logits, batch);
+  match_shapes("start_sample", {{tokens, "R", DType::kI32}});
+  CHECK_EQ(tokens.size(0), std::ssize(batch.rows));
+  CHECK(flight >= 0 && flight < kSamplesAtOnce);
+  return ctx.backend.start_sample(ctx, logits, batch, flight, tokens);
 }
 
-void finish_sample(ExecContext& ctx, const SamplingBatch& batch, SamplingResult& result) {
+void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, SamplingResult& result) {
   result.rows.resize(batch.rows.size());
-  ctx.backend.finish_sample(ctx, batch, result);
+  ctx.backend.finish_sample(ctx, batch, flight, result);
+}
+
+void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch) {
+  const Scope scope("put_tokens");
+  match_shapes("put_tokens", {{sampled, "R", DType::kI32},
+                              {from, "I", DType::kI32},
+                              {to, "I", DType::kI32},
+                              {batch.token_ids, "T", DType::kI32}});
+  if (!ctx.dry_run && !from.empty()) ctx.backend.put_tokens(ctx, sampled, from, to, batch);
 }
 
 void next_tokens(ExecContext& ctx, const Tensor& sampled, const SampledSource& source, const Batch& batch) {

@@ -37,23 +37,76 @@ SimCounts run_seeds(uint64_t first, uint64_t count, const SimOptions& options) {
   return counts;
 }
 
+// Steps are launched ahead where nobody drafts.
+SimOptions without_drafts(SimOptions options) {
+  options.world = [](SimWorld& world) { world.options.speculative.reset(); };
+  return options;
+}
+
 TEST_F(AsyncEngine, EveryAnswerIsThatOfTheRequestAlone) {
   for (const By by : {By::kAll, By::kTokens}) {  // the device waited for after every step, and not
-    const SimCounts counts = run_seeds(0, 1500, async(only(by)));
+    const SimCounts counts = run_seeds(0, 1500, without_drafts(async(only(by))));
     RecordProperty("counts", counts.words());
-    EXPECT_GT(counts.steps_ahead, counts.steps / 4);
+    EXPECT_GT(counts.steps_ahead, counts.steps / 5);
     for (const int64_t happened : {counts.hits, counts.restores, counts.evictions, counts.preemptions, counts.cancels,
                                    counts.errors, counts.forks})
       EXPECT_GT(happened, 100);
   }
 }
 
+// Drafts stay on the device, and are those that they must be.
+TEST_F(AsyncEngine, DraftsThatTheDeviceReadsChangeNoToken) {
+  for (const By by : {By::kAll, By::kTokens, By::kDrafts}) {
+    const SimCounts counts = run_seeds(0, 1500, async(only(by)));
+    RecordProperty("counts", counts.words());
+    EXPECT_EQ(counts.drafted > 10'000, by != By::kTokens);
+    EXPECT_EQ(counts.cancels > 100 && counts.errors > 100, by != By::kDrafts);
+    for (const int64_t happened :
+         {counts.accepted, counts.hits, counts.restores, counts.evictions, counts.preemptions, counts.forks})
+      EXPECT_GT(happened, 100);
+  }
+}
+
+// With drafts there is one wait in a step for all that the device has to do: for the tokens.
+TEST_F(AsyncEngine, ADraftingStepWaitsForTheDeviceOnce) {
+  HashModelConfig config;
+  config.mtp_layers = 1;
+  config.agreement = 0.5;
+  config.step_cost = config.draft_cost = {.weight_bytes = 1e6};
+  const HashModel model(config);
+  DeferredBackend<ReferenceBackend> stream(0, DeferredFaults{});
+  const DeferredModel deferred(model, stream.queue());
+  ModelRunner runner(deferred, stream, {.pending_capacity = 3, .hidden_ring = 16});
+  EngineOptions options;
+  options.seed = 1;
+  options.async_scheduling = true;
+  options.speculative.emplace().num_speculative_tokens = 3;
+  options.speculative->adaptive = false;
+  EngineCore core(runner, nullptr, options);
+  for (int32_t i = 0; i < 3; ++i) {
+    Request request;
+    request.prompt_token_ids = {1, 2, 3 + i};
+    request.params.max_tokens = 60;
+    if (i == 1) request.params.presence_penalty = 0.5f;  // its rows read the drafts before
+    core.add(std::move(request), {});
+  }
+  int steps = 0;
+  for (int64_t before = 0; core.step(); before = stream.queue().emptied()) {
+    const std::span<Choice* const> running = core.scheduler().running();
+    const auto drafted = [](const Choice* choice) { return choice->drafts.size() == 3; };
+    if (running.size() < 3 || !std::all_of(running.begin(), running.end(), drafted)) continue;
+    EXPECT_EQ(stream.queue().emptied(), before + 1);
+    ++steps;
+  }
+  EXPECT_GT(steps, 10);
+}
+
 // In how many seeds a fault is reported. Those with grammars are left out, since a grammar ends the process when it is
 // given a token that it refuses.
-int reported(By by, DeferredFaults faults) {
+int reported(const SimOptions& options) {
   int reports = 0;
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-    EngineSim sim(seed, async(only(by), faults));
+    EngineSim sim(seed, options);
     const auto& requests = sim.world().requests;
     if (std::any_of(requests.begin(), requests.end(), [](const SimRequest& r) { return r.request.grammar; })) continue;
     reports += !sim.run().empty();
@@ -61,14 +114,26 @@ int reported(By by, DeferredFaults faults) {
   return reports;
 }
 
-TEST_F(AsyncEngine, TokensReadBeforeTheyAreThere) { EXPECT_GT(reported(By::kTokens, {.reads_early = true}), 50); }
+TEST_F(AsyncEngine, TokensReadBeforeTheyAreThere) {
+  EXPECT_GT(reported(without_drafts(async(only(By::kTokens), {.reads_early = true}))), 50);
+}
+
+TEST_F(AsyncEngine, DraftsReadBeforeTheyAreThere) {
+  EXPECT_GT(reported(async(only(By::kDrafts), {.reads_drafts_early = true})), 20);
+}
+
+TEST_F(AsyncEngine, DraftsOfTheStepBeforePutIntoABatch) {
+  EXPECT_GT(reported(async(only(By::kDrafts), {.puts_early = true})), 20);
+}
 
 TEST_F(AsyncEngine, UploadOverwrittenBeforeItWasRead) {
   // A batch that is half another one may also end the process.
-  EXPECT_DEATH(CHECK_LE(reported(By::kTokens, {.reuses_early = true}), 50), "check failed");
+  EXPECT_DEATH(CHECK_LE(reported(async(only(By::kTokens), {.reuses_early = true})), 50), "check failed");
 }
 
-TEST_F(AsyncEngine, SlotOverwrittenAfterAStop) { EXPECT_GT(reported(By::kAll, {.always_active = true}), 8); }
+TEST_F(AsyncEngine, SlotOverwrittenAfterAStop) {
+  EXPECT_GT(reported(without_drafts(async(only(By::kAll), {.always_active = true}))), 8);
+}
 
 }  // namespace
 }  // namespace calandra::hashsim

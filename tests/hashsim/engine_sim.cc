@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace calandra::hashsim {
 namespace {
@@ -18,7 +19,8 @@ std::string name_of(const TokenEvent& event) {
 
 EngineOptions with_clock(EngineOptions options, const double& now, bool async) {
   options.clock = [&now] { return now; };
-  options.async_scheduling = async;
+  const bool by_lookup = options.speculative && options.speculative->method == DraftMethod::kNgram;
+  options.async_scheduling = async && !by_lookup;  // it would only warn
   return options;
 }
 
@@ -49,7 +51,7 @@ EngineSim::EngineSim(uint64_t seed, SimOptions options)
       options_(std::move(options)),
       world_(seed,
              [this](SimWorld& world) {
-               if (options_.async) world.options.speculative.reset();
+               if (options_.async) world.limits.upload_bytes = static_cast<int64_t>(mix(seed_, 0x57e6) % 2);
                if (options_.world) options_.world(world);
              }),
       draw_(mix(seed, 0xd157)),
@@ -67,7 +69,7 @@ EngineSim::EngineSim(uint64_t seed, SimOptions options)
   model_.before_forward([this](Batch& batch) {
     now_ += (1e-4 + 1e-6 * static_cast<double>(batch.rows())) * (0.5 + draw_.real(0, 1));
     for (int64_t i = 0; i < batch.rows(); ++i) note(static_cast<uint64_t>(at(batch.token_ids, i)));
-    if (options_.drafts) check_drafts(batch);
+    if (options_.drafts && world_.options.speculative) note_drafts(batch);
     if (options_.before_forward) options_.before_forward(*this, batch);
   });
   model_.before_draft([this](Batch& batch) {
@@ -103,6 +105,7 @@ std::string EngineSim::run() {
       disturb();
     else if (step_ == world_.fault_steps)
       give_back();
+    verified_.clear();
     const bool ran = core_.step(), all_there = pages_taken_.empty() && slots_taken_.empty();
     counts_.steps += ran;
     if (!ran && !core_.idle() && all_there) violation("requests wait, and nothing runs");
@@ -150,6 +153,8 @@ bool EngineSim::on_token(SimRequest& request, const TokenEvent& event) {
     return false;
   }
   SimRequest::Told& told = request.told[index];
+  if (event.token >= 0 && std::exchange(told.step, step_) != step_ && options_.drafts)
+    if (const Choice* choice = find(event.request, event.choice)) check_drafts(*choice);  // not before it is forked
   if (told.ended) violation(name_of(event) + " ends twice");
   if (event.token >= 0) check_token(request, index, event);
   if (event.token < 0 && !event.finished) violation(name_of(event) + " has neither token nor end");

@@ -41,8 +41,8 @@ struct SimOptions {
   std::function<void(EngineSim&)> after_step;                   // before the checks
   std::function<void(EngineSim&, const TokenEvent&)> on_token;  // before the checks
   Backend* backend = nullptr;                                   // the engine's; the reference backend by default
-  // Runs without drafts on a device with a stream, and launches steps ahead. Where states and ownership are checked the
-  // device is waited for after every step, otherwise it may be behind.
+  // Runs on a device with a stream: drafts stay there, and steps without them are launched ahead. Where states and
+  // ownership are checked the device is waited for after every step, otherwise it may be behind.
   bool async = false;
   DeferredFaults faults = {};
 };
@@ -80,7 +80,8 @@ class EngineSim {
   int64_t most_cached(const SimRequest& request) const;
 
   SoloAnswer& solo_of(const Choice& choice);
-  void check_drafts(const Batch& batch);
+  void note_drafts(const Batch& batch);
+  void check_drafts(const Choice& choice);
   bool waits() const { return !options_.async || options_.states || options_.ownership; }
   void check_step();
   void check_states(const Choice& choice);
@@ -105,6 +106,11 @@ class EngineSim {
   std::map<RequestId, SimRequest*> by_id_;
   size_t next_request_ = 0;
   int64_t step_ = 0;
+  struct Verified {
+    int32_t slot;  // that the sequence writes
+    std::vector<int32_t> drafts;
+  };
+  std::vector<Verified> verified_;  // rows of drafts that ran in this step
   std::vector<int32_t> pages_taken_, slots_taken_;
   std::vector<bool> page_was_free_, slot_was_free_;
   std::string violation_;

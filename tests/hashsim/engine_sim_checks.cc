@@ -18,40 +18,46 @@ std::string name_of(const Choice& choice) {
 
 }  // namespace
 
-// The rows behind the certain ones are the drafts of their choice, and those are what the drafter must propose.
-void EngineSim::check_drafts(const Batch& batch) {
-  if (!world_.options.speculative || !violation_.empty()) return;
-  const SpeculativeConfig& config = *world_.options.speculative;
-  for (Choice* choice : core_.scheduler().running()) {
-    const Sequence& s = choice->sequence;
-    if (!choice->decodes() || choice->drafts.empty()) continue;
-    const auto k = std::ssize(choice->drafts);
-    counts_.drafted += k;
-    SoloAnswer& solo = solo_of(*choice);
-    if (s.tokens != solo.so_far.tokens) return violation(name_of(*choice) + " has other tokens than were told");
-    std::vector<int32_t> want;
-    if (config.method == DraftMethod::kNgram) {
-      want = solo.ngram_drafts(config.prompt_lookup_min, config.prompt_lookup_max, k);
-    } else {
-      // An adaptive number of drafts gives up entries while drafts do not pay.
-      const bool complete = world_.long_ring && !config.adaptive;
-      if (complete && s.mtp_begin > 1)
-        violation(fmt::format("{}: MTP entries below {} were given up", name_of(*choice), s.mtp_begin));
-      want = solo.mtp_drafts(world_.rules, world_.sampler, k, complete ? 1 : std::max<int64_t>(1, s.mtp_begin));
-    }
-    want.resize(std::min(want.size(), choice->drafts.size()));
-    if (choice->drafts != want)
-      return violation(fmt::format("{} at {}: drafts [{}], not [{}]", name_of(*choice), s.size(),
-                                   fmt::join(choice->drafts, " "), fmt::join(want, " ")));
-    int64_t found = 0;
-    for (int64_t segment = 0; segment < batch.segments(); ++segment) {
-      const int32_t b = at(batch.segment_sequence, segment);
-      if (at(batch.state_dst, segment) != s.slot || at(batch.draft_count, b) != k) continue;
-      const int32_t end = at(batch.query_start, b + 1);
-      found += std::equal(want.begin(), want.end(), batch.token_ids.as<int32_t>() + end - k);
-    }
-    if (found != 1) violation(name_of(*choice) + ": the batch has other drafts");
+void EngineSim::note_drafts(const Batch& batch) {
+  for (int64_t segment = 0; segment < batch.segments(); ++segment) {
+    const int32_t b = at(batch.segment_sequence, segment), end = at(batch.query_start, b + 1);
+    const bool last = segment + 1 == batch.segments() || at(batch.segment_sequence, segment + 1) != b;
+    const int32_t* ids = batch.token_ids.as<int32_t>();
+    if (last && at(batch.draft_count, b) > 0)
+      verified_.push_back({at(batch.state_dst, segment), {ids + end - at(batch.draft_count, b), ids + end}});
   }
+}
+
+// When a choice is told its first token of a step: the rows behind the certain ones were its drafts, and those are what
+// the drafter must propose.
+void EngineSim::check_drafts(const Choice& choice) {
+  if (!world_.options.speculative || !violation_.empty() || choice.draft_rows() == 0) return;
+  const SpeculativeConfig& config = *world_.options.speculative;
+  const Sequence& s = choice.sequence;
+  const auto ran =
+      std::find_if(verified_.begin(), verified_.end(), [&](const Verified& v) { return v.slot == s.slot; });
+  if (ran == verified_.end()) return violation(name_of(choice) + ": its drafts did not run");
+  const std::vector<int32_t>& rows = ran->drafts;
+  counts_.drafted += std::ssize(choice.drafts);
+  SoloAnswer& solo = solo_of(choice);
+  const std::vector<int32_t>& before = solo.so_far.tokens;
+  if (s.size() - 1 != std::ssize(before) || !std::equal(before.begin(), before.end(), s.tokens.begin()))
+    return violation(name_of(choice) + " has other tokens than were told");
+  const auto k = std::ssize(rows);
+  std::vector<int32_t> want;
+  if (config.method == DraftMethod::kNgram) {
+    want = solo.ngram_drafts(config.prompt_lookup_min, config.prompt_lookup_max, k);
+  } else {
+    // An adaptive number of drafts gives up entries while drafts do not pay.
+    const bool complete = world_.long_ring && !config.adaptive;
+    if (complete && s.mtp_begin > 1)
+      violation(fmt::format("{}: MTP entries below {} were given up", name_of(choice), s.mtp_begin));
+    want = solo.mtp_drafts(world_.rules, world_.sampler, k, complete ? 1 : std::max<int64_t>(1, s.mtp_begin));
+  }
+  if (choice.drafts != want)
+    return violation(fmt::format("{} at {}: drafts [{}], not [{}]", name_of(choice), std::ssize(before),
+                                 fmt::join(choice.drafts, " "), fmt::join(want, " ")));
+  if (!std::equal(want.begin(), want.end(), rows.begin())) violation(name_of(choice) + ": the batch has other drafts");
 }
 
 void EngineSim::check_step() {

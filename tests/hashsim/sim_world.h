@@ -73,6 +73,7 @@ struct SimRequest {
   bool cancelled = false;
   struct Told {
     int64_t tokens = 0, forced_preemptions = 0;
+    int64_t step = -1;  // in which it was told a token last
     bool ended = false;
   };
   std::vector<Told> told;  // of each choice

@@ -234,25 +234,50 @@ TEST_P(Sampler, SampledInTwoHalvesIsSampledTheSame) {
   }
   batch.ids = {100'000};  // of no column: row 2 has no token
   const auto want = sample(reference, l, batch);
-  ops::SamplingResult result;
-  const Tensor tokens = tested.run([&](ExecContext& ctx) {
-    if (ctx.dry_run) return Tensor();
-    const Tensor started = ops::start_sample(ctx, l, batch);
-    if (!started.empty()) ops::finish_sample(ctx, batch, result);
-    return started;
+  // The same rows of another seed are on their way meanwhile.
+  SamplingBatch other = batch;
+  for (SamplingRow& row : other.rows) row.seed = 8;
+  const auto want_other = sample(reference, l, other);
+  const Tensor tokens = pool.ints({9, 9, 9, 9, 9}), other_tokens = pool.ints({9, 9, 9, 9, 9});
+  const auto start = [&](ExecContext& ctx, const SamplingBatch& rows, int flight, Tensor to) {
+    return !ctx.dry_run && ops::start_sample(ctx, l, rows, flight, to);
+  };
+  ops::SamplingResult result, other_result;
+  bool started = false;
+  tested.run([&](ExecContext& ctx) {
+    started = start(ctx, batch, 0, tokens) && start(ctx, other, ops::kSamplesAtOnce - 1, other_tokens);
+    if (!started) return 0;
+    ops::finish_sample(ctx, batch, 0, result);
+    ops::finish_sample(ctx, other, ops::kSamplesAtOnce - 1, other_result);
+    return 0;
   });
-  if (tokens.empty()) GTEST_SKIP() << "skipped: " << name() << " has no stream";
-  std::vector<int32_t> on_host(want.size());
-  tested.backend().copy_bytes(on_host.data(), tokens.data(), on_host.size() * sizeof(int32_t));
+  if (!started) GTEST_SKIP() << "skipped: " << name() << " has no stream";
   for (size_t r = 0; r < want.size(); ++r) {
-    EXPECT_EQ(on_host[r], want[r].token);
+    EXPECT_EQ(tokens.as<int32_t>()[r], want[r].token);
+    EXPECT_EQ(other_tokens.as<int32_t>()[r], want_other[r].token);
     EXPECT_EQ(result.rows[r].token, want[r].token);
+    EXPECT_EQ(other_result.rows[r].token, want_other[r].token);
     EXPECT_EQ(result.rows[r].status, want[r].status);
     if (batch.rows[r].num_logprobs != ops::kNoLogprobs) expect_same(result.rows[r].logprobs, want[r].logprobs);
   }
   batch.rows[4].num_logprobs = ops::kAllLogprobs;  // of the host
-  EXPECT_TRUE(
-      tested.run([&](ExecContext& ctx) { return ctx.dry_run ? Tensor() : ops::start_sample(ctx, l, batch); }).empty());
+  tested.run([&](ExecContext& ctx) {
+    EXPECT_FALSE(start(ctx, batch, 0, tokens));
+    return 0;
+  });
+}
+
+// Tokens go to their rows, and what has none is 0.
+TEST_P(Sampler, PutsTokensIntoABatch) {
+  const Tensor sampled = pool.ints({5, -1, 7, 9});
+  Batch batch;
+  batch.token_ids = pool.ints({3, 3, 3, 3, 3});
+  tested.run([&](ExecContext& ctx) {
+    ops::put_tokens(ctx, sampled, pool.ints({3, 1, 0}), pool.ints({0, 2, 3}), batch);
+    return 0;
+  });
+  const auto* ids = batch.token_ids.as<int32_t>();
+  EXPECT_EQ(std::vector<int32_t>(ids, ids + 5), (std::vector<int32_t>{9, 3, 0, 5, 3}));
 }
 
 // A sequence goes on with its token, or has none, or ends with it.

@@ -46,14 +46,15 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   memory_bytes_ = free - free / 32;        // kernels are loaded as they are first run, and allocations are rounded up
   CUDA_CHECK(cudaStreamCreate(&stream_));  // blocking: copies keep their order to a step that was launched ahead
-  CUDA_CHECK(cudaEventCreateWithFlags(&uploaded_, cudaEventDisableTiming));
-  CUDA_CHECK(cudaEventCreateWithFlags(&sampled_, cudaEventDisableTiming));
+  for (cudaEvent_t& event : uploaded_) CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  for (cuda::SamplingFlight& flight : sampling_.flights)
+    CUDA_CHECK(cudaEventCreateWithFlags(&flight.sampled, cudaEventDisableTiming));
   cuda::fail_call(options_.fail_call);
 }
 
 CudaBackend::~CudaBackend() {
-  CUDA_CHECK(cudaEventDestroy(sampled_));
-  CUDA_CHECK(cudaEventDestroy(uploaded_));
+  for (const cuda::SamplingFlight& flight : sampling_.flights) CUDA_CHECK(cudaEventDestroy(flight.sampled));
+  for (const cudaEvent_t event : uploaded_) CUDA_CHECK(cudaEventDestroy(event));
   CUDA_CHECK(cudaStreamDestroy(stream_));
 }
 
@@ -94,16 +95,19 @@ void CudaBackend::copy_bytes(void* to, const void* from, size_t bytes) {
   CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
 }
 
-void CudaBackend::upload(ExecContext& ctx, void* to, const void* from, size_t bytes) {
-  if (bytes == 0) return;
+Backend::UploadId CudaBackend::upload(ExecContext& ctx, void* to, const void* from, size_t bytes) {
   CUDA_CHECK(cudaSetDevice(options_.device));
-  CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cuda::stream_of(ctx)));
-  CUDA_CHECK(cudaEventRecord(uploaded_, cuda::stream_of(ctx)));
+  if (bytes > 0) CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cuda::stream_of(ctx)));
+  CUDA_CHECK(cudaEventRecord(uploaded_[static_cast<size_t>(uploads_ % kUploads)], cuda::stream_of(ctx)));
+  return uploads_++;
 }
 
-void CudaBackend::wait_for_upload() {
+// An event that stands behind a later upload by now waits a little longer.
+void CudaBackend::wait_for_upload(UploadId id) {
+  if (id < awaited_) return;
   CUDA_CHECK(cudaSetDevice(options_.device));
-  wait_for(uploaded_);
+  wait_for(uploaded_[static_cast<size_t>(id % kUploads)]);
+  awaited_ = id + 1;
 }
 
 void CudaBackend::wait_for(cudaEvent_t event) {

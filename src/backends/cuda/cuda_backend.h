@@ -17,6 +17,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <atomic>
 
 #include "backends/cuda/cuda_check.h"
@@ -50,8 +51,8 @@ class CudaBackend final : public Backend {
   size_t packed_bytes(const StoredMatrix& source) const override;
   void copy_bytes(void* to, const void* from, size_t bytes) override;
   void* stream() const override { return stream_; }
-  void upload(ExecContext& ctx, void* to, const void* from, size_t bytes) override;
-  void wait_for_upload() override;
+  UploadId upload(ExecContext& ctx, void* to, const void* from, size_t bytes) override;
+  void wait_for_upload(UploadId id) override;
   bool records() const override;
   std::unique_ptr<Recording> record(ExecContext& ctx, const std::function<void()>& work) override;
   void plan(ExecContext& ctx, const Batch& batch) override;
@@ -134,14 +135,19 @@ class CudaBackend final : public Backend {
   // choose
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override;
-  Tensor start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) override;
-  void finish_sample(ExecContext& ctx, const ops::SamplingBatch& batch, ops::SamplingResult& out) override;
+  bool start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch, int flight,
+                    Tensor& tokens) override;
+  void finish_sample(ExecContext& ctx, const ops::SamplingBatch& batch, int flight, ops::SamplingResult& out) override;
+  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
+                  const Batch& batch) override;
   void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
                    const Batch& batch) override;
 
  private:
-  // The rows that sampling_.on_device names; false, and nothing started, when there is no memory for it.
-  bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch);
+  // The rows that `on_device` of the flight names, their tokens to `tokens` unless it is null; false, and nothing
+  // started, when there is no memory for it.
+  bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+                       cuda::SamplingFlight& flight, int32_t* tokens);
   void wait_for(cudaEvent_t event);
   // After every launch: counts it and ends the process when it failed, with the kernel's name.
   void launched(const ExecContext& ctx, const char* kernel);
@@ -150,11 +156,12 @@ class CudaBackend final : public Backend {
   size_t memory_bytes_ = 0;  // that were free at the start, less a reserve
   uint32_t launches_ = 0;    // a recording counts as one
   double waited_seconds_ = 0;
-  cudaStream_t stream_ = nullptr;       // waits for the legacy stream, and that for it: copy_bytes keeps the order
-  cudaEvent_t uploaded_ = nullptr;      // behind the last upload
-  cudaEvent_t sampled_ = nullptr;       // behind the last sampler
-  cudaStream_t last_stream_ = nullptr;  // that was launched on
-  cuda::KernelTimer* timer_ = nullptr;  // during time_kernels
+  cudaStream_t stream_ = nullptr;  // waits for the legacy stream, and that for it: copy_bytes keeps the order
+  static constexpr UploadId kUploads = 512;
+  std::array<cudaEvent_t, kUploads> uploaded_ = {};  // behind the last uploads; that of upload i at i % kUploads
+  UploadId uploads_ = 0, awaited_ = 0;               // those before are there
+  cudaStream_t last_stream_ = nullptr;               // that was launched on
+  cuda::KernelTimer* timer_ = nullptr;               // during time_kernels
   cuda::SamplingMemory sampling_;
 };
 

@@ -90,8 +90,8 @@ void read_logprobs(const ops::SamplingRow& row, const ops::SamplingBatch& batch,
 
 using namespace cuda;
 
-bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) {
-  SamplingMemory& memory = sampling_;
+bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
+                                  SamplingFlight& memory, int32_t* tokens) {
   const size_t rows = memory.on_device.size(), V = static_cast<size_t>(logits.size(1));
   Sections in, results;
   const size_t inputs = in.add<SamplingInput>(rows), counts = in.add<ops::TokenCount>(batch.counts.size()),
@@ -105,9 +105,8 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
   const size_t outcomes = results.add<SamplingOutcome>(rows), tops = results.add<ops::TokenLogprob>(rows * kMostTops),
                listed = results.add<float>(listed_ids);
   if (!grow(memory.host_in, in.size(), {}) || !grow(memory.out, results.size(), {}) ||
-      !grow(memory.in, in.size(), device()) || !grow(memory.copies, changed * V * sizeof(float), device()) ||
-      !grow(memory.token_ids, batch.token_ids.size() * sizeof(int32_t), device()) ||
-      !grow(memory.tokens, rows * sizeof(int32_t), device()))
+      !grow(memory.in, in.size(), device()) || !grow(sampling_.copies, changed * V * sizeof(float), device()) ||
+      !grow(sampling_.token_ids, batch.token_ids.size() * sizeof(int32_t), device()))
     return false;
 
   auto* input = at<SamplingInput>(memory.host_in, inputs);
@@ -124,27 +123,27 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
   const cudaStream_t stream = stream_of(ctx);
   CUDA_CHECK(cudaMemcpyAsync(memory.in.data(), memory.host_in.data(), in.size(), cudaMemcpyHostToDevice, stream));
   if (!batch.token_ids.empty() && !std::equal(batch.token_ids.begin(), batch.token_ids.end(),
-                                              memory.held_token_ids.begin(), memory.held_token_ids.end())) {
-    memory.held_token_ids.assign(batch.token_ids.begin(), batch.token_ids.end());
-    copy_bytes(memory.token_ids.data(), batch.token_ids.data(), batch.token_ids.size_bytes());
+                                              sampling_.held_token_ids.begin(), sampling_.held_token_ids.end())) {
+    sampling_.held_token_ids.assign(batch.token_ids.begin(), batch.token_ids.end());
+    copy_bytes(sampling_.token_ids.data(), batch.token_ids.data(), batch.token_ids.size_bytes());
   }
   const SamplingArgs args{.logits = logits.as<float>(),
                           .stride = logits.stride(0),
                           .V = static_cast<int>(V),
-                          .token_ids = batch.token_ids.empty() ? nullptr : at<const int32_t>(memory.token_ids, 0),
+                          .token_ids = batch.token_ids.empty() ? nullptr : at<const int32_t>(sampling_.token_ids, 0),
                           .rows = at<const SamplingInput>(memory.in, inputs),
                           .counts = at<const ops::TokenCount>(memory.in, counts),
                           .bias = at<const ops::TokenBias>(memory.in, bias),
                           .ids = at<const int32_t>(memory.in, ids),
                           .grammar = at<const uint32_t>(memory.in, grammar),
-                          .copies = at<float>(memory.copies, 0),
-                          .tokens = at<int32_t>(memory.tokens, 0),
+                          .copies = at<float>(sampling_.copies, 0),
+                          .tokens = tokens,
                           .outcomes = at<SamplingOutcome>(memory.out, outcomes),
                           .tops = at<ops::TokenLogprob>(memory.out, tops),
                           .listed = at<float>(memory.out, listed)};
   launch_sampler(stream, args, static_cast<int>(rows));
   launched(ctx, "sample");
-  CUDA_CHECK(cudaEventRecord(sampled_, stream));
+  CUDA_CHECK(cudaEventRecord(memory.sampled, stream));
   memory.outcomes = args.outcomes;
   memory.tops = args.tops;
   memory.listed = args.listed;
@@ -152,9 +151,9 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
 }
 
 // Waits for the rows on the device, and for nothing that was started behind them.
-void CudaBackend::finish_sample(ExecContext&, const ops::SamplingBatch& batch, ops::SamplingResult& out) {
-  const SamplingMemory& memory = sampling_;
-  wait_for(sampled_);
+void CudaBackend::finish_sample(ExecContext&, const ops::SamplingBatch& batch, int flight, ops::SamplingResult& out) {
+  const SamplingFlight& memory = sampling_.flights[static_cast<size_t>(flight)];
+  wait_for(memory.sampled);
   const float* own_listed = memory.listed;
   for (size_t i = 0; i < memory.on_device.size(); ++i) {
     const ops::SamplingRow& row = batch.rows[memory.on_device[i]];
@@ -174,27 +173,28 @@ void CudaBackend::finish_sample(ExecContext&, const ops::SamplingBatch& batch, o
 }
 
 // Of all rows or none.
-Tensor CudaBackend::start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch) {
+bool CudaBackend::start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch, int number,
+                               Tensor& tokens) {
   CUDA_CHECK(cudaSetDevice(options_.device));
-  std::vector<size_t>& on_device = sampling_.on_device;
-  on_device.clear();
+  SamplingFlight& flight = sampling_.flights[static_cast<size_t>(number)];
+  flight.on_device.clear();
   for (size_t r = 0; r < batch.rows.size(); ++r) {
-    if (!is_for_device(batch.rows[r])) return {};
-    on_device.push_back(r);
+    if (!is_for_device(batch.rows[r])) return false;
+    flight.on_device.push_back(r);
   }
-  if (on_device.empty() || !start_on_device(ctx, logits, batch)) return {};
-  return sampling_.tokens.tensor(DType::kI32, {std::ssize(batch.rows)});
+  return !flight.on_device.empty() && start_on_device(ctx, logits, batch, flight, tokens.as<int32_t>());
 }
 
 void CudaBackend::sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                          ops::SamplingResult& out) {
   CUDA_CHECK(cudaSetDevice(options_.device));
-  std::vector<size_t>& on_device = sampling_.on_device;
+  SamplingFlight& flight = sampling_.flights.front();  // nothing of it is on its way
+  std::vector<size_t>& on_device = flight.on_device;
   on_device.clear();
   for (size_t r = 0; r < batch.rows.size(); ++r)
     if (is_for_device(batch.rows[r])) on_device.push_back(r);
-  if (!on_device.empty() && !start_on_device(ctx, logits, batch)) on_device.clear();
-  if (!on_device.empty()) finish_sample(ctx, batch, out);
+  if (!on_device.empty() && !start_on_device(ctx, logits, batch, flight, nullptr)) on_device.clear();
+  if (!on_device.empty()) finish_sample(ctx, batch, 0, out);
   if (on_device.size() == batch.rows.size()) return;
 
   if (out.scratch.empty()) out.scratch.resize(1);

@@ -302,7 +302,8 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kSelect
   const uint64_t own = s.own_top(), top = cluster_max(memory, own);
   if (top == 0 || top == ~uint64_t{0}) {
     if (leader) {
-      out.token = out.greedy_id = a.tokens[in.place] = -1;
+      out.token = out.greedy_id = -1;
+      if (a.tokens != nullptr) a.tokens[in.place] = -1;
       out.status = static_cast<int32_t>(top == 0 ? ops::RowStatus::kAllMasked : ops::RowStatus::kNotFinite);
     }
     return;
@@ -316,7 +317,8 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kSelect
     token = s.draw(greedy_id);
   }
   if (leader) {
-    out.token = a.tokens[in.place] = token;
+    out.token = token;
+    if (a.tokens != nullptr) a.tokens[in.place] = token;
     out.greedy_id = greedy_id;
     out.status = static_cast<int32_t>(ops::RowStatus::kOk);
   }

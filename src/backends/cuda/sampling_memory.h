@@ -3,9 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <vector>
 
-#include "ops/sampling.h"
+#include "ops/look_ahead.h"
 #include "tensor/buffer.h"
 
 namespace calandra::cuda {
@@ -37,7 +38,7 @@ struct SamplingArgs {
   const int32_t* ids;
   const uint32_t* grammar;
   float* copies;    // [changed rows, V]
-  int32_t* tokens;  // [rows] on the device, for who goes on there
+  int32_t* tokens;  // [rows] on the device, for who goes on there; null: nobody
   SamplingOutcome* outcomes;
   ops::TokenLogprob* tops;  // [rows, kMostTops], logits, in no order
   float* listed;            // logits
@@ -45,16 +46,23 @@ struct SamplingArgs {
 
 void launch_sampler(cudaStream_t stream, const SamplingArgs& args, int rows);
 
-// Grows with the largest batch so far.
-struct SamplingMemory {
-  Buffer host_in, in, copies, token_ids, tokens;
-  Buffer out;  // host memory that the kernel writes
-  std::vector<int32_t> held_token_ids;
+// One start of the sampler, on its way. Grows with the largest batch so far.
+struct SamplingFlight {
+  Buffer host_in, in;
+  Buffer out;                     // host memory that the kernel writes
+  cudaEvent_t sampled = nullptr;  // behind the kernel
   std::vector<size_t> on_device;  // rows
   // In `out`, of the rows that were started.
   const SamplingOutcome* outcomes = nullptr;
   const ops::TokenLogprob* tops = nullptr;
   const float* listed = nullptr;
+};
+
+struct SamplingMemory {
+  std::array<SamplingFlight, ops::kSamplesAtOnce> flights;
+  // Of one at a time on the device, in the order of the stream.
+  Buffer copies, token_ids;
+  std::vector<int32_t> held_token_ids;
 };
 
 }  // namespace calandra::cuda

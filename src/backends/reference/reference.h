@@ -82,6 +82,8 @@ class ReferenceBackend : public Backend {
   // choose
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override;
+  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
+                  const Batch& batch) override;
   void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
                    const Batch& batch) override;
 

@@ -17,6 +17,12 @@ void ReferenceBackend::sample(ExecContext&, const Tensor& logits, const ops::Sam
                           out.scratch[0], out.rows[r]);
 }
 
+void ReferenceBackend::put_tokens(ExecContext&, const Tensor& sampled, const Tensor& from, const Tensor& to,
+                                  const Batch& batch) {
+  for (int64_t i = 0; i < from.size(0); ++i)
+    batch.token_ids.as<int32_t>()[to.as<int32_t>()[i]] = std::max(0, sampled.as<int32_t>()[from.as<int32_t>()[i]]);
+}
+
 void ReferenceBackend::next_tokens(ExecContext&, const Tensor& sampled, const ops::SampledSource& source,
                                    const Batch& batch) {
   const int32_t *begin = source.stop_begin.as<int32_t>(), *ids = source.stop_ids.as<int32_t>();
