@@ -223,6 +223,99 @@ TEST(Parsers, StringsArriveBeforeTheirEnd) {
   EXPECT_EQ(events[0].text, "\"first line \\\"quoted\\\"\\nsecond");
 }
 
+// `every` bytes at a time, as "name(arguments)…" in the order of the events, content as it is.
+std::string told(std::string_view text, size_t every) {
+  AnswerParser parser({.tools = ToolFormat::kHermes});
+  std::string out;
+  const auto take = [&](const OutputEvents& events) {
+    for (const OutputEvent& event : events) {
+      out += event.text;
+      if (event.kind == OutputEvent::Kind::kToolCallBegin) out += '(';
+      if (event.kind == OutputEvent::Kind::kToolCallEnd) out += ')';
+    }
+  };
+  for (size_t at = 0; at < text.size(); at += every) take(parser.add(text.substr(at, every)));
+  take(parser.finish());
+  return out;
+}
+
+TEST(Parsers, JsonArgumentsArriveWhileTheyAreWritten) {
+  AnswerParser parser({.tools = ToolFormat::kHermes});
+  const auto arguments = [&](std::string_view text) {
+    std::string out;
+    for (const OutputEvent& event : parser.add(text))
+      if (event.kind == OutputEvent::Kind::kArguments) out += event.text;
+    return out;
+  };
+  EXPECT_EQ(arguments("<tool_call>\n{\"name\": \"write\", \"arguments\": "), "");
+  EXPECT_EQ(arguments("{"), "{");
+  EXPECT_EQ(arguments("\"text\" "), "");  // a key is held back until its value begins
+  EXPECT_EQ(arguments(": \"one"), "\"text\" : \"one");
+  EXPECT_EQ(arguments(" two\\"), " two");
+  EXPECT_EQ(arguments("n\\ud83d"), "\\n");
+  EXPECT_EQ(arguments("\\udc4d\", \"n\": -1"), "\\ud83d\\udc4d\"");
+  EXPECT_EQ(arguments("2.5"), "");  // 2.5e3 might come
+  EXPECT_EQ(arguments(" "), ", \"n\": -12.5");
+  EXPECT_EQ(arguments(", \"list\": [[ ], tru"), " , \"list\": [[ ]");
+}
+
+TEST(Parsers, BrokenJsonCalls) {
+  const std::string begin = "<tool_call>\n{\"name\": \"f\", \"arguments\": ", end = "\n</tool_call>";
+  const std::pair<std::string, std::string> cases[] = {
+      // As they are written.
+      {begin + "{ \"x\" : [ 1.50 , 2 ] ,\n\"y\":{} } }" + end, "f({ \"x\" : [ 1.50 , 2 ] ,\n\"y\":{} })"},
+      {begin + "{\"x\": 12345678901234567890123}}" + end, "f({\"x\": 12345678901234567890123})"},
+      // The text breaks off.
+      {begin + "{", "f({})"},
+      {begin + "{\"x", "f({})\"x"},
+      {begin + "{\"x\": ", "f({})\"x\": "},
+      {begin + "{\"x\": \"ab", "f({\"x\": \"ab\"})"},
+      {begin + "{\"x\": \"ab\\u00", "f({\"x\": \"ab\"})\\u00"},
+      {begin + "{\"x\": [1, {\"y\": tru", "f({\"x\": [1, {}]})\"y\": tru"},
+      {begin + "{\"x\": 1}", "f({\"x\": 1})"},
+      {begin + "{\"x\": 1} }\n</tool", "f({\"x\": 1})</tool"},
+      // No JSON.
+      {begin + "{\"x\": nope}}" + end + " so", "f({})\"x\": nope}}" + end + " so"},
+      {begin + "{\"x\": 1, 'y': 2}}" + end, "f({\"x\": 1}), 'y': 2}}" + end},
+      {begin + "{\"x\": [1}}" + end, "f({\"x\": [1]})}}" + end},
+      {begin + "{\"x\": 01}}" + end, "f({})\"x\": 01}}" + end},
+      // Mended.
+      {begin + "{\"x\": \"a\n\tb\"}}" + end, "f({\"x\": \"a\\u000a\\u0009b\"})"},
+      {begin + "{\"x\": \"\\d+\\.\\u12\\ud83d!\"}}" + end, "f({\"x\": \"\\\\d+\\\\.\\\\u12\\\\ud83d!\"})"},
+      {begin + "{\"a\nb\": 1}}" + end, "f({\"a\\u000ab\": 1})"},
+      {begin + "{\"a\nb", "f({})\"a\nb"},
+      {begin + "{\"x\": 1}" + end + "x", "f({\"x\": 1})x"},
+      {begin + "{\"x\": 1}}}" + end + "x", "f({\"x\": 1})x"},
+      // Other members.
+      {begin + "{}, \"id\": {\"a\": \"}\"}}" + end + "x", "f({})x"},
+      {begin + "{}, \"id\": 5", "f({}), \"id\": 5"},
+      {begin + "{}} Then <tool_call>\n{\"name\": \"g\"}" + end, "f({})Then g({})"},
+      {begin + "5, \"arguments\": {\"x\": 1}}" + end, "f({\"x\": 1})"},
+      {"<tool_call>{\"name\": \"f\", \"x\": {\"arguments\": {}}, \"arguments\": {\"y\": {}}}</tool_call>",
+       "f({\"y\": {}})"},
+  };
+  for (const auto& [text, wanted] : cases)
+    for (const size_t every : {text.size(), size_t{1}, size_t{2}, size_t{7}})
+      EXPECT_EQ(told(text, every), wanted) << every;
+}
+
+// Whatever a call of any depth is cut to, its arguments can be read.
+TEST(Parsers, DeepArguments) {
+  for (const int depth : {255, 256, 257, 100'000}) {
+    const std::string text = "<tool_call>{\"name\": \"f\", \"arguments\": {\"x\": " + std::string(depth, '[') +
+                             std::string(depth, ']') + "}}</tool_call>";
+    AnswerParser parser({.tools = ToolFormat::kHermes});
+    ParsedAnswer answer;
+    answer.add(parser.add(text));
+    answer.add(parser.finish());
+    ASSERT_EQ(answer.tool_calls.size(), 1u);
+    EXPECT_EQ(answer.content.empty(), depth <= 255);
+    boost::system::error_code failed;
+    json::parse(answer.tool_calls[0].arguments, failed, {}, {.max_depth = 256});
+    EXPECT_FALSE(failed) << depth;
+  }
+}
+
 TEST(Parsers, OneCallUnlessParallel) {
   const std::string text =
       "<tool_call>\n{\"name\": \"a\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"b\", \"arguments\": "
