@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "structured/requested_form.h"
+#include "text/parsers/tool_list.h"
 
 namespace calandra::apps {
 namespace {
@@ -67,13 +68,6 @@ std::variant<BatchBody, RequestError> as_value(const Read& read) {
   } catch (const UsageError& error) {  // text that cannot be tokenised
     return RequestError{400, "invalid_request_error", "", error.what()};
   }
-}
-
-void check_tool(const json::value& tool) {
-  const json::object* function = tool.is_object() ? object_field(tool.get_object(), "function") : nullptr;
-  const json::value* name = function == nullptr ? nullptr : find_field(*function, "name");
-  if (name == nullptr || !name->is_string() || name->get_string().empty())
-    refuse_field("tools", "tools must each have a function with a name");
 }
 
 void read_stream_options(const json::object& body, BatchBody& to) {
@@ -217,7 +211,8 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, Batc
   const json::value* tools = find_field(body, "tools");
   if (tools != nullptr && !tools->is_array()) wrong_type("tools", "a list of objects");
   if (tools != nullptr)
-    for (const json::value& tool : tools->get_array()) check_tool(tool);
+    for (const json::value& tool : tools->get_array())
+      if (!read_tool(tool)) refuse_field("tools", "tools must each have a function with a name");
 
   json::object variables;
   variables["add_generation_prompt"] =

@@ -13,11 +13,6 @@ void wrong_type(std::string_view param, std::string_view rule) {
   refuse_field(param, fmt::format("{} must be {}", param, rule), "invalid_type");
 }
 
-const json::value* find_field(const json::object& body, std::string_view name) {
-  const json::value* value = body.if_contains(name);
-  return value == nullptr || value->is_null() ? nullptr : value;
-}
-
 void warn_of_hosted_tools() {
   log_warning_once("tools that are no functions have no effect: the server calls none itself");
 }

@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "base/error.h"
-#include "base/json.h"
+#include "base/json_member.h"
 
 namespace calandra::apps {
 
@@ -19,8 +19,6 @@ struct RefusedBody {
 // "{param} must be {rule}"
 [[noreturn]] void wrong_type(std::string_view param, std::string_view rule);
 
-// Null counts as absent.
-const json::value* find_field(const json::object& body, std::string_view name);
 // Absent: nothing, or the usual value. Another type is refused.
 bool flag_field(const json::object& body, std::string_view name, bool usual);
 std::optional<int64_t> integer_field(const json::object& body, std::string_view name);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "apps/body_fields.h"
+#include "text/parsers/tool_list.h"
 
 namespace calandra::apps {
 namespace {
@@ -15,16 +16,12 @@ const json::object* find_object(const json::object& object, std::string_view key
 
 RequestError wrong(std::string message) { return {400, "invalid_value", "tool_choice", std::move(message)}; }
 
-std::string_view name_of(const json::value& tool) {
-  const json::object* function = tool.is_object() ? find_object(tool.get_object(), "function") : nullptr;
-  const json::value* name = function == nullptr ? nullptr : find_field(*function, "name");
-  return name == nullptr || !name->is_string() ? std::string_view() : std::string_view(name->get_string());
+std::string_view name_of(const json::value& entry) {
+  const std::optional<Tool> tool = read_tool(entry);
+  return tool ? tool->name : std::string_view();
 }
 
-bool is_strict(const json::value& tool) {
-  const json::value* strict = find_field(tool.as_object().at("function").as_object(), "strict");
-  return strict != nullptr && *strict == json::value(true);
-}
+bool is_strict(const json::value& entry) { return read_tool(entry).value().strict; }
 
 }  // namespace
 

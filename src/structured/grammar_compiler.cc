@@ -13,6 +13,8 @@
 
 #include "base/log.h"
 #include "structured/matched_grammar.h"
+#include "structured/schema_spelling.h"
+#include "structured/xgrammar/pattern_check.h"
 #include "text/tokenizer.h"
 
 namespace calandra {
@@ -25,6 +27,14 @@ thread_local std::vector<std::string>* warnings = nullptr;
 struct Refused {
   std::string why;
 };
+
+void check_patterns(const json::value& schema) {
+  for (const std::string& pattern : patterns_of(schema))
+    if (!keeps_pattern_of_json_string(pattern))
+      throw std::invalid_argument(
+          fmt::format("the pattern {} cannot be kept, or only by quotes, backslashes or control characters",
+                      to_json(json::string(pattern))));
+}
 
 RequestError refusal(std::string_view why) {
   return {400, "invalid_request_error", "response_format", fmt::format("the output form cannot be used: {}", why)};
@@ -153,6 +163,11 @@ class GrammarCompiler::Worker {
     const auto schema = [&](const std::string& text, bool strict) {
       return compiler_.CompileJSONSchema(text, /*any_whitespace=*/true, std::nullopt, std::nullopt, strict);
     };
+    if (form.kind == OutputForm::Kind::kJsonSchema) check_patterns(parse_json(form.text, "the schema"));
+    if (form.kind == OutputForm::Kind::kStructuralTag) {
+      const json::value tag = parse_json(form.text, "the structural tag");
+      visit_schemas_of_tag(tag, check_patterns);
+    }
     switch (form.kind) {
       case OutputForm::Kind::kJsonObject:
         return schema(R"({"type": "object"})", false);

@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "structured/schema_spelling.h"
 
 namespace calandra {
 namespace {
@@ -20,76 +24,59 @@ constexpr int64_t kMostPatternRepeats = 20'000;  // of all patterns of a schema
 constexpr std::string_view kCounts[] = {"minItems",    "maxItems",    "minLength",     "maxLength",
                                         "minContains", "maxContains", "minProperties", "maxProperties"};
 
-// Keywords that xgrammar passes over in silence, or takes in part: an answer could break them.
-constexpr std::string_view kNotKept[] = {"not",
-                                         "if",
-                                         "then",
-                                         "else",
-                                         "patternProperties",
-                                         "uniqueItems",
-                                         "contains",
-                                         "minContains",
-                                         "maxContains",
-                                         "dependentRequired",
-                                         "dependencies",
-                                         "dependentSchemas",
-                                         "propertyNames",
-                                         "unevaluatedItems",
-                                         "unevaluatedProperties"};
-
-// Formats whose rule of xgrammar takes more than is valid ("01.2.3.4", February 30), as patterns that do not. Leap days
-// are left out.
-struct FormatPattern {
-  std::string_view format, pattern;
-};
-constexpr FormatPattern kFormats[] = {
-    {"ipv4", R"(^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$)"},
-    {"date",
-     "^[1-9][0-9]{3}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|"
-     "2[0-8]))$"},
+struct PatternSize {
+  int64_t brackets = 0, repeated = 0;
 };
 
-// Calls `each` with the schemas right inside of one.
-template <class Object, class F>
-void visit_inner(Object& object, const F& each) {
-  for (const std::string_view key : {"properties", "$defs", "definitions"})
-    if (auto* inner = object.if_contains(key); inner != nullptr && inner->is_object())
-      for (auto&& member : inner->get_object()) each(member.value());
-  for (const std::string_view key : {"prefixItems", "items", "anyOf", "oneOf", "allOf"})
-    if (auto* inner = object.if_contains(key); inner != nullptr && inner->is_array())
-      for (auto& item : inner->get_array()) each(item);
-  for (const std::string_view key : {"items", "additionalProperties", "additionalItems"})
-    if (auto* inner = object.if_contains(key)) each(*inner);
-}
-
-void spell_formats(json::value& schema) {
-  if (!schema.is_object()) return;
-  json::object& object = schema.get_object();
-  const json::value* format = object.if_contains("format");
-  for (const FormatPattern& known : kFormats) {
-    if (format == nullptr || !format->is_string() || format->get_string() != known.format || object.contains("pattern"))
-      continue;
-    object["pattern"] = known.pattern;
-    object.erase("format");
-    break;
-  }
-  visit_inner(object, spell_formats);
-}
-
-// The first keyword of the schema, or of one inside of it, that would not be kept.
-std::string not_kept(const json::value& schema) {
-  if (!schema.is_object()) return "";
-  const json::object& object = schema.get_object();
-  for (const std::string_view keyword : kNotKept) {
-    const json::value* value = object.if_contains(keyword);
-    if (value != nullptr && *value != json::value(false)) return fmt::format("{} is not supported", keyword);
-  }
-  std::string wrong;
-  const auto each = [&](const json::value& inner) {
-    if (wrong.empty()) wrong = not_kept(inner);
+// How many copies of parts {m,n} writes out: of nested repeats their product, (a{100}){100} is 10,000.
+PatternSize size_of_pattern(std::string_view text, bool quotes) {
+  constexpr int64_t kEnough = int64_t{1} << 40;
+  PatternSize size;
+  std::vector<int64_t> open;     // sizes of what stands before each bracket that is open
+  int64_t before = 0, last = 0;  // of the group that is being read: all but its last part, and that
+  const auto add = [&](int64_t part) {
+    before = std::min(before + last, kEnough);
+    last = part;
   };
-  visit_inner(object, each);
-  return wrong;
+  for (size_t i = 0; i < text.size(); ++i) {
+    switch (text[i]) {
+      case '\\':
+        ++i;
+        add(1);
+        break;
+      case '[':
+      case '"':
+        add(1);
+        if (text[i] == '"' && !quotes) break;
+        for (const char end = text[i] == '[' ? ']' : '"'; ++i < text.size() && text[i] != end;)
+          if (text[i] == '\\') ++i;
+        break;
+      case '(':
+        ++size.brackets;
+        add(0);
+        open.push_back(before);
+        before = last = 0;
+        break;
+      case ')':
+        last = std::min(before + last, kEnough);
+        before = open.empty() ? 0 : open.back();
+        if (!open.empty()) open.pop_back();
+        break;
+      case '{': {
+        int64_t most = 0, number = 0;
+        for (++i; i < text.size() && text[i] != '}'; ++i) {
+          number = text[i] >= '0' && text[i] <= '9' ? std::min(number * 10 + text[i] - '0', kMostRepeats + 1) : 0;
+          most = std::max(most, number);
+        }
+        last = std::min(last * std::max<int64_t>(most, 1), kEnough);
+        if (most > 1) size.repeated = std::min(size.repeated + last, kEnough);
+        break;
+      }
+      default:
+        add(1);
+    }
+  }
+  return size;
 }
 
 struct SchemaCount {
@@ -109,8 +96,10 @@ struct SchemaCount {
           std::find(std::begin(kCounts), std::end(kCounts), std::string_view(key)) != std::end(kCounts);
       if (is_count && member.is_number() && !(member.to_number<double>() <= kMostRepeats))
         wrong = fmt::format("{} is above {}", std::string_view(key), kMostRepeats);
+      if (is_count && member.is_number() && member.to_number<double>() < 0)
+        wrong = fmt::format("{} is below 0", std::string_view(key));
       if (key == "pattern" && member.is_string() && wrong.empty()) {
-        wrong = too_much_of_pattern(member.get_string(), &pattern_repeats);
+        wrong = too_much_of_pattern(member.get_string(), false, &pattern_repeats);
         if (pattern_repeats > kMostPatternRepeats)
           wrong = fmt::format("the repeats of its patterns add up to more than {}", kMostPatternRepeats);
       }
@@ -132,28 +121,12 @@ struct SchemaCount {
           fmt::format("the number of its properties times minProperties or maxProperties is above {}", kMostCounted);
   }
 
-  // Brackets, and the product of nested repeats, which are written out: (a{100}){100} is 10,000 of them.
-  // Adds them to `sum`.
-  static std::string too_much_of_pattern(std::string_view text, int64_t* sum = nullptr) {
-    int64_t brackets = 0, product = 1;
-    for (size_t i = 0; i < text.size(); ++i) {
-      if (text[i] == '\\') {
-        ++i;
-        continue;
-      }
-      if (text[i] == '(') ++brackets;
-      if (text[i] != '{') continue;
-      int64_t most = 0, number = 0;
-      for (++i; i < text.size() && text[i] != '}'; ++i) {
-        number =
-            text[i] >= '0' && text[i] <= '9' ? std::min<int64_t>(number * 10 + text[i] - '0', kMostRepeats + 1) : 0;
-        most = std::max(most, number);
-      }
-      if (sum != nullptr) *sum += most;
-      product = std::min(product * std::max<int64_t>(most, 1), kMostRepeats + 1);
-    }
-    if (brackets > kMostBrackets) return fmt::format("it has more than {} brackets", kMostBrackets);
-    if (product > kMostRepeats) return fmt::format("its repeats multiply to more than {}", kMostRepeats);
+  // Of an expression, or of a grammar, whose texts are in quotes.
+  static std::string too_much_of_pattern(std::string_view text, bool quotes, int64_t* sum = nullptr) {
+    const PatternSize size = size_of_pattern(text, quotes);
+    if (sum != nullptr) *sum += size.repeated;
+    if (size.brackets > kMostBrackets) return fmt::format("it has more than {} brackets", kMostBrackets);
+    if (size.repeated > kMostRepeats) return fmt::format("its repeats multiply to more than {}", kMostRepeats);
     return "";
   }
 };
@@ -161,9 +134,12 @@ struct SchemaCount {
 }  // namespace
 
 OutputForm OutputForm::json_schema(const json::value& schema, bool strict) {
-  json::value spelled = schema;
-  spell_formats(spelled);
-  return {.kind = Kind::kJsonSchema, .text = to_json(spelled), .strict = strict};
+  return {.kind = Kind::kJsonSchema, .text = to_json(spelled_schema(schema)), .strict = strict};
+}
+
+OutputForm OutputForm::structural_tag(json::value tag) {
+  visit_schemas_of_tag(tag, [](json::value& schema) { schema = spelled_schema(std::move(schema)); });
+  return {.kind = Kind::kStructuralTag, .text = to_json(tag)};
 }
 
 OutputForm OutputForm::choice(const std::vector<std::string>& texts) {
@@ -206,7 +182,7 @@ std::string refusal_of(const OutputForm& form) {
       return "";
     case OutputForm::Kind::kRegex:
     case OutputForm::Kind::kEbnf:
-      return SchemaCount::too_much_of_pattern(form.text);
+      return SchemaCount::too_much_of_pattern(form.text, form.kind == OutputForm::Kind::kEbnf);
     case OutputForm::Kind::kJsonSchema:
     case OutputForm::Kind::kStructuralTag:
       break;
@@ -216,7 +192,13 @@ std::string refusal_of(const OutputForm& form) {
   if (failed) return "it is no JSON";
   SchemaCount count;
   count.visit(value, 0);
-  if (count.wrong.empty() && form.kind == OutputForm::Kind::kJsonSchema) return not_kept(value);
+  const auto check = [&](const json::value& schema) {
+    if (count.wrong.empty()) count.wrong = not_kept(schema);
+  };
+  if (form.kind == OutputForm::Kind::kJsonSchema)
+    check(value);
+  else
+    visit_schemas_of_tag(value, check);
   return count.wrong;
 }
 

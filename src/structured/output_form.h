@@ -16,6 +16,8 @@ struct OutputForm {
   bool strict = false;    // of a schema: objects have no properties but the named ones
 
   static OutputForm json_schema(const json::value& schema, bool strict);
+  // xgrammar's; the schemas in it are kept as those of json_schema.
+  static OutputForm structural_tag(json::value tag);
   // The whole answer matches it; "." is any character but a newline.
   static OutputForm regex(std::string_view expression);
   // One of the texts.

@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
+#include "base/json_member.h"
+
 namespace calandra {
 namespace {
 
@@ -13,25 +17,23 @@ struct Refused {
   throw Refused{{400, "invalid_request_error", std::string(param), std::move(message)}};
 }
 
-const json::value* find(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr || value->is_null() ? nullptr : value;
-}
-
 std::string text_of(const json::value& value, std::string_view param) {
   if (!value.is_string() || value.get_string().empty()) refuse(param, fmt::format("{} must be a string", param));
   return std::string(value.get_string());
 }
 
-// A schema: an object, true or false, or any of them as JSON text.
+// JSON, or JSON as text.
+json::value json_of(const json::value& given, std::string_view param) {
+  if (!given.is_string()) return given;
+  boost::system::error_code failed;
+  json::value parsed = json::parse(given.get_string(), failed, {}, {.max_depth = 128});
+  if (failed) refuse(param, fmt::format("{} is no JSON", param));
+  return parsed;
+}
+
+// A schema: an object, true or false.
 OutputForm schema_form(const json::value& given, bool strict, std::string_view param) {
-  json::value schema = given;
-  if (given.is_string()) {
-    boost::system::error_code failed;
-    json::value parsed = json::parse(given.get_string(), failed, {}, {.max_depth = 128});
-    if (failed) refuse(param, fmt::format("{} is no JSON", param));
-    schema = std::move(parsed);
-  }
+  const json::value schema = json_of(given, param);
   if (!schema.is_object() && !schema.is_bool()) refuse(param, fmt::format("{} must be a JSON schema", param));
   return OutputForm::json_schema(schema, strict);
 }
@@ -45,25 +47,27 @@ OutputForm choice_form(const json::value& given, std::string_view param) {
 }
 
 OutputForm tag_form(const json::value& given, std::string_view param) {
-  if (!given.is_object() && !given.is_string()) refuse(param, fmt::format("{} must be an object", param));
-  return {.kind = OutputForm::Kind::kStructuralTag, .text = given.is_string() ? text_of(given, param) : to_json(given)};
+  json::value tag = json_of(given, param);
+  if (!tag.is_object()) refuse(param, fmt::format("{} must be an object", param));
+  return OutputForm::structural_tag(std::move(tag));
 }
 
 std::optional<OutputForm> response_format(const json::object& body) {
-  const json::value* given = find(body, "response_format");
+  const json::value* given = find_field(body, "response_format");
   if (given == nullptr) return std::nullopt;
   const json::object* format = given->if_object();
-  const json::value* type = format == nullptr ? nullptr : find(*format, "type");
+  const json::value* type = format == nullptr ? nullptr : find_field(*format, "type");
   if (type == nullptr) refuse("response_format", "response_format must be an object with a type");
   if (*type == "text") return std::nullopt;
   if (*type == "json_object") return OutputForm{.kind = OutputForm::Kind::kJsonObject};
   if (*type == "structural_tag") return tag_form(*given, "response_format");
   if (*type != "json_schema")
     refuse("response_format", "the type of response_format is text, json_object, json_schema or structural_tag");
-  const json::value* inner = find(*format, "json_schema");
-  const json::value* schema = inner == nullptr || !inner->is_object() ? nullptr : find(inner->get_object(), "schema");
+  const json::value* inner = find_field(*format, "json_schema");
+  const json::value* schema =
+      inner == nullptr || !inner->is_object() ? nullptr : find_field(inner->get_object(), "schema");
   if (schema == nullptr) refuse("response_format", "response_format needs json_schema with a schema");
-  const json::value* strict = find(inner->get_object(), "strict");
+  const json::value* strict = find_field(inner->get_object(), "strict");
   return schema_form(*schema, strict != nullptr && *strict == json::value(true), "response_format");
 }
 
@@ -75,20 +79,21 @@ std::optional<OutputForm> read(const json::object& body) {
   };
   const auto read_group = [&](const json::object& group, std::string_view prefix) {
     const auto name = [&](std::string_view key) { return fmt::format("{}{}", prefix, key); };
-    if (const json::value* value = find(group, name("json"))) take(schema_form(*value, false, name("json")));
-    if (const json::value* value = find(group, name("regex"))) take(OutputForm::regex(text_of(*value, name("regex"))));
-    if (const json::value* value = find(group, name("choice"))) take(choice_form(*value, name("choice")));
-    if (const json::value* value = find(group, name("grammar")))
+    if (const json::value* value = find_field(group, name("json"))) take(schema_form(*value, false, name("json")));
+    if (const json::value* value = find_field(group, name("regex")))
+      take(OutputForm::regex(text_of(*value, name("regex"))));
+    if (const json::value* value = find_field(group, name("choice"))) take(choice_form(*value, name("choice")));
+    if (const json::value* value = find_field(group, name("grammar")))
       take({.kind = OutputForm::Kind::kEbnf, .text = text_of(*value, name("grammar"))});
   };
   read_group(body, "guided_");
-  if (const json::value* value = find(body, "structured_outputs")) {
+  if (const json::value* value = find_field(body, "structured_outputs")) {
     const json::object* group = value->if_object();
     if (group == nullptr) refuse("structured_outputs", "structured_outputs must be an object");
     read_group(*group, "");
-    if (const json::value* flag = find(*group, "json_object"); flag != nullptr && *flag == json::value(true))
+    if (const json::value* flag = find_field(*group, "json_object"); flag != nullptr && *flag == json::value(true))
       take({.kind = OutputForm::Kind::kJsonObject});
-    if (const json::value* tag = find(*group, "structural_tag")) take(tag_form(*tag, "structural_tag"));
+    if (const json::value* tag = find_field(*group, "structural_tag")) take(tag_form(*tag, "structural_tag"));
   }
   return form;
 }

@@ -9,6 +9,7 @@
 #include "structured/grammar_compiler.h"
 #include "structured/grammar_rows.h"
 #include "structured/requested_form.h"
+#include "text/utf8.h"
 
 namespace calandra {
 namespace {
@@ -135,6 +136,130 @@ TEST(Structured, FormatsTakeOnlyWhatIsValid) {
   const json::object result = grammar_row(row);
   EXPECT_EQ(result.at("accepted"), json::array({true})) << to_json(result);
   EXPECT_EQ(result.at("rejected"), json::array({true, true, true, true})) << to_json(result);
+}
+
+// Answers that take whatever byte breaks texts, wherever one is allowed.
+TEST(Structured, StringsAreJsonAndAsLongAsTheyMayBe) {
+  const std::pair<const char*, std::pair<size_t, size_t>> schemas[] = {
+      {R"({"type": "string", "maxLength": 8})", {0, 8}},
+      {R"({"type": "string", "minLength": 3})", {3, 1000}},
+      {R"({"minLength": 2, "maxLength": 3})", {2, 3}},
+      {R"({"type": ["null", "string"], "minLength": 5, "maxLength": 5})", {5, 5}},
+      {R"({"type": "string", "pattern": "^[^a]{0,6}$"})", {0, 6}},
+      {R"({"type": "string", "pattern": "^[^\u00e9]{2}(\u00e9|\"|\\\\)$"})", {3, 3}},
+      {R"({"type": "string", "pattern": "^\\u00e9[\t\u4e00-\u4e10x]{4}.$"})", {6, 6}},
+      {R"({"type": "string", "pattern": "^\\S{3}\\W\\D$"})", {5, 5}},
+      {R"({"type": "string", "format": "email"})", {3, 1000}},
+      {R"({"type": "string", "format": "json-pointer"})", {0, 1000}},
+      {R"({"type": "string", "format": "relative-json-pointer"})", {1, 1000}},
+      {R"({"type": "string", "format": "uri"})", {1, 1000}},
+      {R"({"type": "string", "format": "uri-template"})", {0, 1000}},
+      {R"({"type": "string", "format": "duration"})", {1, 1000}},
+      {R"({"enum": ["\u0000\t\u001f\u007f\"\\/"]})", {7, 7}},
+      {R"({"const": "\b\f\n\r\u2028"})", {5, 5}},
+  };
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  std::mt19937 random(11);
+  const std::string nasty = "\"\\\t\n\r\x01\x1f\x7f/é日👋";
+  for (const auto& [text, length] : schemas) {
+    SCOPED_TRACE(text);
+    // As a value, and in the place of a property whose name is odd.
+    const json::value schema = parse_json(text, "schema");
+    const json::value object{{"type", "object"},
+                             {"properties", {{"a\t\u0001\"\\é", schema}}},
+                             {"required", {"a\t\u0001\"\\é"}},
+                             {"additionalProperties", schema}};
+    for (const bool in_object : {false, true}) {
+      const auto compiled = compiler.compile(OutputForm::json_schema(in_object ? object : schema, false));
+      ASSERT_FALSE(compiled.error) << compiled.error->message;
+      for (int walk = 0; walk < 40; ++walk) {
+        const std::unique_ptr<Grammar> grammar = compiled.grammar->clone();
+        std::string answer;
+        for (int step = 0; step < 400 && !grammar->finished(); ++step) {
+          const Words words = mask_of(*grammar, {});
+          std::vector<int32_t> allowed, odd;
+          for (int32_t token = 0; token < 256; ++token)
+            if (has(words, token))
+              (nasty.find(static_cast<char>(token)) < nasty.size() ? odd : allowed).push_back(token);
+          if (has(words, kEnd) && random() % 4 == 0) break;
+          if (step > 60 && has(words, '"')) odd = {'"'};
+          if (step > 60 && has(words, '}')) odd = {'}'};
+          const std::vector<int32_t>& chosen =
+              !odd.empty() && (random() % 2 == 0 || allowed.empty() || step > 60) ? odd : allowed;
+          ASSERT_FALSE(chosen.empty()) << answer;
+          const int32_t token = chosen[random() % chosen.size()];
+          grammar->accept(token);
+          answer += static_cast<char>(token);
+        }
+        if (!grammar->finished() && !has(mask_of(*grammar, {}), kEnd)) continue;  // numbers, say, go on
+        // xgrammar takes characters in more bytes than they have; the detokenizer makes U+FFFD of these.
+        boost::system::error_code failed;
+        const json::value value = json::parse(replace_invalid_utf8(answer), failed);
+        ASSERT_FALSE(failed) << ::testing::PrintToString(answer);
+        if (!is_valid_utf8(answer)) continue;
+        const auto check = [&, range = length](const json::value& one) {
+          if (!one.is_string()) return;
+          const std::string_view string = one.get_string();
+          const auto characters = static_cast<size_t>(
+              std::count_if(string.begin(), string.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+          EXPECT_GE(characters, range.first) << answer;
+          EXPECT_LE(characters, range.second) << answer;
+        };
+        check(value);
+        if (const json::object* members = value.if_object())
+          for (const auto& member : *members) check(member.value());
+      }
+    }
+  }
+}
+
+// What is said beside a keyword that stands for itself, and by schemas without a type.
+TEST(Structured, SaysMoreThanOneThing) {
+  const char* rows[] = {
+      R"({"schema": {"type": "string", "enum": ["a", 1, null]}, "accept": ["\"a\""], "reject": ["1", "null"]})",
+      R"({"schema": {"type": ["integer", "null"], "enum": ["a", 1, 1.5, 2.0, null]}, "accept": ["1", "null"], "reject": ["1.5"]})",
+      R"({"schema": {"type": "string", "const": "a", "title": "t", "default": "a"}, "accept": ["\"a\""], "reject": ["\"b\""]})",
+      R"({"schema": {"maximum": 5, "minimum": 0}, "accept": ["3"], "reject": ["7"]})",
+      R"({"schema": {"required": ["a"]}, "accept": ["{\"a\": 1}"], "reject": ["{}", "5"]})",
+      R"({"schema": {"maxItems": 1}, "accept": ["[1]", "[]"], "reject": ["[1, 2]"]})",
+      R"({"schema": {"type": "object", "anyOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}]},
+          "accept": ["{\"a\": 1}", "{\"b\": 1}"], "reject": ["{}"]})",
+      R"({"schema": {"$ref": "#/$defs/a%", "description": "d", "$defs": {"a%": {"type": "null"}}}, "accept": ["null"], "reject": ["1"]})",
+      R"({"schema": {"type": "string", "format": "date-time"}, "accept": ["\"2026-01-31T23:59:59.5Z\"", "\"2026-01-31T00:00:00+01:30\""],
+          "reject": ["\"2026-02-30T00:00:00Z\"", "\"2026-01-31T23:59:60Z\"", "\"2026-01-31\""]})",
+      R"({"schema": {"type": "string", "format": "ipv6"}, "accept": ["\"::\"", "\"fe80::1\"", "\"1:2:3:4:5:6:7:8\"", "\"1:2:3:4:5:6:7::\""],
+          "reject": ["\"1:2:3\"", "\"::ffff:01.2.3.4\"", "\"1:2:3:4:5:6:7:8:9\""]})",
+      R"({"schema": {"type": "string", "format": "password", "maxLength": 2}, "accept": ["\"ab\""], "reject": ["\"abc\""]})",
+  };
+  for (const char* text : rows) {
+    const json::object result = grammar_row(parse_json(text, "row").as_object());
+    ASSERT_FALSE(result.contains("error")) << text << to_json(result);
+    for (const char* key : {"accepted", "rejected"})
+      for (const json::value& right : result.at(key).as_array()) EXPECT_EQ(right, true) << text << to_json(result);
+  }
+  const char* refused[] = {
+      R"({"$ref": "#/$defs/a", "maxLength": 2, "$defs": {"a": {"type": "string"}}})",
+      R"({"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]})",
+      R"({"anyOf": [{"type": "string"}], "oneOf": [{"type": "string"}]})",
+      R"({"enum": ["a", "bcd"], "maxLength": 2})",
+      R"({"const": 5, "type": "string"})",
+      R"({"type": "string", "enum": [5]})",
+      R"({"$ref": "#/other", "other": {"not": {}}})",
+      R"({"$ref": "https://example.com/schema"})",
+      R"({"type": "string", "format": "email", "pattern": "^a"})",
+      R"({"type": "string", "format": "uuid", "pattern": "^a"})",
+      R"({"type": "string", "format": "email", "maxLength": 5})",
+      R"({"type": "string", "format": "regex"})",
+      R"({"type": "string", "pattern": "^a\"b$"})",
+      R"({"type": "string", "pattern": "^\\\\$"})",
+      R"({"type": "string", "pattern": "\t"})",
+      R"({"type": "string", "minLength": 5, "maxLength": 2})",
+      R"({"type": "string", "maxLength": -1})",
+  };
+  for (const char* text : refused) {
+    const json::object result = grammar_row({{"schema", parse_json(text, "schema")}});
+    EXPECT_TRUE(result.contains("error")) << text;
+  }
 }
 
 TEST(Structured, EndsWhereTheFormEnds) {

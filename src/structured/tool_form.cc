@@ -4,7 +4,9 @@
 
 #include <algorithm>
 
+#include "base/json_member.h"
 #include "text/parsers/argument_types.h"
+#include "text/parsers/tool_list.h"
 
 namespace calandra {
 namespace {
@@ -12,11 +14,6 @@ namespace {
 struct Refused {
   std::string why;
 };
-
-const json::value* find(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr || value->is_null() ? nullptr : value;
-}
 
 json::string text_of(std::string_view text) { return json::string(text); }
 
@@ -38,8 +35,8 @@ json::object free_text() {
           {"excludes", json::array{"</parameter>", "<parameter=", "</function>", "</tool_call>"}}};
 }
 
-// The same schema where xgrammar would allow what is no JSON or no value: numbers within bounds have no exponents,
-// which might be beyond a double; strings of a bounded length have no control characters.
+// The same schema with numbers that have no exponents, which might be beyond a double: xgrammar writes none within
+// bounds.
 json::value narrowed(json::value schema) {
   if (json::array* items = schema.if_array())
     for (json::value& item : *items) item = narrowed(std::move(item));
@@ -49,17 +46,7 @@ json::value narrowed(json::value schema) {
     if (member.key() != "enum" && member.key() != "const" && member.key() != "default")
       member.value() = narrowed(std::move(member.value()));
   const json::value* type = object->if_contains("type");
-  if (type == nullptr || !type->is_string()) return schema;
-  const bool is_number = *type == "number";
-  const json::value *least = object->if_contains("minLength"), *longest = object->if_contains("maxLength");
-  if (*type == "string" && (least != nullptr || longest != nullptr) && !object->contains("pattern")) {
-    const auto number = [](const json::value* value) { return value == nullptr ? std::string() : to_json(*value); };
-    (*object)["pattern"] = text_of(
-        fmt::format("[ !#-Z^-~\u00A0-\uD7FF]{{{},{}}}", least == nullptr ? "0" : number(least), number(longest)));
-    object->erase("minLength");
-    object->erase("maxLength");
-  }
-  if (!is_number) return schema;
+  if (type == nullptr || *type != "number") return schema;
   constexpr int64_t kMost = 999'999'999'999'999;
   if (!object->contains("minimum") && !object->contains("exclusiveMinimum")) (*object)["minimum"] = -kMost;
   if (!object->contains("maximum") && !object->contains("exclusiveMaximum")) (*object)["maximum"] = kMost;
@@ -76,11 +63,11 @@ class XmlArguments {
     for (const char* keyword : {"anyOf", "oneOf", "allOf", "$ref", "minProperties", "maxProperties"})
       if (parameters_.contains(keyword)) throw Refused{fmt::format("{} of all parameters is not supported", keyword)};
     std::vector<std::string> required;
-    if (const json::value* names = find(parameters_, "required"); names != nullptr && names->is_array())
+    if (const json::value* names = find_field(parameters_, "required"); names != nullptr && names->is_array())
       for (const json::value& name : names->get_array())
         if (name.is_string()) required.emplace_back(name.get_string());
     json::array elements;
-    const json::value* given = find(parameters_, "properties");
+    const json::value* given = find_field(parameters_, "properties");
     json::object properties = given != nullptr && given->is_object() ? given->get_object() : json::object();
     for (const std::string& name : required)
       if (!properties.contains(name)) properties[name] = json::object();
@@ -156,13 +143,14 @@ class XmlArguments {
   }
 
   static json::value string_of(const json::object& schema) {
-    if (const json::value* expression = find(schema, "pattern"); expression != nullptr && expression->is_string()) {
+    if (const json::value* expression = find_field(schema, "pattern");
+        expression != nullptr && expression->is_string()) {
       if (schema.contains("minLength") || schema.contains("maxLength"))
         throw Refused{"a pattern together with minLength or maxLength is not supported"};
       return pattern(OutputForm::regex(expression->get_string()).text);
     }
-    const json::value* least = find(schema, "minLength");
-    const json::value* most = find(schema, "maxLength");
+    const json::value* least = find_field(schema, "minLength");
+    const json::value* most = find_field(schema, "maxLength");
     if (least == nullptr && most == nullptr) return free_text();
     const auto number = [](const json::value* value) {
       return value != nullptr && value->is_int64() ? std::to_string(value->get_int64()) : std::string();
@@ -173,12 +161,12 @@ class XmlArguments {
   const json::object& parameters_;
 };
 
-json::object tag_of(const json::object& function, ToolFormat format, bool strict) {
-  const std::string name(function.at("name").as_string());
+json::object tag_of(const Tool& tool, ToolFormat format, bool strict) {
+  const std::string name(tool.name);
   json::object parameters;
-  if (const json::value* given = find(function, "parameters")) {
-    if (!given->is_object()) throw Refused{"parameters must be an object"};
-    parameters = given->get_object();
+  if (tool.parameters != nullptr) {
+    if (!tool.parameters->is_object()) throw Refused{"parameters must be an object"};
+    parameters = tool.parameters->get_object();
   }
   if (!parameters.contains("type")) parameters["type"] = "object";
   if (parameters.at("type") != "object") throw Refused{"parameters must have the type object"};
@@ -205,23 +193,18 @@ json::object tag_of(const json::object& function, ToolFormat format, bool strict
              strict ? XmlArguments(parameters).content() : json::value(any), "</function>\n</tool_call>");
 }
 
-bool is_strict(const json::object& function) {
-  const json::value* strict = find(function, "strict");
-  return strict != nullptr && *strict == json::value(true);
-}
-
 }  // namespace
 
 std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const ToolForm& wanted) {
   json::array tags;
-  for (const json::value& tool : tools) {
-    const json::object& function = tool.as_object().at("function").as_object();
+  for (const json::value& entry : tools) {
+    const Tool tool = read_tool(entry).value();
     try {
-      tags.push_back(tag_of(function, wanted.format, wanted.all_strict || is_strict(function)));
+      tags.push_back(tag_of(tool, wanted.format, wanted.all_strict || tool.strict));
     } catch (const Refused& refused) {
       return RequestError{
           400, "invalid_request_error", "tools",
-          fmt::format("calls of the tool {} cannot be constrained: {}", to_json(function.at("name")), refused.why)};
+          fmt::format("calls of the tool {} cannot be constrained: {}", to_json(text_of(tool.name)), refused.why)};
     }
   }
   json::object format;
@@ -240,8 +223,7 @@ std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const
               {"at_least_one", false},
               {"stop_after_first", wanted.one_call}};
   }
-  return OutputForm{.kind = OutputForm::Kind::kStructuralTag,
-                    .text = to_json(json::object{{"type", "structural_tag"}, {"format", std::move(format)}})};
+  return OutputForm::structural_tag({{"type", "structural_tag"}, {"format", std::move(format)}});
 }
 
 }  // namespace calandra

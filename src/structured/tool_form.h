@@ -19,7 +19,7 @@ struct ToolForm {
   bool all_strict = true;  // false: only tools that say "strict": true have their arguments constrained
 };
 
-// `tools`: OpenAI's list, each with function.name and perhaps function.parameters. What it allows the parser of the
+// `tools`: OpenAI's list, of which read_tool takes every entry. What it allows the parser of the
 // format reads back as calls of these tools whose arguments are valid by their schemas; schemas of which that cannot be
 // promised are errors. It allows less than they do: arguments come in the order of the schema, no unnamed ones.
 std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const ToolForm& wanted);

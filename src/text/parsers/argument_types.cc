@@ -120,21 +120,4 @@ std::string argument_json(std::string_view text, const ArgumentType& type) {
 
 std::string json_string(std::string_view text) { return to_json(json::value(json::string(text))); }
 
-const json::object* tool_properties(const json::array& tools, std::string_view name) {
-  const auto object_at = [](const json::object& object, std::string_view key) -> const json::object* {
-    const json::value* value = object.if_contains(key);
-    return value == nullptr ? nullptr : value->if_object();
-  };
-  for (const json::value& tool : tools) {
-    if (!tool.is_object()) continue;
-    const json::object* inner = object_at(tool.get_object(), "function");
-    const json::object& function = inner != nullptr ? *inner : tool.get_object();
-    const json::value* named = function.if_contains("name");
-    if (named == nullptr || !named->is_string() || std::string_view(named->get_string()) != name) continue;
-    const json::object* parameters = object_at(function, "parameters");
-    return parameters == nullptr ? nullptr : object_at(*parameters, "properties");
-  }
-  return nullptr;
-}
-
 }  // namespace calandra

@@ -24,8 +24,4 @@ std::string argument_json(std::string_view text, const ArgumentType& type);
 // A JSON string of the text, quotes included.
 std::string json_string(std::string_view text);
 
-// The properties of the tool's parameters; null when there is no such tool or it has none. Tools are OpenAI's: {"type",
-// "function": {"name", "parameters"}}, or the inner object alone.
-const json::object* tool_properties(const json::array& tools, std::string_view name);
-
 }  // namespace calandra

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "base/json_member.h"
+#include "text/parsers/tool_list.h"
+
 namespace calandra {
 namespace {
 
@@ -63,7 +66,10 @@ bool XmlToolParser::begin_call(size_t function, bool last, OutputEvents& events)
   }
   pieces_.begin_call();
   std::string name = held_.substr(begin, end - begin);
-  properties_ = tool_properties(*tools_, name);
+  const std::optional<Tool> tool = find_tool(*tools_, name);
+  const json::object* parameters = tool && tool->parameters != nullptr ? tool->parameters->if_object() : nullptr;
+  const json::value* properties = parameters == nullptr ? nullptr : find_field(*parameters, "properties");
+  properties_ = properties == nullptr ? nullptr : properties->if_object();
   any_argument_ = false;
   events.push_back({OutputEvent::Kind::kToolCallBegin, std::move(name), calls_});
   held_.erase(0, end + 1);

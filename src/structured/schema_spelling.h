@@ -1,0 +1,40 @@
+// JSON schemas in the words of them that xgrammar keeps, such that answers are JSON and valid by the schema as it was.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+
+namespace calandra {
+
+// The same schema, or one that allows less: lengths and formats are patterns (xgrammar's own let control characters and
+// invalid values through), patterns are ASCII, a schema of no type has the one that its keywords speak of, and an enum
+// has the values of its type.
+json::value spelled_schema(json::value schema);
+
+// The first thing of a spelled schema, or of one inside of it, that xgrammar would pass over in silence or keep in
+// part; empty: there is none.
+std::string not_kept(const json::value& schema);
+
+// Of a schema and those inside of it.
+std::vector<std::string> patterns_of(const json::value& schema);
+
+// Calls `each` with the schemas of the tags of a structural tag.
+template <class Value, class F>
+void visit_schemas_of_tag(Value& tag, const F& each) {
+  if (auto* list = tag.if_array()) {
+    for (auto& item : *list) visit_schemas_of_tag(item, each);
+  } else if (auto* object = tag.if_object()) {
+    for (auto&& member : *object) {
+      const std::string_view key = member.key();
+      if (key == "json_schema" || key == "schema")
+        each(member.value());
+      else
+        visit_schemas_of_tag(member.value(), each);
+    }
+  }
+}
+
+}  // namespace calandra
