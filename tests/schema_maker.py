@@ -4,7 +4,7 @@ import random
 NAMES = ['id', 'name', 'kind', 'size', 'tags', 'the key', 'é', 'a"b', 'back\\slash', 'x', 'nested', '$ref', 'type', 'line\nend', '日本']
 WORDS = ['', 'red', 'a "quote"', 'back\\slash', 'é', '日本', 'tab\t', 'line\nend', 'null', '0', '</script>', 'a/b']
 PATTERNS = ['^[a-z]{1,5}$', '^[A-Z][0-9]{3}$', '^(yes|no|maybe)$', '^\\d{3}-\\d{4}$', '^[^"\\\\]{0,4}$', '^a+b?$', '^(ab|c){1,3}$', '^\\w{2,6}$',
-            '^[\\u4e00-\\u4e10]{1,2}$', '^.{1,4}$', '^$', '^x\\.y$']
+            '^[\\u4e00-\\u4e10]{1,2}$', '^.{1,4}$', '^$', '^x\\.y$', '^a(\\.[0-9]{1,3})?z?$', '^(é[0-9]+)?[^"é]{1,3}$', '^[^x]{0,5}$']
 FORMATS = ['date', 'time', 'date-time', 'email', 'ipv4', 'ipv6', 'uuid', 'uri', 'hostname', 'duration', 'json-pointer']
 
 

@@ -137,7 +137,24 @@ OutputForm OutputForm::json_schema(const json::value& schema, bool strict) {
   return {.kind = Kind::kJsonSchema, .text = to_json(spelled_schema(schema)), .strict = strict};
 }
 
+namespace {
+
+void spell_expressions(json::value& tag) {
+  if (json::array* list = tag.if_array())
+    for (json::value& item : *list) spell_expressions(item);
+  json::object* object = tag.if_object();
+  if (object == nullptr) return;
+  const json::value* type = object->if_contains("type");
+  if (json::value* pattern = object->if_contains("pattern");
+      type != nullptr && *type == "regex" && pattern != nullptr && pattern->is_string())
+    *pattern = spelled_pattern(pattern->get_string());
+  for (auto& member : *object) spell_expressions(member.value());
+}
+
+}  // namespace
+
 OutputForm OutputForm::structural_tag(json::value tag) {
+  spell_expressions(tag);
   visit_schemas_of_tag(tag, [](json::value& schema) { schema = spelled_schema(std::move(schema)); });
   return {.kind = Kind::kStructuralTag, .text = to_json(tag)};
 }

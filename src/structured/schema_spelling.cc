@@ -123,35 +123,19 @@ bool has_type(const json::value& value, const json::value& type) {
          (type == "object" && value.is_object());
 }
 
-// A pattern in ASCII: only such ones are kept to what may stand in a string of JSON.
-std::string ascii_pattern(std::string_view pattern) {
-  std::string text;
-  bool escaped = false;
-  for (size_t at = 0; at < pattern.size();) {
-    const auto byte = static_cast<unsigned char>(pattern[at]);
-    if (byte >= 0x20 && byte < 0x7f) {
-      escaped = byte == '\\' && !escaped;
-      text += pattern[at++];
-      continue;
-    }
-    if (escaped) text.pop_back();
-    escaped = false;
-    const Utf8Step step = next_utf8(pattern, at);
-    text += fmt::format("\\u{{{:x}}}", static_cast<uint32_t>(step.code));
-    at += step.length;
-  }
-  return text;
-}
+// What stands in a string of JSON as it is, so many times: xgrammar's own rule of lengths has control characters too.
+// It is not in ASCII, so that xgrammar counts instead of writing the repeats out; U+0080 is left out for that.
+constexpr std::string_view kAnyText = "^[^\"\\\\\\x00-\\x1f\u0080]{";
 
 void spell_text(json::object& object) {
   const json::value* format = object.if_contains("format");
   if (const json::value* pattern = object.if_contains("pattern"); pattern != nullptr && pattern->is_string()) {
-    object["pattern"] = ascii_pattern(pattern->get_string());
+    object["pattern"] = spelled_pattern(pattern->get_string());
     return;
   }
   for (const FormatPattern& known : kFormats) {
     if (format == nullptr || !format->is_string() || format->get_string() != known.format) continue;
-    object["pattern"] = known.pattern;
+    object["pattern"] = spelled_pattern(known.pattern);
     object.erase("format");
     return;
   }
@@ -163,22 +147,23 @@ void spell_text(json::object& object) {
   if ((least == nullptr && most == nullptr) || !is_count(least) || !is_count(most)) return;
   const int64_t lowest = least == nullptr ? 0 : least->get_int64();
   if (most != nullptr && most->get_int64() < lowest) return;
-  object["pattern"] = fmt::format("^[^\"\\\\\\x00-\\x1f]{{{},{}}}$", lowest,
-                                  most == nullptr ? std::string() : std::to_string(most->get_int64()));
+  object["pattern"] =
+      fmt::format("{}{},{}}}$", kAnyText, lowest, most == nullptr ? std::string() : std::to_string(most->get_int64()));
   object.erase("minLength");
   object.erase("maxLength");
 }
 
 // xgrammar asks only for properties that have a schema of their own.
 void name_required(json::object& object) {
-  const json::value* names = object.if_contains("required");
-  if (names == nullptr || !names->is_array() || names->get_array().empty()) return;
+  const json::value* required = object.if_contains("required");
+  if (required == nullptr || !required->is_array() || required->get_array().empty()) return;
+  const json::array names = required->get_array();  // a copy: members move when one is added
   const json::value* others = object.if_contains("additionalProperties");
   const json::value free = others == nullptr ? json::value(true) : *others;
-  json::value& properties = object.emplace("properties", json::object()).first->value();
-  if (!properties.is_object()) return;
-  for (const json::value& name : json::array(names->get_array()))
-    if (name.is_string()) properties.get_object().emplace(name.get_string(), free);
+  json::object* properties = object.emplace("properties", json::object()).first->value().if_object();
+  if (properties == nullptr) return;
+  for (const json::value& name : names)
+    if (name.is_string()) properties->emplace(name.get_string(), free);
 }
 
 void spell(json::value& schema) {
@@ -264,6 +249,36 @@ struct KeptCheck {
 
 }  // namespace
 
+std::string spelled_pattern(std::string_view pattern) {
+  if (pattern.starts_with(kAnyText)) return std::string(pattern);
+  std::string text;
+  bool in_class = false, behind_count = false;
+  for (size_t at = 0; at < pattern.size();) {
+    const char c = pattern[at];
+    if (c < 0x20 || c >= 0x7f) {
+      const Utf8Step step = next_utf8(pattern, at);
+      text += fmt::format("\\u{{{:x}}}", static_cast<uint32_t>(step.code));
+      at += step.length;
+      behind_count = false;
+      continue;
+    }
+    ++at;
+    const char next = at < pattern.size() ? pattern[at] : '\0';
+    if (c == '\\' && next != '\0' && (next < 0x20 || next >= 0x7f)) continue;  // of a character that needs none
+    if (c == '?' && !in_class && !behind_count) {
+      text += "{0,1}";
+      behind_count = true;
+      continue;
+    }
+    text += c;
+    if ((c == '\\' || (c == '(' && next == '?' && !in_class)) && next != '\0') text += pattern[at++];
+    behind_count = !in_class && (c == '*' || c == '+' || c == '}' || c == '(');
+    if (c == '[') in_class = true;
+    if (c == ']') in_class = false;
+  }
+  return text;
+}
+
 json::value spelled_schema(json::value schema) {
   spell(schema);
   return schema;
@@ -274,7 +289,8 @@ std::vector<std::string> patterns_of(const json::value& schema) {
   const auto visit = [&](const json::value& one, const auto& self) -> void {
     if (!one.is_object()) return;
     const json::value* pattern = one.get_object().if_contains("pattern");
-    if (pattern != nullptr && pattern->is_string()) patterns.emplace_back(pattern->get_string());
+    if (pattern != nullptr && pattern->is_string() && !pattern->get_string().starts_with(kAnyText))
+      patterns.emplace_back(pattern->get_string());
     visit_inner(one.get_object(), [&](const json::value& inner) { self(inner, self); });
   };
   visit(schema, visit);

@@ -9,8 +9,12 @@
 
 namespace calandra {
 
+// The same expression in ASCII, as only such ones are kept to what may stand in a string of JSON, and with {0,1} for ?:
+// xgrammar 0.2.8 may go from the beginning of an optional part to a loop at its end ("(b[0-9]+)?" takes "7").
+std::string spelled_pattern(std::string_view pattern);
+
 // The same schema, or one that allows less: lengths and formats are patterns (xgrammar's own let control characters and
-// invalid values through), patterns are ASCII, a schema of no type has the one that its keywords speak of, and an enum
+// invalid values through), patterns are spelled as above, a schema of no type has the one that its keywords speak of, and an enum
 // has the values of its type.
 json::value spelled_schema(json::value schema);
 
@@ -18,7 +22,7 @@ json::value spelled_schema(json::value schema);
 // part; empty: there is none.
 std::string not_kept(const json::value& schema);
 
-// Of a schema and those inside of it.
+// Of a spelled schema and those inside of it, but for those of lengths.
 std::vector<std::string> patterns_of(const json::value& schema);
 
 // Calls `each` with the schemas of the tags of a structural tag.

@@ -229,6 +229,10 @@ TEST(Structured, SaysMoreThanOneThing) {
           "reject": ["\"2026-02-30T00:00:00Z\"", "\"2026-01-31T23:59:60Z\"", "\"2026-01-31\""]})",
       R"({"schema": {"type": "string", "format": "ipv6"}, "accept": ["\"::\"", "\"fe80::1\"", "\"1:2:3:4:5:6:7:8\"", "\"1:2:3:4:5:6:7::\""],
           "reject": ["\"1:2:3\"", "\"::ffff:01.2.3.4\"", "\"1:2:3:4:5:6:7:8:9\""]})",
+      R"({"schema": {"type": "string", "pattern": "^x(b[0-9]+)?(?:é[?c]+)??\\?$"}, "accept": ["\"x?\"", "\"xb1?\"", "\"xéc??\""],
+          "reject": ["\"x1?\"", "\"xc?\"", "\"x\""]})",
+      R"({"schema": {"type": "string", "format": "time"}, "accept": ["\"00:00:00Z\"", "\"00:00:00.25Z\""],
+          "reject": ["\"00:00:0025Z\""]})",
       R"({"schema": {"type": "string", "format": "password", "maxLength": 2}, "accept": ["\"ab\""], "reject": ["\"abc\""]})",
   };
   for (const char* text : rows) {
@@ -260,6 +264,17 @@ TEST(Structured, SaysMoreThanOneThing) {
     const json::object result = grammar_row({{"schema", parse_json(text, "schema")}});
     EXPECT_TRUE(result.contains("error")) << text;
   }
+}
+
+TEST(Structured, ExpressionsOfTagsAreKept) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd});
+  const auto compiled = compiler.compile(OutputForm::structural_tag(
+      {{"type", "structural_tag"}, {"format", {{"type", "regex"}, {"pattern", "a(b[0-9]+)?"}}}}));
+  ASSERT_FALSE(compiled.error) << compiled.error->message;
+  const auto grammar = compiled.grammar->clone();
+  grammar->accept('a');
+  EXPECT_TRUE(has(mask_of(*grammar, {}), 'b'));
+  EXPECT_FALSE(has(mask_of(*grammar, {}), '1'));
 }
 
 TEST(Structured, EndsWhereTheFormEnds) {
