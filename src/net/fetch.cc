@@ -5,13 +5,56 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
+#include <thread>
 
 #include "base/log.h"
 #include "net/url_policy.h"
 
 namespace calandra::net {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+RequestError failed(std::string reason) {
+  return {400, "fetch_failed", "", "the URL could not be fetched: " + std::move(reason)};
+}
+
+RequestError too_slow(const FetchRules& rules) {
+  return failed(fmt::format("it took more than {} seconds", rules.seconds));
+}
+
+RequestError given_up() { return failed("it was given up"); }
+
+// A lookup cannot be interrupted. One that takes too long is left to its thread, which the resolver's own limit ends.
+std::variant<std::vector<Address>, RequestError> resolve_until(Clock::time_point end, const std::string& host,
+                                                               const FetchRules& rules,
+                                                               const std::function<bool()>& gone,
+                                                               const Network& network) {
+  constexpr auto kPause = std::chrono::milliseconds(50);  // between questions whether the client has left
+  struct Lookup {
+    std::mutex mutex;
+    std::condition_variable ended;
+    std::optional<std::vector<Address>> found;
+  };
+  const auto lookup = std::make_shared<Lookup>();
+  std::thread([lookup, host, resolve = network.resolve] {
+    std::vector<Address> found = resolve(host);
+    const std::lock_guard lock(lookup->mutex);
+    lookup->found = std::move(found);
+    lookup->ended.notify_all();
+  }).detach();
+  std::unique_lock lock(lookup->mutex);
+  while (!lookup->found) {
+    if (Clock::now() >= end) return too_slow(rules);
+    if (gone && gone()) return given_up();
+    lookup->ended.wait_until(lock, std::min(end, Clock::now() + kPause));
+  }
+  return *std::move(lookup->found);
+}
 
 // One transfer. libcurl calls back into it; nothing may be thrown through libcurl.
 class Transfer {
@@ -20,7 +63,7 @@ class Transfer {
            const std::function<bool()>& gone, const Network& network)
       : curl_(curl), url_(url), addresses_(std::move(addresses)), rules_(rules), gone_(gone), network_(network) {}
 
-  std::variant<std::string, RequestError> run();
+  std::variant<std::string, RequestError> run(std::chrono::milliseconds most);
 
  private:
   static size_t on_body(char* bytes, size_t one, size_t count, void* self);
@@ -80,10 +123,7 @@ curl_socket_t Transfer::open(curl_sockaddr& to) {
   return socket(to.family, to.socktype | SOCK_CLOEXEC, to.protocol);
 }
 
-std::variant<std::string, RequestError> Transfer::run() {
-  const auto failed = [](std::string reason) {
-    return RequestError{400, "fetch_failed", "", "the URL could not be fetched: " + std::move(reason)};
-  };
+std::variant<std::string, RequestError> Transfer::run(std::chrono::milliseconds most) {
   const std::unique_ptr<CURL, decltype(curl_.easy_cleanup)> owner(curl_.easy_init(), curl_.easy_cleanup);
   CURL* const easy = owner.get();
   if (easy == nullptr) return failed("no memory");
@@ -104,8 +144,9 @@ std::variant<std::string, RequestError> Transfer::run() {
   set(CURLOPT_NOSIGNAL, 1L);
   set(CURLOPT_FRESH_CONNECT, 1L);
   set(CURLOPT_FORBID_REUSE, 1L);
-  set(CURLOPT_TIMEOUT_MS, static_cast<long>(rules_.seconds * 1e3));
-  set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(rules_.seconds * 1e3));
+  const long milliseconds = std::max<long>(1, most.count());  // 0 would be no limit
+  set(CURLOPT_TIMEOUT_MS, milliseconds);
+  set(CURLOPT_CONNECTTIMEOUT_MS, milliseconds);
   set(CURLOPT_MAXFILESIZE_LARGE, static_cast<curl_off_t>(rules_.max_bytes));
   set(CURLOPT_USERAGENT, "calandra");
   set(CURLOPT_WRITEFUNCTION, &Transfer::on_body);
@@ -118,11 +159,11 @@ std::variant<std::string, RequestError> Transfer::run() {
   if (!all) return failed("this libcurl lacks options that keep it safe (7.85 or newer is needed)");
 
   const CURLcode code = curl_.easy_perform(easy);
-  if (is_gone_) return failed("it was given up");
+  if (is_gone_) return given_up();
   if (is_too_large_ || code == CURLE_FILESIZE_EXCEEDED)
     return RequestError{400, "file_too_large", "",
                         fmt::format("the URL's file has more than {} bytes", rules_.max_bytes)};
-  if (code == CURLE_OPERATION_TIMEDOUT) return failed(fmt::format("it took more than {} seconds", rules_.seconds));
+  if (code == CURLE_OPERATION_TIMEDOUT) return too_slow(rules_);
   if (code != CURLE_OK) {
     log_warning("a file of {} could not be fetched: {}", url_.host, curl_.easy_strerror(code));
     return failed("its server does not answer as it should");
@@ -141,12 +182,17 @@ std::variant<std::string, RequestError> fetch(std::string_view url, const FetchR
   const auto checked = check_url(url, rules.allowed_domains);
   if (const auto* error = std::get_if<RequestError>(&checked)) return *error;
   const auto& target = std::get<CheckedUrl>(checked);
-  std::vector<Address> addresses = network.resolve(target.host);
+  const Clock::time_point end =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(rules.seconds));
+  auto found = resolve_until(end, target.host, rules, gone, network);
+  if (auto* error = std::get_if<RequestError>(&found)) return std::move(*error);
+  auto& addresses = std::get<std::vector<Address>>(found);
   // One private address among them is enough: a name of the public has none.
   if (addresses.empty() || !std::all_of(addresses.begin(), addresses.end(), is_public))
     return RequestError{400, "invalid_url", "",
                         "the URL's host has no address, or one that is not of the public internet"};
-  return Transfer(*CurlLibrary::get(), target, std::move(addresses), rules, gone, network).run();
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
+  return Transfer(*CurlLibrary::get(), target, std::move(addresses), rules, gone, network).run(left);
 }
 
 }  // namespace calandra::net

@@ -19,6 +19,7 @@ namespace calandra::net {
 
 // What tests put in place of the system's.
 struct Network {
+  // Called on a thread of its own, which may outlive the fetch; must not throw.
   std::function<std::vector<Address>(const std::string& host)> resolve = net::resolve;
   // Asked before each connection; the port of this machine's loopback that is connected to instead, or nothing: none is
   // made. Empty: the address itself.
@@ -27,11 +28,11 @@ struct Network {
 
 struct FetchRules {
   std::vector<std::string> allowed_domains = {};  // by checked_domain; empty: nothing is fetched
-  double seconds = 10;                            // for all of it but the lookup, which has the resolver's own limit
+  double seconds = 10;                            // for all of it, the lookup too
   int64_t max_bytes = 20 << 20;
 };
 
-// The body of a reply with status 200. `gone` is asked while it comes; true ends it.
+// The body of a reply with status 200. `gone` is asked meanwhile; true ends it.
 std::variant<std::string, RequestError> fetch(std::string_view url, const FetchRules& rules,
                                               const std::function<bool()>& gone, const Network& network = {});
 

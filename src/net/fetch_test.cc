@@ -7,8 +7,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <cstdlib>
 #include <map>
+#include <mutex>
 #include <thread>
 
 namespace calandra::net {
@@ -187,6 +189,38 @@ TEST_F(FetchTest, EndsWhenItTakesTooLong) {
   rules_.seconds = 0.2;
   EXPECT_EQ(fetched("http://pictures.example/"), "fetch_failed");
   EXPECT_NE(message_.find("more than 0.2 seconds"), std::string::npos) << message_;
+}
+
+// A resolver whose servers do not answer, until the test ends.
+TEST_F(FetchTest, EndsWhenTheLookupTakesTooLongOrTheClientHasLeft) {
+  struct Silence {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool over = false;
+    int ended = 0;
+  };
+  const auto silence = std::make_shared<Silence>();
+  const Network silent{[silence](const std::string&) {
+                         std::unique_lock lock(silence->mutex);
+                         silence->changed.wait(lock, [&] { return silence->over; });
+                         ++silence->ended;
+                         silence->changed.notify_all();
+                         return std::vector<Address>{};
+                       },
+                       instead()};
+  const auto message_of = [&](const std::function<bool()>& gone) {
+    return std::get<RequestError>(fetch("http://pictures.example/", rules_, gone, silent)).message;
+  };
+  rules_.seconds = 1000;
+  int asked = 0;
+  EXPECT_NE(message_of([&] { return ++asked > 2; }).find("given up"), std::string::npos);
+  rules_.seconds = 0.2;
+  EXPECT_NE(message_of({}).find("more than 0.2 seconds"), std::string::npos);
+  EXPECT_TRUE(connections_.empty());
+  std::unique_lock lock(silence->mutex);
+  silence->over = true;
+  silence->changed.notify_all();
+  silence->changed.wait(lock, [&] { return silence->ended == 2; });
 }
 
 TEST_F(FetchTest, WhatThePolicyRefusesIsNotLookedUp) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <optional>
 
 namespace calandra::net {
@@ -54,6 +55,14 @@ std::optional<std::string> path_of(std::string_view url) {
   return path;
 }
 
+// Opens what lies in `folder`, and nothing that a link or ".." leads to outside of it.
+int open_beneath(int folder, const std::string& path) {
+  open_how how{};
+  how.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a pipe would wait for its writer
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+  return static_cast<int>(syscall(SYS_openat2, folder, path.c_str(), &how, sizeof(how)));
+}
+
 }  // namespace
 
 LocalFolder::LocalFolder(const std::string& flag, const std::filesystem::path& folder) {
@@ -61,6 +70,15 @@ LocalFolder::LocalFolder(const std::string& flag, const std::filesystem::path& f
   folder_ = std::filesystem::canonical(folder, failure);
   if (failure || !std::filesystem::is_directory(folder_, failure))
     throw UsageError(fmt::format("{}: {} is no folder", flag, folder.string()));
+  const Descriptor root(open(folder_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  const Descriptor itself(open_beneath(root.get(), "."));
+  if (itself.get() < 0 && (errno == ENOSYS || errno == EPERM))
+    throw UsageError(fmt::format(
+        "{}: this kernel, or the sandbox around the program, has no openat2, which keeps links from leading out of the "
+        "folder; Linux 5.6 or newer is needed",
+        flag));
+  if (itself.get() < 0)
+    throw UsageError(fmt::format("{}: {} cannot be opened: {}", flag, folder.string(), strerrordesc_np(errno)));
 }
 
 std::variant<std::string, RequestError> LocalFolder::read(std::string_view url, int64_t max_bytes) const {
@@ -74,11 +92,9 @@ std::variant<std::string, RequestError> LocalFolder::read(std::string_view url, 
   if (!path || !path->starts_with(begin) || path->size() == begin.size()) return no_file();
 
   const Descriptor root(open(folder_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  open_how how{};
-  how.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a pipe would wait for its writer
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
-  const std::string inside = path->substr(begin.size());
-  const Descriptor file(static_cast<int>(syscall(SYS_openat2, root.get(), inside.c_str(), &how, sizeof(how))));
+  const Descriptor file(root.get() < 0 ? -1 : open_beneath(root.get(), path->substr(begin.size())));
+  if (file.get() < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EAGAIN))
+    return RequestError{503, "service_unavailable", "", "the server cannot open a file now; try again later"};
   struct stat facts {};
   if (file.get() < 0 || fstat(file.get(), &facts) != 0 || !S_ISREG(facts.st_mode)) return no_file();
   if (facts.st_size > max_bytes)

@@ -1,8 +1,16 @@
 #include "net/local_file.h"
 
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <cerrno>
+#include <cstddef>
+#include <cstdio>
 #include <fstream>
 
 namespace calandra::net {
@@ -60,6 +68,44 @@ TEST_F(LocalFile, NoneByDefault) {
   EXPECT_EQ(content({}, "file://" + (top_ / "media/inner/c").string()), "invalid_url");
   EXPECT_THROW(LocalFolder("--x", top_ / "secret"), UsageError);
   EXPECT_THROW(LocalFolder("--x", top_ / "none"), UsageError);
+}
+
+// From now on openat2 fails in this process as on a kernel without it.
+void lose_openat2(int error) {
+  sock_filter steps[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat2, 0, 1),
+                         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<uint32_t>(error)),
+                         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program{std::size(steps), steps};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+    std::exit(3);
+}
+
+TEST_F(LocalFile, AKernelWithoutTheRuleIsToldAtTheStart) {
+  for (const int error : {ENOSYS, EPERM})  // EPERM: older sandboxes
+    EXPECT_EXIT(
+        {
+          lose_openat2(error);
+          try {
+            const LocalFolder folder("--x", top_ / "media");
+          } catch (const UsageError& told) {
+            std::fputs(told.what(), stderr);
+            std::exit(7);
+          }
+          std::exit(0);
+        },
+        ::testing::ExitedWithCode(7), "--x: this kernel.*openat2.*Linux 5.6");
+}
+
+TEST_F(LocalFile, AProcessWithoutFreeFilesSaysSo) {
+  const LocalFolder folder("--x", top_ / "media");
+  rlimit usual{};
+  getrlimit(RLIMIT_NOFILE, &usual);
+  const rlimit none{0, usual.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &none);
+  const std::string got = content(folder, "file://" + (top_ / "media/inner/c").string());
+  setrlimit(RLIMIT_NOFILE, &usual);
+  EXPECT_EQ(got, "service_unavailable");
 }
 
 }  // namespace
