@@ -7,6 +7,7 @@
 #include <numeric>
 #include <thread>
 
+#include "apps/output.h"
 #include "base/philox.h"
 
 namespace calandra::apps {
@@ -218,6 +219,27 @@ void LoadSummary::add_to(json::object& line) const {
     line["std_" + std::string(name) + "_ms"] = 1e3 * summary->deviation;
     line["p99_" + std::string(name) + "_ms"] = 1e3 * summary->p99;
   }
+}
+
+void LoadSummary::print() const {
+  const auto ms = [](const char* name, const TimeSummary& t) {
+    put("  {:<9} mean {:.2f}  median {:.2f}  p99 {:.2f} ms\n", name, 1e3 * t.mean, 1e3 * t.median, 1e3 * t.p99);
+  };
+  const auto percent = [](int64_t part, int64_t all) {
+    return 100 * static_cast<double>(part) / static_cast<double>(all);
+  };
+  put("  requests  {} in {:.2f} s  {:.2f} /s\n", completed, duration, static_cast<double>(completed) / duration);
+  put("  tokens    input {}  output {}  output {:.1f} tok/s  total {:.1f} tok/s\n", input_tokens, output_tokens,
+      static_cast<double>(output_tokens) / duration, static_cast<double>(input_tokens + output_tokens) / duration);
+  ms("TTFT", ttft);
+  ms("TPOT", tpot);
+  ms("ITL", itl);
+  ms("E2EL", e2el);
+  if (cached_tokens == 0) return;
+  put("  cached    {:.1f} % of {} prompt tokens", percent(cached_tokens, input_tokens), input_tokens);
+  if (reusable_tokens > 0)
+    put(", {:.1f} % of the {} that came before", percent(cached_tokens, reusable_tokens), reusable_tokens);
+  put("\n");
 }
 
 }  // namespace calandra::apps

@@ -70,6 +70,8 @@ struct LoadSummary {
   explicit LoadSummary(const LoadTimes& times);
   // In vLLM's names.
   void add_to(json::object& line) const;
+  // As a table on standard output.
+  void print() const;
 };
 
 }  // namespace calandra::apps

@@ -164,22 +164,8 @@ json::object result_line(const BenchServeFlags& flags, const std::string& model,
 
 void print(const BenchServeFlags& flags, const std::string& model, const Outcome& outcome) {
   const LoadSummary s = outcome.summary();
-  const auto ms = [](const char* name, const TimeSummary& t) {
-    put("  {:<9} mean {:.2f}  median {:.2f}  p99 {:.2f} ms\n", name, 1e3 * t.mean, 1e3 * t.median, 1e3 * t.p99);
-  };
   put("{} at {}{}, {} {}\n", model, flags.base_url, flags.endpoint, flags.num_prompts, flags.dataset_name);
-  put("  requests  {} in {:.2f} s  {:.2f} /s\n", s.completed, s.duration,
-      static_cast<double>(s.completed) / s.duration);
-  put("  tokens    input {}  output {}  output {:.1f} tok/s  total {:.1f} tok/s\n", s.input_tokens, s.output_tokens,
-      static_cast<double>(s.output_tokens) / s.duration,
-      static_cast<double>(s.input_tokens + s.output_tokens) / s.duration);
-  ms("TTFT", s.ttft);
-  ms("TPOT", s.tpot);
-  ms("ITL", s.itl);
-  ms("E2EL", s.e2el);
-  if (s.cached_tokens > 0)
-    put("  cached    {:.1f} % of the prompts' tokens\n",
-        100 * static_cast<double>(s.cached_tokens) / static_cast<double>(s.input_tokens));
+  s.print();
   if (!flags.goodput.empty()) {
     const int64_t good = outcome.good(read_goodput(flags.goodput));
     put("  goodput   {} within {}, {:.2f} /s\n", good, flags.goodput, static_cast<double>(good) / outcome.seconds);

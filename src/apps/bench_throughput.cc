@@ -51,22 +51,8 @@ std::vector<BenchConversation> conversations_of(const Options& options, PromptSo
 }
 
 void print(const LoadSummary& s, const EngineStats& stats, double busy, double roofline) {
-  const auto ms = [](const char* name, const TimeSummary& t) {
-    put("  {:<9} mean {:.1f}  median {:.1f}  p99 {:.1f} ms\n", name, 1e3 * t.mean, 1e3 * t.median, 1e3 * t.p99);
-  };
-  put("  requests  {} in {:.2f} s  {:.2f} /s{}\n", s.completed, s.duration,
-      static_cast<double>(s.completed) / s.duration, s.failed > 0 ? fmt::format("  ({} FAILED)", s.failed) : "");
-  put("  tokens    output {:.1f} tok/s  total {:.1f} tok/s\n", static_cast<double>(s.output_tokens) / s.duration,
-      static_cast<double>(s.input_tokens + s.output_tokens) / s.duration);
-  ms("TTFT", s.ttft);
-  ms("TPOT", s.tpot);
-  ms("ITL", s.itl);
-  ms("E2EL", s.e2el);
-  if (s.cached_tokens > 0)
-    put("  cached    {:.1f} % of {} prompt tokens, {:.1f} % of the {} that came before\n",
-        100 * static_cast<double>(s.cached_tokens) / static_cast<double>(s.input_tokens), s.input_tokens,
-        100 * static_cast<double>(s.cached_tokens) / static_cast<double>(std::max<int64_t>(1, s.reusable_tokens)),
-        s.reusable_tokens);
+  s.print();
+  if (s.failed > 0) put("  FAILED    {} requests\n", s.failed);
   if (stats.drafts > 0)
     put("  drafts    {} of {} accepted, {:.2f} tokens per run of drafts\n", stats.accepted_tokens, stats.draft_tokens,
         1 + static_cast<double>(stats.accepted_tokens) / static_cast<double>(stats.drafts));
