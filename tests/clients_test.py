@@ -47,6 +47,10 @@ class Person(pydantic.BaseModel):
 ADA = Person(name='Ada', age=36, tags=['a', 'ü'])
 
 
+def vectors(client, texts, **options):
+    return [row.embedding for row in client.embeddings.create(model=MODEL, input=texts, **options).data]
+
+
 def say(marker):
     return [{'role': 'user', 'content': f'Please [[{marker}]]'}]
 
@@ -88,16 +92,22 @@ class Demo(WithClients):
         self.assertTrue(self.server.until(lambda: self.server.metric('vllm:num_requests_running') == 0))
 
     def test_embeddings(self):
-        texts = ['red', 'green', 'blue']
-        try:
-            rows = self.client.embeddings.create(model=MODEL, input=texts).data  # asks for base64
-        except openai.BadRequestError as error:
-            self.assertIn('embed', str(error))
-            return
-        plain = self.client.embeddings.create(model=MODEL, input=texts, encoding_format='float').data
-        for a, b in zip(rows, plain):
-            self.assertEqual(a.index, b.index)
-            self.assertTrue(all(abs(x - y) < 1e-6 for x, y in zip(a.embedding, b.embedding)))
+        texts = ['red', 'green and blue', 'Once upon a time']
+        rows = vectors(self.client, texts)  # asks for base64
+        self.assertEqual(len({tuple(row) for row in rows}), len(texts))
+        for row, plain, one in zip(rows, vectors(self.client, texts, encoding_format='float'), texts):
+            self.assertAlmostEqual(sum(x * x for x in row), 1, places=5)
+            self.assertTrue(all(abs(x - y) < 1e-6 for x, y in zip(row, plain)))
+            self.assertEqual(vectors(self.client, one), [row])
+            ids = self.server.ok('/tokenize', {'prompt': one})['tokens']
+            self.assertEqual(vectors(self.client, ids), [row])
+            self.assertEqual(vectors(self.client, [ids, ids[:1]])[0], row)
+        reply = self.client.embeddings.create(model=MODEL, input=texts)
+        self.assertEqual([row.index for row in reply.data], [0, 1, 2])
+        self.assertEqual(reply.usage.prompt_tokens, sum(self.server.ok('/tokenize', {'prompt': text})['count'] for text in texts))
+        self.assertEqual(vectors(self.client, texts, dimensions=len(rows[0])), rows)
+        with self.assertRaisesRegex(openai.BadRequestError, 'Matryoshka'):
+            vectors(self.client, texts, dimensions=8)
 
     def test_errors_are_those_of_the_client(self):
         for kind, options in ((openai.NotFoundError, {'model': 'other'}), (openai.BadRequestError, {'top_p': 2}),
@@ -105,6 +115,36 @@ class Demo(WithClients):
             with self.assertRaises(kind) as raised:
                 self.client.chat.completions.create(**{'model': MODEL, 'messages': say(''), **options})
             self.assertTrue(raised.exception.body['message'])
+
+
+class MeanPooling(WithClients):
+    flags = ('--pooler-config', '{"pooling_type": "mean", "dimensions": 64}', '--hf-overrides', '{"matryoshka_dimensions": [64, 32]}')
+
+    def test_embeddings(self):
+        """Hidden rows of a causal model do not depend on what follows, so the mean is that of the last rows of all beginnings."""
+        ids = self.server.ok('/tokenize', {'prompt': 'red, green and blue'})['tokens']
+        last = Server(longest=LONGEST)
+        client = openai.OpenAI(base_url=f'http://127.0.0.1:{last.port}/v1', api_key='none', max_retries=0, timeout=120)
+        rows = vectors(client, [ids[:end] for end in range(1, len(ids) + 1)], extra_body={'normalize': False})
+        client.close()
+        self.assertEqual(last.end(), 0)
+        mean = [sum(values) / len(rows) for values in zip(*rows)]
+        raw, = vectors(self.client, [ids], extra_body={'normalize': False})
+        self.assertEqual(len(raw), 64)
+        self.assertTrue(all(abs(x - y) < 1e-5 * max(map(abs, mean)) for x, y in zip(raw, mean)))
+        for options, size in (({}, 64), ({'dimensions': 32}, 32), ({'dimensions': len(mean)}, len(mean))):
+            row, = vectors(self.client, [ids], **options)
+            length = sum(x * x for x in mean[:size]) ** 0.5
+            self.assertEqual(len(row), size)
+            self.assertTrue(all(abs(x - y / length) < 1e-5 for x, y in zip(row, mean)))
+        with self.assertRaisesRegex(openai.BadRequestError, '64, 32'):
+            vectors(self.client, [ids], dimensions=16)
+
+    def test_wrong_flags_are_told(self):
+        for flag, told in (('{"pooling_type": "CLS"}', 'LAST or MEAN'), ('{"dimensions": 64}', 'Matryoshka'), ('{"normalize": 1}', 'true or false'),
+                           ('{"step_tag_id": 1}', 'step_tag_id is not supported')):
+            with self.assertRaisesRegex(RuntimeError, told):
+                Server('--override-pooler-config', flag)
 
 
 class Scripted(WithClients):

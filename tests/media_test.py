@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import socket
 import struct
@@ -200,6 +201,26 @@ class Media(unittest.TestCase):
                     self.assertEqual(choice['token_ids'], self.answer(image(FILES[i]), text())['choices'][0]['token_ids'])
                 else:
                     self.assertIsNotNone(answer['error'])
+
+    def test_a_server_without_free_files_says_so(self):
+        video = {'type': 'video_url', 'video_url': {'url': data_url(b'no video', 'video/mp4')}}
+        local = image('file://' + str(self.folder / 'media' / 'a%20b.png'))
+        process = self.server.process.pid
+        usual = resource.prlimit(process, resource.RLIMIT_NOFILE)
+        for part, told in ((video, 'no room for a video'), (local, 'cannot open a file')):
+            connection = self.server.connect()
+            connection.request('GET', '/health')  # it is accepted before there are no more
+            connection.getresponse().read()
+            used = {int(name) for name in os.listdir(f'/proc/{process}/fd')}
+            resource.prlimit(process, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), usual[1]))
+            try:
+                connection.request('POST', '/v1/chat/completions', json.dumps(chat(part, text())))
+                reply = connection.getresponse()
+                body = reply.read().decode()
+            finally:
+                resource.prlimit(process, resource.RLIMIT_NOFILE, usual)
+                connection.close()
+            self.assertEqual((reply.status, told in body), (503, True), body)
 
     # videos
 

@@ -95,6 +95,20 @@ class Traces(unittest.TestCase):
                                      'gen_ai.request.id': f'span-{stream}', 'gen_ai.response.model': serve_harness.MODEL,
                                      'gen_ai.usage.num_sequences': 2, 'gen_ai.usage.completion_tokens': 14})
 
+    def test_all_apis_say_what_was_done(self):
+        common = {'model': serve_harness.MODEL, 'ignore_eos': True, 'temperature': 0}
+        chat = {'messages': [{'role': 'user', 'content': 'x'}]}
+        for path, body in (('/v1/chat/completions', {**chat, 'max_tokens': 7}), ('/v1/messages', {**chat, 'max_tokens': 7}),
+                           ('/v1/responses', {'input': 'x', 'max_output_tokens': 7})):
+            for stream in (False, True):
+                name = path.replace('/', '-') + str(stream)
+                status, _, text = self.server.ask(path, {**common, **body, 'stream': stream}, headers={'x-request-id': name})
+                self.assertEqual(status, 200, text)
+                found = attributes(self.span_of(name)[1])
+                self.assertEqual((found['gen_ai.usage.num_sequences'], found['gen_ai.usage.completion_tokens']), (1, 7))
+                self.assertEqual(found['gen_ai.usage.prompt_tokens'], self.server.ok('/tokenize', {'model': serve_harness.MODEL, **chat})['count'])
+                self.assertGreater(found['gen_ai.latency.time_to_first_token'], 0)
+
     def test_a_request_without_parent_begins_a_trace(self):
         for i, header in enumerate(({}, {'traceparent': f'00-{TRACE}-{PARENT}'}, {'traceparent': 'ff' * 30})):
             self.ask(f'first-{i}', {}, **header)

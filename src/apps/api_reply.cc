@@ -7,13 +7,17 @@
 #include "server/api_error.h"
 
 namespace calandra::apps {
-namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-}  // namespace
+Measures measures_of(int64_t choices, int64_t prompt_tokens, int64_t completion_tokens, double first_seconds) {
+  return {{"gen_ai.usage.num_sequences", static_cast<double>(choices)},
+          {"gen_ai.usage.prompt_tokens", static_cast<double>(prompt_tokens)},
+          {"gen_ai.usage.completion_tokens", static_cast<double>(completion_tokens)},
+          {"gen_ai.latency.time_to_first_token", first_seconds}};
+}
 
 RequestError cut_off() {
   return {503, "service_unavailable", "", "the answer was cut off: the server is shutting down"};
@@ -137,10 +141,7 @@ void ApiReply::add_measures(server::HttpReply& reply) const {
     choices += std::ssize(answers_[j]);
     for (const Answer& answer : answers_[j]) completion += std::ssize(answer.token_ids);
   }
-  reply.measures = {{"gen_ai.usage.num_sequences", static_cast<double>(choices)},
-                    {"gen_ai.usage.prompt_tokens", static_cast<double>(prompt)},
-                    {"gen_ai.usage.completion_tokens", static_cast<double>(completion)},
-                    {"gen_ai.latency.time_to_first_token", first_seconds_}};
+  reply.measures = measures_of(choices, prompt, completion, first_seconds_);
 }
 
 // A chunk with what is new of a choice, if anything is.

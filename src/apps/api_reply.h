@@ -17,6 +17,11 @@ inline constexpr int kMostEvents = 1024;  // taken at once, so that a slow reade
 // Of an answer that the server ended.
 RequestError cut_off();
 
+double seconds_since(std::chrono::steady_clock::time_point start);
+// What an answer's trace says; `first_seconds` until its first event.
+using Measures = std::vector<std::pair<std::string_view, double>>;
+Measures measures_of(int64_t choices, int64_t prompt_tokens, int64_t completion_tokens, double first_seconds);
+
 // What a body asks for beyond what one answer over HTTP may take, or nothing.
 std::optional<RequestError> over_limits(const BatchBody& body);
 

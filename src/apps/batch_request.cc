@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "apps/api_fields.h"
 #include "apps/body_fields.h"
 #include "apps/chat_messages.h"
 #include "apps/known_fields.h"
@@ -29,10 +30,15 @@ int32_t read_id(const json::value& value, std::string_view name) {
 // The sampling fields as read_sampling_params takes them: those of a chat have other names.
 json::object sampling_fields(const json::object& body, Endpoint endpoint) {
   json::object fields;
-  for (const std::string_view name : sampling_field_names())
-    if (const json::value* value = find_field(body, name)) fields[name] = *value;
+  for (const ApiField& field : api_fields())
+    if (const json::value* value = find_field(body, field.name); value != nullptr && field.is_sampling)
+      fields[field.name] = *value;
   if (endpoint != Endpoint::kChatCompletions) return fields;
-  if (const json::value* most = find_field(body, "max_completion_tokens")) fields["max_tokens"] = *most;
+  if (const auto most = integer_field(body, "max_completion_tokens")) {
+    if (*most < 1 || *most > std::numeric_limits<int32_t>::max())
+      refuse_field("max_completion_tokens", "max_completion_tokens must be at least 1 and have 32 bits");
+    fields["max_tokens"] = *most;
+  }
   const bool asked = flag_field(body, "logprobs", false);
   const std::optional<int64_t> top = integer_field(body, "top_logprobs");
   constexpr int64_t kMostTop = 20;
@@ -93,6 +99,7 @@ BatchReader::BatchReader(const LoadedModel& loaded, const Options& options, std:
       served_(std::move(served)),
       longest_(longest),
       media_(loaded, options.media, longest),
+      embeddings_(options.pooler_config, loaded.config.config, loaded.model->hidden_size()),
       defaults_(defaults_of(loaded, options)) {}
 
 BatchLine BatchReader::read(const std::string& line) {
@@ -316,7 +323,7 @@ std::optional<RequestError> BatchReader::add_grammars(const json::object& body, 
 // What all prompts of the body share.
 std::optional<RequestError> BatchReader::finish(const json::object& body, BatchBody& to) {
   SamplingParams params = read_params(body, to.endpoint, defaults_);
-  read_stream_options(body, to);
+  if (to.endpoint != Endpoint::kEmbeddings) read_stream_options(body, to);
   to.return_token_ids = flag_field(body, "return_token_ids", false);
   to.tokens_as_token_ids = flag_field(body, "return_tokens_as_token_ids", false);
   to.request_id = string_field(body, "request_id");
@@ -330,10 +337,8 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
     if (!format.empty() && format != "float" && format != "base64")
       refuse_field("encoding_format", "encoding_format must be float or base64");
     to.base64 = format == "base64";
-    to.normalize = flag_field(body, "normalize", true);
-    const std::optional<int64_t> dimensions = integer_field(body, "dimensions");
-    if (dimensions && *dimensions != loaded_.model->hidden_size())
-      refuse_field("dimensions", fmt::format("dimensions must be {}, the model's", loaded_.model->hidden_size()));
+    to.normalize = flag_field(body, "normalize", embeddings_.normalize);
+    to.dimensions = embeddings_.dimensions_of(integer_field(body, "dimensions"));
   }
 
   const int64_t priority = integer_field(body, "priority").value_or(0);
@@ -378,7 +383,7 @@ std::optional<RequestError> BatchReader::finish(const json::object& body, BatchB
     request.skip_reading_prefix_cache = skip_reading;
     request.first_choice = static_cast<int32_t>(static_cast<int64_t>(j) * n);
     request.priority = static_cast<int32_t>(priority);
-    if (to.endpoint == Endpoint::kEmbeddings) request.pooling = Pooling::kLast;
+    if (to.endpoint == Endpoint::kEmbeddings) request.pooling = embeddings_.pooling;
   }
   return add_grammars(body, to);
 }

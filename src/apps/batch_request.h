@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "apps/conversation.h"
+#include "apps/embedding_rules.h"
 #include "apps/known_fields.h"
 #include "apps/media.h"
 #include "engine/request.h"
@@ -30,6 +31,7 @@ struct BatchBody {
   bool return_token_ids = false;
   bool tokens_as_token_ids = false;             // in logprobs: "token_id:7"
   bool base64 = false, normalize = true;        // of embeddings
+  int64_t dimensions = 0;                       // the same: numbers of each
   std::string request_id;                       // the user's name for it; may be empty
   bool stream = false;                          // of a server
   std::optional<AnswerParser::Options> parser;  // of a chat's answers; absent: all text is content
@@ -59,6 +61,7 @@ class BatchReader {
   std::variant<BatchBody, RequestError> read_prompt(const json::object& body, const Gone& gone = {});
   const std::vector<std::string>& served() const { return served_; }
   int64_t longest() const { return longest_; }
+  int64_t vocab_size() const { return loaded_.model->vocab_size(); }
 
  private:
   std::variant<BatchBody, RequestError> read_line(const json::object& line);
@@ -76,6 +79,7 @@ class BatchReader {
   const std::vector<std::string> served_;
   const int64_t longest_;
   const MediaLoader media_;
+  const EmbeddingRules embeddings_;
   SamplingParams defaults_;                    // of generation_config.json
   std::mutex mutex_;                           // of what follows
   std::optional<Conversation> conversation_;   // made for the first chat

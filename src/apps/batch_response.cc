@@ -43,6 +43,7 @@ std::string base64(std::span<const float> values) {
 }
 
 json::value embedding_of(std::vector<float> values, const BatchBody& body) {
+  values.resize(static_cast<size_t>(body.dimensions));
   if (body.normalize) {
     double square = 0;
     for (const float value : values) square += static_cast<double>(value) * value;

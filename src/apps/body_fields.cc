@@ -13,6 +13,12 @@ void wrong_type(std::string_view param, std::string_view rule) {
   refuse_field(param, fmt::format("{} must be {}", param, rule), "invalid_type");
 }
 
+void rename_param(RequestError& error, std::string_view from, std::string_view to) {
+  if (error.param != from) return;
+  error.param = to;
+  if (error.message.starts_with(from)) error.message.replace(0, from.size(), to);
+}
+
 void warn_of_hosted_tools() {
   log_warning_once("tools that are no functions have no effect: the server calls none itself");
 }

@@ -204,6 +204,7 @@ class VerbList {
     add_repeatable(verb, "--served-model-name", o_.served_model_names,
                    "Names that a body's `model` may have; answers carry the first (repeatable; default: MODEL)")
         ->type_name("NAME");
+    add_pooler_flag(verb, o_);
     verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
     add_media_flags(verb, o_.media);
     add_model_flags(verb, o_.model);
@@ -218,6 +219,7 @@ class VerbList {
     add_repeatable(verb, "--served-model-name", o_.served_model_names,
                    "Names that a body's `model` may have; answers carry the first (repeatable; default: MODEL)")
         ->type_name("NAME");
+    add_pooler_flag(verb, o_);
     verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
     verb->add_flag("--json", o_.json, "One JSON line per request on standard output");
     add_serve_flags(verb, o_.serve);

@@ -152,6 +152,7 @@ struct Options {
 
   std::string batch_input, batch_output;  // run-batch
   std::vector<std::string> served_model_names;
+  std::optional<json::object> pooler_config;  // as given; apps/embedding_rules.cc reads it
   bool disable_log_stats = false;
 
   ServeFlags serve;

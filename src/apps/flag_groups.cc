@@ -134,6 +134,12 @@ void add_media_flags(CLI::App* app, MediaFlags& m) {
       ->group(group);
 }
 
+void add_pooler_flag(CLI::App* app, Options& o) {
+  add_object(
+      app, "--pooler-config,--override-pooler-config", o.pooler_config,
+      R"(How embeddings are made: {"pooling_type": "MEAN", "normalize": false, "dimensions": 256} (LAST, true, all))");
+}
+
 void add_serve_flags(CLI::App* app, ServeFlags& s) {
   const std::string group = "Server";
   add_text(app, "--host", s.host, "Address to listen on; 0.0.0.0: all (127.0.0.1)")->group(group);

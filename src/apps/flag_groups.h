@@ -17,6 +17,7 @@ void add_engine_flags(CLI::App* app, EngineFlags& e);
 void add_shape_flags(CLI::App* app, ModelOptions& m);      // --shape --num-hidden-layers
 void add_filter_flags(CLI::App* app, SamplingOptions& s);  // --temperature --top-k --top-p --min-p
 void add_media_flags(CLI::App* app, MediaFlags& m);
+void add_pooler_flag(CLI::App* app, Options& o);
 void add_serve_flags(CLI::App* app, ServeFlags& s);
 void add_load_flags(CLI::App* app, Options& o);  // of bench throughput
 void add_sampling_flags(CLI::App* app, SamplingOptions& s);

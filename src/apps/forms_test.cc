@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <random>
+#include <thread>
 #include <utility>
 
 #include "apps/messages_writer.h"
 #include "apps/responses_request.h"
 #include "apps/responses_writer.h"
+#include "apps/work_thread.h"
 #include "text/parsers/answer_parser.h"
 
 namespace calandra::apps {
@@ -319,6 +321,26 @@ TEST(Forms, OutputItemsGoBackIn) {
   EXPECT_EQ(messages[0].at("tool_calls").as_array().size(), 2U);
   EXPECT_EQ(parse_json(messages[0].at("tool_calls").at(1).at("function").at("arguments").as_string(), "a").at("input"),
             "*** Begin");
+}
+
+TEST(WorkThread, DoesWhatItIsGivenInOrderAndElsewhere) {
+  std::vector<int> done;
+  std::vector<std::thread::id> threads;
+  WorkThread thread;
+  const auto add = [&](int i) {
+    thread.add([&, i] {
+      done.push_back(i);
+      threads.push_back(std::this_thread::get_id());
+    });
+  };
+  for (int i = 0; i < 100; ++i) add(i);
+  thread.stop();
+  ASSERT_EQ(done.size(), 100u);
+  EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
+  EXPECT_EQ(std::count(threads.begin(), threads.end(), std::this_thread::get_id()), 0);
+  add(100);  // behind the end nobody else does it
+  EXPECT_EQ(done.back(), 100);
+  EXPECT_EQ(threads.back(), std::this_thread::get_id());
 }
 
 }  // namespace

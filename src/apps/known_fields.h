@@ -2,17 +2,12 @@
 #pragma once
 
 #include <mutex>
-#include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "base/json.h"
 
 namespace calandra::apps {
-
-// Fields of read_sampling_params.
-std::span<const std::string_view> sampling_field_names();
 
 // Throws RefusedBody for a field that would change the answer and cannot be honoured.
 void refuse_unsupported(const json::object& body);

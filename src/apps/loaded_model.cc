@@ -59,8 +59,8 @@ fs::path config_file_in(const fs::path& folder) {
 }
 
 // Keys of the config that others than the models read.
-constexpr std::string_view kOtherKeys[] = {"image_token_id", "video_token_id", "vision_start_token_id",
-                                           "vision_end_token_id"};
+constexpr std::string_view kOtherKeys[] = {"image_token_id",      "video_token_id", "vision_start_token_id",
+                                           "vision_end_token_id", "is_matryoshka",  "matryoshka_dimensions"};
 
 void find_unread(const json::object& overrides, const std::set<std::string, std::less<>>& read,
                  std::vector<std::string>& unread) {

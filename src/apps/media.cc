@@ -6,9 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 #include "apps/data_url.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "net/url_policy.h"
 
 namespace calandra::apps {
@@ -72,19 +75,25 @@ class MemoryFile {
   explicit MemoryFile(std::string_view bytes) : descriptor_(memfd_create("video", MFD_CLOEXEC)) {
     while (descriptor_ >= 0 && !bytes.empty()) {
       const ssize_t count = write(descriptor_, bytes.data(), bytes.size());
-      if (count < 0) return;
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) break;
       bytes.remove_prefix(static_cast<size_t>(count));
     }
+    is_whole_ = descriptor_ >= 0 && bytes.empty();
+    if (!is_whole_) log_warning("there is no file in memory for a video: {}", strerrordesc_np(errno));
   }
   ~MemoryFile() {
     if (descriptor_ >= 0) close(descriptor_);
   }
   MemoryFile(const MemoryFile&) = delete;
   MemoryFile& operator=(const MemoryFile&) = delete;
+  // False: the machine lacks files or memory.
+  bool is_whole() const { return is_whole_; }
   std::string name() const { return fmt::format("/proc/{}/fd/{}", getpid(), descriptor_); }
 
  private:
   const int descriptor_;
+  bool is_whole_ = false;
 };
 
 }  // namespace
@@ -161,6 +170,8 @@ class MediaLoader::Work {
     auto bytes = file(url);
     if (auto* error = std::get_if<RequestError>(&bytes)) return std::move(*error);
     const MemoryFile file(std::get<std::string>(bytes));
+    if (!file.is_whole())
+      return RequestError{503, "service_unavailable", "", "the server has no room for a video now; try again later"};
     return read_video_file(file.name(), *configs_.video, limits);
   }
 

@@ -2,13 +2,17 @@
 
 #include "apps/api_reply.h"
 #include "apps/batch_response.h"
+#include "apps/body_fields.h"
 #include "apps/messages_request.h"
 #include "server/api_error.h"
 
 namespace calandra::apps {
 namespace {
 
-server::HttpReply refusal(const RequestError& error) { return server::error_reply(error, "/v1/messages"); }
+server::HttpReply refusal(RequestError error) {
+  rename_param(error, "stop", "stop_sequences");
+  return server::error_reply(error, "/v1/messages");
+}
 
 }  // namespace
 

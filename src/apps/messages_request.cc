@@ -173,13 +173,13 @@ json::array read_tools(const json::array& tools) {
 }
 
 void read_tool_choice(const json::object& choice, json::object& chat) {
-  const std::string type = string_field(choice, "type");
+  const std::string type = string_field(choice, "type"), name = string_field(choice, "name");
   if (type == "auto" || type == "none")
     chat["tool_choice"] = type;
   else if (type == "any")
     chat["tool_choice"] = "required";
   else if (type == "tool")
-    chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", string_field(choice, "name")}}}};
+    chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", name}}}};
   else
     refuse_field("tool_choice", "tool_choice must have the type auto, any, tool or none");
   if (flag_field(choice, "disable_parallel_tool_use", false)) chat["parallel_tool_calls"] = false;

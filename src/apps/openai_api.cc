@@ -1,13 +1,14 @@
 #include "apps/openai_api.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include <algorithm>
 #include <ctime>
-#include <limits>
 
 #include "apps/api_reply.h"
+#include "apps/body_fields.h"
 #include "apps/chat_messages.h"
+#include "apps/openapi.h"
 #include "server/api_error.h"
 #include "server/metrics.h"
 #include "text/utf8.h"
@@ -18,36 +19,17 @@ namespace {
 using server::error_reply;
 using server::HttpReply;
 
-constexpr std::string_view kModels = "/v1/models";
-
-struct Route {
-  std::string_view path;
-  bool is_post;
-};
-constexpr Route kRoutes[] = {{kModels, false},
-                             {"/health", false},
-                             {"/ping", false},
-                             {"/version", false},
-                             {"/load", false},
-                             {"/metrics", false},
-                             {"/v1/chat/completions", true},
-                             {"/v1/completions", true},
-                             {"/v1/embeddings", true},
-                             {"/v1/responses", true},
-                             {"/v1/messages", true},
-                             {"/v1/messages/count_tokens", true},
-                             {"/tokenize", true},
-                             {"/detokenize", true}};
-
 HttpReply json_reply(const json::value& value) { return {.body = to_json(value)}; }
 
 RequestError bad(std::string_view param, std::string message, const char* code = "invalid_type") {
   return {400, code, std::string(param), std::move(message)};
 }
 
-bool is_true(const json::object& body, std::string_view name) {
-  const json::value* value = body.if_contains(name);
-  return value != nullptr && value->is_bool() && value->get_bool();
+// What stands in the place of a route's {name}.
+std::string name_in(const ApiRoute& route, std::string_view path) {
+  const size_t behind = route.path.size() - route.path.find('}') - 1;
+  path.remove_suffix(behind);
+  return std::string(path.substr(route.path.find('{')));
 }
 
 }  // namespace
@@ -61,33 +43,37 @@ OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, c
       messages_(engine, reader),
       tokenizer_(tokenizer),
       version_(std::move(version)),
-      created_(static_cast<int64_t>(std::time(nullptr))) {}
+      created_(static_cast<int64_t>(std::time(nullptr))),
+      document_(to_json(openapi_document(version_, reader.vocab_size()))) {}
 
 OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::Wake wake) {
   if (!is_valid_utf8(request.path)) return error_reply(bad("", "the path is not UTF-8", "bad_request"), "");
-  const bool is_model = request.path.starts_with(kModels) && request.path.size() > kModels.size() + 1 &&
-                        request.path[kModels.size()] == '/';
-  const auto* route =
-      std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) { return r.path == request.path; });
-  if (ResponsesApi::is_response(request.path)) return responses_.handle_response(request);
-  if (route == std::end(kRoutes) && !is_model)
+  std::vector<std::string_view> methods;
+  for (const ApiRoute& route : api_routes()) {
+    if (!is_path_of(route, request.path)) continue;
+    if (route.method == request.method) return handle(route, request, std::move(wake));
+    methods.push_back(route.method);
+  }
+  if (methods.empty())
     return error_reply({404, "not_found", "", fmt::format("there is no {}", to_json(json::string(request.path)))},
                        request.path);
-  const bool is_post = !is_model && route->is_post;
-  if (request.path == "/ping" ? request.method != "GET" && request.method != "POST"
-                              : request.method != (is_post ? "POST" : "GET")) {
-    HttpReply reply =
-        error_reply({405, "method_not_allowed", "", fmt::format("use {}", is_post ? "POST" : "GET")}, request.path);
-    reply.headers.emplace_back("Allow", is_post ? "POST" : "GET");
-    return reply;
-  }
-  if (is_post) return post(request, std::move(wake));
-  if (is_model) return model(std::string_view(request.path).substr(kModels.size() + 1));
-  if (request.path == kModels) return models();
-  if (request.path == "/version") return json_reply({{"version", version_}});
+  HttpReply reply =
+      error_reply({405, "method_not_allowed", "", fmt::format("use {}", fmt::join(methods, " or "))}, request.path);
+  reply.headers.emplace_back("Allow", fmt::format("{}", fmt::join(methods, ", ")));
+  return reply;
+}
+
+OpenAiApi::Result OpenAiApi::handle(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake) {
+  const std::string_view path = route.path;
+  if (route.body != kNoBody) return post(request, std::move(wake));
+  if (path.starts_with("/v1/responses/")) return responses_.handle(route.method, name_in(route, request.path));
+  if (path == "/v1/models") return models();
+  if (path.starts_with("/v1/models/")) return model(name_in(route, request.path));
+  if (path == "/version") return json_reply({{"version", version_}});
+  if (path == "/openapi.json") return HttpReply{.body = document_};
   const EngineStats stats = engine_.stats();
-  if (request.path == "/load") return json_reply({{"server_load", stats.requests_running + stats.requests_waiting}});
-  if (request.path == "/metrics")
+  if (path == "/load") return json_reply({{"server_load", stats.requests_running + stats.requests_waiting}});
+  if (path == "/metrics")
     return HttpReply{.content_type = "text/plain; version=0.0.4; charset=utf-8",
                      .body = server::prometheus_text(stats, reader_.served().front(), requests_)};
   return health();
@@ -148,13 +134,23 @@ OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wa
 
 OpenAiApi::Result OpenAiApi::post(const json::object& fields, const server::HttpRequest& request,
                                   const BatchReader::Gone& gone, server::Wake wake) {
+  try {
+    return answer(fields, request, gone, std::move(wake));
+  } catch (const RefusedBody& refused) {
+    return error_reply(refused.error, request.path);
+  }
+}
+
+OpenAiApi::Result OpenAiApi::answer(const json::object& fields, const server::HttpRequest& request,
+                                    const BatchReader::Gone& gone, server::Wake wake) {
   if (request.path == "/tokenize") return tokenize(fields, gone);
   if (request.path == "/detokenize") return detokenize(fields);
-  const json::value* name = fields.if_contains("model");
-  if (name == nullptr || name->is_null())
+  const json::value* name = find_field(fields, "model");
+  if (name == nullptr)
     return error_reply(
         bad("model", fmt::format("model is missing; served is {}", reader_.served().front()), "missing_parameter"),
         request.path);
+  if (!name->is_string()) wrong_type("model", "a string");
   if (request.path == "/v1/responses") return responses_.create(fields, gone, std::move(wake));
   if (request.path == "/v1/messages") return messages_.create(fields, gone, std::move(wake));
   if (request.path == "/v1/messages/count_tokens") return messages_.count_tokens(fields, gone);
@@ -181,11 +177,14 @@ OpenAiApi::Result OpenAiApi::answer(Endpoint endpoint, const json::object& body,
 HttpReply OpenAiApi::tokenize(const json::object& given, const BatchReader::Gone& gone) {
   if (tokenizer_ == nullptr) return error_reply({400, "unsupported_parameter", "", "the model has no tokenizer"});
   json::object body = given;
-  const json::value* content = body.if_contains("content");  // llama.cpp's form
-  const bool is_content = content != nullptr && content->is_string() && !body.contains("prompt");
+  const json::value* content = find_field(given, "content");  // llama.cpp's form
+  if (content != nullptr && !content->is_string()) wrong_type("content", "a string");
+  const bool add_special = flag_field(given, "add_special", false);
+  const bool shows_strings = flag_field(given, "return_token_strs", false);
+  const bool is_content = content != nullptr && find_field(given, "prompt") == nullptr;
   if (is_content) {
     body["prompt"] = json::value(*content);
-    body["add_special_tokens"] = is_true(body, "add_special");
+    body["add_special_tokens"] = add_special;
   }
   auto read = reader_.read_prompt(body, gone);
   if (const auto* error = std::get_if<RequestError>(&read)) return error_reply(*error);
@@ -196,19 +195,20 @@ HttpReply OpenAiApi::tokenize(const json::object& given, const BatchReader::Gone
   if (is_content) return json_reply(reply);
   reply["count"] = ids.size();
   reply["max_model_len"] = reader_.longest();
+  reply["token_strs"] = nullptr;
+  if (!shows_strings) return json_reply(reply);
   json::array strings;
-  if (is_true(body, "return_token_strs"))
-    for (const int32_t id : ids) strings.push_back(json::string(tokenizer_->id_to_token(id)));
-  reply["token_strs"] = is_true(body, "return_token_strs") ? json::value(std::move(strings)) : json::value(nullptr);
+  for (const int32_t id : ids) strings.push_back(json::string(tokenizer_->id_to_token(id)));
+  reply["token_strs"] = std::move(strings);
   return json_reply(reply);
 }
 
 HttpReply OpenAiApi::detokenize(const json::object& body) const {
   if (tokenizer_ == nullptr) return error_reply({400, "unsupported_parameter", "", "the model has no tokenizer"});
-  const json::value* tokens = body.if_contains("tokens");
-  if (tokens == nullptr || !tokens->is_array()) return error_reply(bad("tokens", "tokens must be a list of token ids"));
+  const json::array* tokens = array_field(body, "tokens");
+  if (tokens == nullptr) return error_reply(bad("tokens", "tokens is missing", "missing_parameter"));
   std::vector<int32_t> ids;
-  for (const json::value& value : tokens->get_array()) {
+  for (const json::value& value : *tokens) {
     if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() >= tokenizer_->size())
       return error_reply(bad("tokens", fmt::format("tokens must be ids from 0 to {}", tokenizer_->size() - 1)));
     ids.push_back(static_cast<int32_t>(value.get_int64()));

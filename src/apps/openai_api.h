@@ -4,6 +4,7 @@
 #include <atomic>
 #include <string>
 
+#include "apps/api_routes.h"
 #include "apps/batch_request.h"
 #include "apps/batch_response.h"
 #include "apps/media_pool.h"
@@ -24,15 +25,21 @@ class OpenAiApi {
   Result handle(const server::HttpRequest& request, server::Wake wake);
   // From now on /health says that no more requests are taken.
   void set_draining() { draining_ = true; }
-  // Ends what is done for pictures of requests, and waits for it.
-  void stop_media() { media_.stop(); }
+  // Ends what is done for requests on threads of its own, and waits for it.
+  void stop() {
+    media_.stop();
+    responses_.stop();
+  }
   void give_up_media() { media_.give_up(); }
 
  private:
   bool may_show_media(const json::object& body) const;
+  Result handle(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake);
   Result post(const server::HttpRequest& request, server::Wake wake);
   Result post(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
               server::Wake wake);
+  Result answer(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
+                server::Wake wake);
   Result answer(Endpoint endpoint, const json::object& body, const server::HttpRequest& request,
                 const BatchReader::Gone& gone, server::Wake wake);
   server::HttpReply health() const;
@@ -50,6 +57,7 @@ class OpenAiApi {
   const Tokenizer* tokenizer_;
   const std::string version_;
   const int64_t created_;
+  const std::string document_;  // /openapi.json
   std::atomic<bool> draining_ = false;
   std::atomic<int64_t> requests_ = 0;
   MediaPool media_;  // the last: its threads use all before it

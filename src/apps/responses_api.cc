@@ -16,7 +16,6 @@ namespace {
 using server::error_reply;
 using server::HttpReply;
 
-constexpr std::string_view kResponses = "/v1/responses/", kCancel = "/cancel";
 constexpr size_t kMostKept = 4096, kMostKeptBytes = size_t{64} << 20;
 constexpr size_t kMostInBackground = 256;
 
@@ -84,7 +83,9 @@ ResponsesApi::Result ResponsesApi::create(const json::object& body, const BatchR
       store->put(id, {to_json(std::get<ResponseWriter>(ended).object()), turns});
     };
   if (chat.background) return start_in_background(std::move(parsed), std::move(writer), std::move(on_end));
-  auto started = FormReply::start(engine_, std::move(parsed), std::move(writer), std::move(wake), std::move(on_end));
+  auto started = FormReply::start(
+      engine_, std::move(parsed), std::move(writer), std::move(wake),
+      [this](std::function<void()> work) { ends_.add(std::move(work)); }, std::move(on_end));
   if (const auto* error = std::get_if<RequestError>(&started)) return error_reply(in_words_of_responses(*error));
   return std::unique_ptr<server::PendingReply>(std::get<std::unique_ptr<FormReply>>(std::move(started)));
 }
@@ -96,7 +97,7 @@ HttpReply ResponsesApi::start_in_background(BatchBody body, ResponseWriter write
   if (running_.size() >= kMostInBackground)
     return error_reply({429, "rate_limit_exceeded", "background", "too many responses run in the background"});
   auto started = FormReply::start(
-      engine_, std::move(body), std::move(writer), [] {}, std::move(on_end));
+      engine_, std::move(body), std::move(writer), [] {}, {}, std::move(on_end));
   if (const auto* error = std::get_if<RequestError>(&started)) return error_reply(in_words_of_responses(*error));
   auto& reply = std::get<std::unique_ptr<FormReply>>(started);
   const HttpReply first = json_reply(reply->object());
@@ -110,25 +111,10 @@ void ResponsesApi::sweep() {
   std::erase_if(running_, [&](auto& one) { return one.second->advance(unused); });
 }
 
-bool ResponsesApi::is_response(std::string_view path) {
-  return path.starts_with(kResponses) && path.size() > kResponses.size();
-}
-
-HttpReply ResponsesApi::handle_response(const server::HttpRequest& request) {
-  std::string id = request.path.substr(kResponses.size());
-  const bool cancels = id.ends_with(kCancel);
-  if (cancels) id.resize(id.size() - kCancel.size());
-  if (id.find('/') != std::string::npos)
-    return error_reply({404, "not_found", "", fmt::format("there is no {}", to_json(json::string(request.path)))});
-  const bool is_known = cancels ? request.method == "POST" : request.method == "GET" || request.method == "DELETE";
-  if (!is_known) {
-    HttpReply reply = error_reply({405, "method_not_allowed", "", "use GET or DELETE, or POST to cancel"});
-    reply.headers.emplace_back("Allow", cancels ? "POST" : "GET, DELETE");
-    return reply;
-  }
+HttpReply ResponsesApi::handle(std::string_view method, const std::string& id) {
   const std::lock_guard lock(mutex_);
   sweep();
-  return cancels ? cancel(id) : request.method == "GET" ? get(id) : remove(id);
+  return method == "POST" ? cancel(id) : method == "GET" ? get(id) : remove(id);
 }
 
 HttpReply ResponsesApi::get(const std::string& id) {

@@ -9,6 +9,7 @@
 
 #include "apps/form_reply.h"
 #include "apps/response_store.h"
+#include "apps/work_thread.h"
 
 namespace calandra::apps {
 
@@ -22,9 +23,10 @@ class ResponsesApi {
   bool goes_on_from_media(const json::object& body) const;
   // POST /v1/responses
   Result create(const json::object& body, const BatchReader::Gone& gone, server::Wake wake);
-  // Whether the path is that of one response: /v1/responses/ID, /v1/responses/ID/cancel.
-  static bool is_response(std::string_view path);
-  server::HttpReply handle_response(const server::HttpRequest& request);
+  // GET or DELETE of a response; POST cancels it.
+  server::HttpReply handle(std::string_view method, const std::string& id);
+  // Makes the ends of responses that have ended, and waits for it: then no `wake` is called any more.
+  void stop() { ends_.stop(); }
 
  private:
   server::HttpReply start_in_background(BatchBody body, ResponseWriter writer,
@@ -39,6 +41,7 @@ class ResponsesApi {
   const std::shared_ptr<ResponseStore> store_;
   std::mutex mutex_;
   std::map<std::string, std::unique_ptr<FormReply>> running_;  // in the background
+  WorkThread ends_;  // a response says its whole request again, and is kept: too much for the sockets' thread
 };
 
 }  // namespace calandra::apps

@@ -255,6 +255,7 @@ ResponsesChat read_body(const json::object& body, json::array earlier) {
   if (integer_field(body, "top_logprobs").value_or(0) != 0)
     refuse_field("top_logprobs", "top_logprobs cannot be set: a response has no logprobs", "unsupported_parameter");
   object_field(body, "metadata");
+  for (const std::string_view name : {"user", "prompt_cache_key", "safety_identifier"}) string_field(body, name);
   array_field(body, "include");
 
   const json::value* input = find_field(body, "input");
@@ -315,12 +316,7 @@ RequestError in_words_of_responses(RequestError error) {
                                                                       {"max_tokens", "max_output_tokens"},
                                                                       {"response_format", "text.format"},
                                                                       {"reasoning_effort", "reasoning.effort"}};
-  for (const auto& [chat, own] : kNames) {
-    if (error.param != chat) continue;
-    error.param = own;
-    if (error.message.starts_with(chat)) error.message.replace(0, chat.size(), own);
-    break;
-  }
+  for (const auto& [chat, own] : kNames) rename_param(error, chat, own);
   return error;
 }
 

@@ -136,7 +136,7 @@ int serve(const Options& options, LoadedModel loaded) {
   log_info("serving {} on {}://{}:{}", served.front(), flags.ssl_certfile.empty() ? "http" : "https", flags.host,
            server.port());
   server.run();
-  api.stop_media();  // both before the server goes, which their threads wake
+  api.stop();  // both before the server goes, which their threads wake
   engine.drain(0);
   log_info("shut down");
   return 0;
