@@ -140,6 +140,13 @@ const actions = {
     answerTo(conversation.messages.indexOf(message) + 1);
   },
   resume: (message) => answer(message, true),
+  // texts: what each of the message's calls gave.
+  giveResults(message, texts) {
+    const at = conversation.messages.indexOf(message) + 1;
+    const results = message.toolCalls.map((call, i) => ({role: 'tool', content: texts[i], callId: call.id, name: call.name}));
+    conversation.messages.splice(at, Infinity, ...results);
+    answerTo(at + results.length);
+  },
 };
 
 function addView(message) {
@@ -172,6 +179,7 @@ function answerTo(index) {
 // ---- An answer
 
 function apiMessage(message) {
+  if (message.role === 'tool') return {role: 'tool', tool_call_id: message.callId, content: message.content};
   if (message.role === 'user') {
     if (!message.images?.length) return {role: 'user', content: message.content};
     const parts = message.images.map((url) => ({type: 'image_url', image_url: {url}}));
@@ -188,7 +196,7 @@ function apiMessage(message) {
 
 function requestFor(message, continues) {
   const end = conversation.messages.indexOf(message) + (continues ? 1 : 0);
-  const said = conversation.messages.slice(0, end).filter((m) => m.role === 'user' || m.content || m.toolCalls?.length);
+  const said = conversation.messages.slice(0, end).filter((m) => m.role !== 'assistant' || m.content || m.toolCalls?.length);
   const body = {model: $('model').value, messages: said.map(apiMessage), ...settings.requestFields()};
   const system = settings.systemPrompt();
   if (system) body.messages.unshift({role: 'system', content: system});

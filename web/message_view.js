@@ -58,13 +58,13 @@ function prettyArguments(text) {
 }
 
 export class MessageView {
-  // actions: {regenerate, edit, resume}, each called with the message.
+  // actions: {regenerate, edit, resume, giveResults}, each called with the message.
   constructor(message, actions) {
     this.message = message;
     this.actions = actions;
     const isUser = message.role === 'user';
     this.element = make('article', 'message ' + message.role);
-    this.element.setAttribute('aria-label', isUser ? 'You' : 'Answer');
+    this.element.setAttribute('aria-label', {user: 'You', tool: 'Result of a tool'}[message.role] ?? 'Answer');
     this.pictures = make('div', 'pictures');
     this.thinking = make('details', 'thinking');
     this.summary = make('summary');
@@ -97,9 +97,11 @@ export class MessageView {
     }
     if (m.role === 'user')
       this.body.textContent = m.content;
+    else if (m.role === 'tool')
+      this.showResult(m);
     else
       show(this.body, m.content, copyButton);
-    this.body.hidden = !m.content;
+    this.body.hidden = !m.content && m.role !== 'tool';
     this.updateCalls(m.toolCalls ?? []);
     this.fault.textContent = m.fault ?? '';
     this.fault.hidden = !m.fault;
@@ -128,9 +130,40 @@ export class MessageView {
     }
   }
 
+  showResult(m) {
+    const box = make('section', 'call result');
+    box.append(make('h3', '', 'Result of ' + m.name), make('pre', '', prettyArguments(m.content)));
+    box.lastChild.tabIndex = 0;
+    this.body.replaceChildren(box);
+  }
+
+  // A field for the result of each call; the page runs no tools itself.
+  askForResults() {
+    const form = make('form', 'edit');
+    const areas = this.message.toolCalls.map((call) => {
+      const area = make('textarea');
+      area.setAttribute('aria-label', 'Result of ' + call.name);
+      area.placeholder = 'Result of ' + call.name;
+      area.rows = 2;
+      return area;
+    });
+    const row = make('div', 'row end');
+    const send = make('button', 'primary', 'Send');
+    row.append(button('Cancel', () => this.fillFoot(), 'Give no results'), send);
+    form.append(...areas, row);
+    form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.actions.giveResults(this.message, areas.map((area) => area.value));
+    });
+    this.foot.replaceChildren(form);
+    areas[0].focus();
+  }
+
   fillFoot() {
     const m = this.message;
     const parts = [];
+    if (m.role === 'tool') return this.foot.replaceChildren();
+    if (m.toolCalls?.length && !m.broken) parts.push(button('Give results', () => this.askForResults(), 'Give the results of the calls'));
     const isUser = m.role === 'user';
     if (m.content) parts.push(copyButton(() => m.content, isUser ? 'Copy the message' : 'Copy the answer'));
     if (isUser) parts.push(button('Edit', () => this.edit(), 'Edit the message'));

@@ -1,7 +1,8 @@
 // Conversations and settings, in this browser only. Each conversation has a key of its own, so that two tabs do not
 // write over each other's.
 //   conversation: {id, title, updated, messages}
-//   message: {role, content, images?, reasoning?, seconds?, toolCalls?, fault?, broken?, note?}
+//   message: {role, content, images?, reasoning?, seconds?, toolCalls?, fault?, broken?, note?}, or the result of a call:
+//            {role: 'tool', content, callId, name}
 
 const PREFIX = 'calandra.conversation.';
 const FORMAT = 'calandra-conversations-1';
@@ -84,8 +85,9 @@ function checked(one) {
   if (!one || !isText(one.id) || !Array.isArray(one.messages)) return null;
   const messages = [];
   for (const m of one.messages) {
-    if (!m || (m.role !== 'user' && m.role !== 'assistant') || !isText(m.content)) return null;
+    if (!m || !['user', 'assistant', 'tool'].includes(m.role) || !isText(m.content)) return null;
     const message = {role: m.role, content: m.content};
+    if (m.role === 'tool') Object.assign(message, {callId: isText(m.callId) ? m.callId : '', name: isText(m.name) ? m.name : ''});
     if (Array.isArray(m.images)) message.images = m.images.filter(isPicture);
     if (isText(m.reasoning)) message.reasoning = m.reasoning;
     if (isText(m.fault)) message.fault = m.fault;
