@@ -40,12 +40,14 @@ def make_certificate(folder):
 class Server:
     """A server on a free port; its log and its access lines are kept."""
 
-    def __init__(self, *flags, program=(), port=0, longest=2048):
-        """`program`: the words before `serve`, instead of PROGRAM. `port`: one that an ended server had. `longest`: --max-model-len."""
+    def __init__(self, *flags, program=(), port=0, longest=2048, json_lines=True):
+        """`program`: the words before `serve`, instead of PROGRAM. `port`: one that an ended server had. `longest`: --max-model-len.
+        `json_lines`: --json; else access lines are texts of the log."""
         self.folder = tempfile.mkdtemp(prefix='calandra_server_')
         self.log_path, self.access_path = (os.path.join(self.folder, name) for name in ('log', 'access'))
         with open(self.log_path, 'w') as log, open(self.access_path, 'w') as access:
-            self.process = subprocess.Popen([*(program or [PROGRAM]), 'serve', '--port', str(port), '--json', '--max-model-len', str(longest), *flags],
+            flags = ('--json', *flags) if json_lines else flags
+            self.process = subprocess.Popen([*(program or [PROGRAM]), 'serve', '--port', str(port), '--max-model-len', str(longest), *flags],
                                             stdout=access, stderr=log, env=ENVIRONMENT)
         for _ in range(1200):
             found = re.search(r'on https?://\S+:(\d+)', self.log())

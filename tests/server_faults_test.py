@@ -7,6 +7,7 @@ C12 and P1 of the acceptance table, with a bounded part of their quantities by d
 Behind the server is the hash model (tests/hashsim): every answer that survives is compared with that of its request alone, and a
 mix-up of any state would change it. Nothing is asserted about time; loops that wait are bounded.
 """
+import base64
 import json
 import os
 import pathlib
@@ -23,6 +24,7 @@ from serve_harness import MODEL, Server, chat, completion
 from swarm import Client, Swarm, events_of, get, parse, post
 
 FULL = False
+PICTURES = [path.read_bytes() for path in sorted((serve_harness.ROOT / 'demo' / 'demo-qwen3_5' / 'images').glob('shapes_*.png'))]
 WORDS = ('Once upon a time', 'Word ' * 9, '语言 👋 é', '{"a": [1, 2]}', 'x' * 300, 'The quick brown fox. ' * 20)
 COMMON = (
     'model n temperature top_k top_p min_p seed repetition_penalty frequency_penalty presence_penalty logit_bias allowed_token_ids bad_words max_tokens '
@@ -49,6 +51,12 @@ def body_of(i, **more):
     if i % 4 == 3:
         return '/v1/chat/completions', chat(messages=[{'role': 'user', 'content': WORDS[i % len(WORDS)]}], **body)
     return '/v1/completions', completion(prompt=WORDS[i % len(WORDS)], **body)
+
+
+def picture_chat(i, **more):
+    """A chat that shows a picture of its own: bytes behind its end make it another file, which is decoded anew."""
+    url = 'data:image/png;base64,' + base64.b64encode(PICTURES[i % len(PICTURES)] + b'%d' % i).decode()
+    return chat(messages=[{'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': url}}, {'type': 'text', 'text': 'What?'}]}], **more)
 
 
 def told(status, body, is_stream):
@@ -179,7 +187,7 @@ class Faults(WithServer):
         long = {'max_tokens': 1900, 'ignore_eos': True}
         schema = {'type': 'json_schema', 'json_schema': {'name': 'a', 'schema': {'type': 'object', 'properties': {'a': {'type': 'integer'}}}}}
 
-        def phase(number):
+        def phase(i, number):
             whole = post('/v1/completions', completion(**long, stream=True))
             head = whole.index(b'\r\n\r\n')
             data, how = {
@@ -191,32 +199,43 @@ class Faults(WithServer):
                 5: (post('/v1/chat/completions', chat(**long, response_format=schema, stream=True)), ends),
                 6: (post('/v1/completions', completion(max_tokens=1, stream=True)), {'leave': 150, 'how': 'rst'}),  # its last
                 7: (post('/v1/completions', completion(**long)), ends),
+                8: (post('/v1/chat/completions', picture_chat(rng.randrange(10**9), **long, stream=i % 2 == 0)), ends),
             }[number]
             return Client(data, **how)
-        clients = [phase(i % 8) for i in range(8 * quantity(20, 200))]
+        clients = [phase(i, i % 9) for i in range(9 * quantity(20, 200))]
         staying = [(i, self.client(i)) for i in range(64)]
-        everybody = clients + [client for _, client in staying]
+        pictures = [picture_chat(i, max_tokens=9, seed=i, temperature=1.0) for i in range(8)]
+        shown = [(told(*self.server.ask('/v1/chat/completions', body)[::2], False), Client(post('/v1/chat/completions', body))) for body in pictures]
+        self.assertGreater(len({wanted for wanted, _ in shown}), 4)
+        everybody = clients + [client for _, client in staying + shown]
         rng.shuffle(everybody)
         self.run_all(everybody, 96)
         for i, client in staying:
             self.check(client, i)
+        for wanted, client in shown:
+            self.assertEqual(told(*parse(client.reply)[::2], False), wanted)
 
     # H3
 
-    def test_slow_readers_delay_nobody(self):
-        slow = []
-        for i in range(quantity(2, 60)):
-            one = socket.socket()
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
-            one.connect(('127.0.0.1', self.server.port))
-            one.sendall(post('/v1/chat/completions', chat(max_tokens=1900, ignore_eos=True, stream=True, logprobs=True, top_logprobs=20, n=2)))
-            slow.append(one)
+    def open_slow(self, data):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        one.connect(('127.0.0.1', self.server.port))
+        one.sendall(data)
+        return one
+
+    def run_normal(self):
         normal = [(i, self.client(i)) for i in range(96)]
         self.run_all([client for _, client in normal], 32)
         for i, client in normal:
             self.check(client, i)
+
+    def test_readers_that_do_not_read_delay_nobody(self):
+        long = chat(max_tokens=1900, ignore_eos=True, stream=True, logprobs=True, top_logprobs=20, n=2)
+        slow = [self.open_slow(post('/v1/chat/completions', long)) for _ in range(3)]
+        self.run_normal()
         answers = set()
-        for one in slow[:3]:  # who reads in the end has all of it
+        for one in slow[1:]:  # who reads in the end has all of it; the first never does
             reply = bytearray()
             while part := one.recv(1 << 16):
                 reply += part
@@ -228,6 +247,33 @@ class Faults(WithServer):
         self.assertEqual(len(answers), 1)
         self.assertGreater(len(reply), 5 << 20)  # more than the buffers of a connection
         for one in slow:
+            one.close()
+
+    def test_slow_readers_delay_nobody_and_get_all(self):
+        resident = self.resident()
+        slow = [(i, bytearray(), self.open_slow(self.client(i, stream=True).data)) for i in range(quantity(20, 500))]
+        over = threading.Event()
+
+        def trickle():
+            while not over.wait(0.2):
+                for _, reply, one in slow:
+                    try:
+                        reply += one.recv(10, socket.MSG_DONTWAIT)
+                    except BlockingIOError:
+                        pass
+        reader = threading.Thread(target=trickle)
+        reader.start()
+        try:
+            self.run_normal()
+        finally:
+            over.set()
+            reader.join()
+        self.assertLess(self.resident() - resident, 256 << 20)
+        for i, reply, one in slow:
+            while part := one.recv(1 << 16):
+                reply += part
+            status, _, body = parse(reply)
+            self.assertEqual(told(status, body, True), self.alone[i % self.KINDS], i)
             one.close()
 
     # H4
@@ -299,7 +345,7 @@ class Faults(WithServer):
 
     def test_prompts_around_the_limit(self):
         limit = self.server.ok('/v1/models')['data'][0]['max_model_len']
-        for i in range(quantity(2, 60)):
+        for i in range(quantity(2, 125)):
             for length, status in ((limit - 1, 200), (limit, 400), (limit + 1, 400), (10 * limit, 400)):
                 for stream in (False, True):
                     got, _, text = self.server.ask('/v1/completions', completion(prompt=[7 + i] * length, max_tokens=1, stream=stream))
@@ -308,7 +354,8 @@ class Faults(WithServer):
                         message = self.fault_of(got, text)['message']
                         self.assertIn(str(limit), message)
         self.assertEqual(self.server.ask('/v1/completions', completion(prompt='word ' * (12 << 18), max_tokens=1))[0], 400)  # 15 MiB
-        self.assertEqual(int(self.server.raw(post('/v1/completions', b' ' * (60 << 20)))[9:12]), 413)
+        for _ in range(quantity(1, 10)):
+            self.assertEqual(int(self.server.raw(post('/v1/completions', b' ' * (60 << 20)))[9:12]), 413)
 
     # H9
 
@@ -352,6 +399,29 @@ class Faults(WithServer):
                 else:
                     self.fault_of(status, body)
                 self.assertLess(self.resident() - resident, 24 * len(data) + (16 << 20), (path, field))  # a parsed value is larger than its text
+        self.ask_for_much_in_every_field(many)
+
+    def ask_for_much_in_every_field(self, many):
+        """Of every route that takes a body, as /openapi.json says."""
+        values = (10**9, ['x'] * many, [1] * many, {str(i): 1 for i in range(many)}, 'y' * many)
+        usual = {'model': MODEL, 'max_tokens': 2, 'prompt': 'x', 'input': 'x', 'tokens': [1], 'messages': [{'role': 'user', 'content': 'x'}]}
+        paths, asked = self.server.ok('/openapi.json')['paths'], 0
+        for path in paths:
+            if 'requestBody' not in paths[path].get('post', {}):
+                continue
+            schema = paths[path]['post']['requestBody']['content']['application/json']['schema']
+            least = {name: usual[name] for name in schema.get('required', [])} or {'prompt': 'x'}
+            if 'store' in schema['properties']:
+                least['store'] = False  # what is kept is not given back
+            for i, (name, value) in enumerate((name, value) for name in schema['properties'] for value in values):
+                if i % quantity(17, 3):
+                    continue
+                resident, data = self.resident(), post(path, {**least, name: value})
+                status, _, body = parse(self.server.raw(data))
+                self.assertIn(status, (200, 400, 404, 413), (path, name, body[:300]))
+                self.assertLess(self.resident() - resident, 24 * len(data) + (16 << 20), (path, name))
+                asked += 1
+        print(f'{asked} huge values', flush=True)
 
     def test_every_field_with_every_value(self):
         values = ('missing', None, 'x', [], {}, [[]], True, -1, 0, 2**31, 2**63, 2**64, -0.0, 1.5, '', 'y' * 100_000, '\ud800', [None], {'a': None}, '1e400', 'NaN', 'Infinity', [-1], [2**31])
@@ -409,6 +479,23 @@ class Faults(WithServer):
         self.assertNotIn(b'secret-prompt', raw + self.server.log().encode())
         for text in (raw.decode('utf-8'), self.server.log()):
             self.assertFalse([c for c in text if c != '\n' and (ord(c) < 32 or ord(c) in (0x7f, 0x2028, 0x2029, 0x202e))])
+
+
+class TextLogs(unittest.TestCase):
+    """C8 where access lines are texts of the log."""
+
+    def test_a_line_is_a_line(self):
+        server = Server(json_lines=False)
+        odd = ('%0a%0dfaked', '%1b%5b31m', '%e2%80%a8', '%e2%80%ae', '%7f', '%ff%fe', '"', '%5c')
+        before = len(server.log().splitlines())
+        for path in odd:
+            server.ask(f'/{path}')
+            server.ask('/v1/completions', {'model': path, 'prompt': 'secret-prompt'}, headers={'X-Request-Id': path, 'User-Agent': path})
+        text = pathlib.Path(server.log_path).read_bytes().decode('utf-8')
+        self.assertEqual(server.end(), 0)
+        self.assertEqual(len(text.splitlines()) - before, 2 * len(odd))
+        self.assertFalse([c for c in text if c != '\n' and (ord(c) < 32 or ord(c) in (0x7f, 0x2028, 0x2029, 0x202e))])
+        self.assertNotIn('secret-prompt', text)
 
 
 class WithQueue(WithServer):

@@ -170,8 +170,9 @@ class HashModel::MtpLayers final : public Drafter {
 // Every row is the hash of its patches, of their place and of the shape of the image.
 class HashModel::VisionTower final : public VisionEncoder {
  public:
-  int64_t patch_size() const override { return 2; }
-  int64_t temporal_patch_size() const override { return 1; }
+  explicit VisionTower(const HashModelConfig& config) : config_(config) {}
+  int64_t patch_size() const override { return config_.patch_size; }
+  int64_t temporal_patch_size() const override { return config_.temporal_patch_size; }
   int64_t spatial_merge_size() const override { return 2; }
   Tensor forward(ExecContext& ctx, const Tensor& patches, std::span<const PatchGrid> grids) const override {
     const int64_t merged = spatial_merge_size() * spatial_merge_size();
@@ -192,12 +193,15 @@ class HashModel::VisionTower final : public VisionEncoder {
     CHECK_EQ(row, out.size(0));
     return out;
   }
+
+ private:
+  const HashModelConfig& config_;
 };
 
 HashModel::HashModel(const HashModelConfig& config) : config_(config) {
   CHECK_GT(config.blocks, 0);
   if (config.mtp_layers > 0) drafter_ = std::make_unique<MtpLayers>(*this);
-  if (config.vision) vision_ = std::make_unique<VisionTower>();
+  if (config.vision) vision_ = std::make_unique<VisionTower>(config_);
 }
 
 HashModel::~HashModel() = default;

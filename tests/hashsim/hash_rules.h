@@ -25,6 +25,7 @@ struct HashModelConfig {
   int64_t blocks = 2;      // pairs of an attention layer and a recurrent layer above it
   int64_t mtp_layers = 1;  // 0: no drafter
   bool vision = false;
+  int64_t patch_size = 2, temporal_patch_size = 1;
   int64_t vocab_size = 64;
   float logit_scale = 8;   // logits are spread evenly over [0, logit_scale)
   double agreement = 0.6;  // how often a draft has the logits of the target
