@@ -14,8 +14,8 @@ namespace calandra {
 std::string spelled_pattern(std::string_view pattern);
 
 // The same schema, or one that allows less: lengths and formats are patterns (xgrammar's own let control characters and
-// invalid values through), patterns are spelled as above, a schema of no type has the one that its keywords speak of, and an enum
-// has the values of its type.
+// invalid values through), patterns are spelled as above, a schema of no type has the one that its keywords speak of,
+// and an enum has the values of its type.
 json::value spelled_schema(json::value schema);
 
 // The first thing of a spelled schema, or of one inside of it, that xgrammar would pass over in silence or keep in
