@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "tensor/give_back.h"
 #include "weights/dummy_weights.h"
 #include "weights/list_of_names.h"
 #include "weights/stored_values.h"
@@ -290,7 +291,9 @@ void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const
   }
   size_t bytes = 0;
   const std::vector<Target> where = targets(bytes);
-  memory_ = backend_.allocate(bytes);
+  if (memory_.bytes() == 0) memory_ = backend_.allocate(bytes);
+  CHECK_EQ(memory_.bytes(), bytes);
+  not_finite_.clear();
   place(where);
   carry_out_all(where, threads, progress);
   if (checkpoint_ == nullptr) return;
@@ -298,6 +301,10 @@ void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const
   if (!not_finite_.empty())
     log_warning("{}: {} tensor{} NaN or infinite values: {}", checkpoint_->folder().string(), not_finite_.size(),
                 not_finite_.size() == 1 ? " holds" : "s hold", list_of_names({not_finite_.begin(), not_finite_.end()}));
+}
+
+void WeightStore::give_back() {
+  if (memory_.bytes() > 0) calandra::give_back(memory_.tensor(DType::kU8, {static_cast<int64_t>(memory_.bytes())}));
 }
 
 WeightStore::Summary WeightStore::summary() const {

@@ -41,6 +41,10 @@ class WeightStore {
   using Progress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;  // called from several threads
   void load(std::span<const UnusedTensors> unused, int threads, const Progress& progress = {});
 
+  // The memory of the weights goes back to the system (tensor/give_back.h) until load() has filled it again, in the
+  // same place: views of weights stay.
+  void give_back();
+
   // What load would read or has read, for the memory plan.
   struct Summary {
     int64_t tensors = 0;  // distinct names
