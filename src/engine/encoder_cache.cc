@@ -25,13 +25,13 @@ std::shared_ptr<const ImageEmbeds> EncoderCache::encode(const EncoderInput& inpu
   const auto bytes = static_cast<int64_t>(embeds->memory.bytes());
   entries_.emplace(key, Entry{embeds, bytes, std::prev(order_.end())});
   bytes_ += bytes;
-  enforce_limit();
+  drop_above(most_bytes_);
   return embeds;
 }
 
 // Drops the least recently used ones, but none that somebody holds: dropping it would free nothing.
-void EncoderCache::enforce_limit() {
-  for (auto next = order_.begin(); bytes_ > most_bytes_ && next != order_.end();) {
+void EncoderCache::drop_above(int64_t bytes) {
+  for (auto next = order_.begin(); bytes_ > bytes && next != order_.end();) {
     const auto place = next++;
     const auto entry = entries_.find(*place);
     if (entry->second.embeds.use_count() > 1) continue;

@@ -37,6 +37,8 @@ class EncoderCache {
   bool contains(const EncoderInput& input) const { return entries_.contains(key_of(input)); }
   // Throws LoadError when the memory for encoding is not there.
   std::shared_ptr<const ImageEmbeds> encode(const EncoderInput& input);
+  // Drops all that nobody uses at the moment.
+  void clear() { drop_above(0); }
   // Rows that the tower makes of it.
   int64_t rows_of(const EncoderInput& input) const;
 
@@ -53,7 +55,7 @@ class EncoderCache {
     std::list<Key>::iterator place;
   };
   static Key key_of(const EncoderInput& input);
-  void enforce_limit();
+  void drop_above(int64_t bytes);
 
   const VisionEncoder& encoder_;
   Backend& backend_;

@@ -1,9 +1,12 @@
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <utility>
 
 #include "base/log.h"
+#include "engine/engine_state.h"
 
 namespace calandra {
 
@@ -18,17 +21,24 @@ struct EngineInbox {
   std::condition_variable work;     // for the loop
   std::condition_variable changed;  // something ended
   std::deque<Incoming> incoming;
-  std::vector<uint64_t> cancels;  // tickets
+  std::vector<uint64_t> cancels;                      // tickets
+  std::map<uint64_t, std::weak_ptr<Stream>> streams;  // of requests that have not ended
   uint64_t next_ticket = 1;
   int64_t unfinished = 0;    // requests
   int64_t running = 0;       // of those, as of the last step
   EngineStats stats;         // as of the last step
   double last_progress = 0;  // seconds of the engine's clock
-  bool stalled = false;      // reported
-  bool draining = false;     // refuses what comes
-  bool ending = false;       // cancels what is there
-  bool stopping = false;     // the loop ends
-  std::string failure;       // why it ended by itself
+  EngineState state;         // as the step that runs, or the last one, began
+  bool in_step = false;
+  bool stalled = false;                      // reported
+  std::optional<RequestError> paused;        // refuses what comes, with this
+  bool aborting = false;                     // cancels what is there
+  std::function<void(EngineCore&)> between;  // for the loop, or empty
+  bool draining = false;                     // refuses what comes
+  bool ending = false;                       // cancels what is there
+  bool stopping = false;                     // the loop ends
+  bool loop_ended = false;
+  std::string failure;  // why it ended by itself, or was given up
 };
 
 namespace {
@@ -74,6 +84,7 @@ Stream::~Stream() {
 void Stream::push(Event event) {
   {
     const std::lock_guard lock(mutex_);
+    if (std::find(open_.begin(), open_.end(), event.choice) == open_.end()) return;  // it was given up
     if (event.answer) std::erase(open_, event.choice);
     events_.push_back(std::move(event));
     arrived_.notify_one();
@@ -117,25 +128,21 @@ Engine::Engine(ModelRunner& runner, const Tokenizer* tokenizer, EngineOptions op
   inbox_->last_progress = logged_at_ = core_.options().clock();
   inbox_->stats = core_.stats();
   loop_ = std::thread([this] { this->loop(); });
-  watchdog_ = std::thread([this] { watch(); });
+  if (loop_options_.stall_seconds > 0) watchdog_ = std::thread([this] { watch(); });
 }
 
 Engine::~Engine() {
-  {
-    const std::lock_guard lock(inbox_->mutex);
-    inbox_->draining = inbox_->ending = inbox_->stopping = true;
-    inbox_->work.notify_all();
-    inbox_->changed.notify_all();
-  }
+  stop(0);
   loop_.join();
-  watchdog_.join();
+  if (watchdog_.joinable()) watchdog_.join();
 }
 
 std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request request, std::function<void()> on_event) {
   if (auto error = core_.check(request)) return *std::move(error);
   const std::lock_guard lock(inbox_->mutex);
-  if (!inbox_->failure.empty()) return unavailable("the engine has stopped: " + inbox_->failure);
+  if (!inbox_->failure.empty()) return unavailable(inbox_->failure);
   if (inbox_->draining) return unavailable("the engine is shutting down");
+  if (inbox_->paused) return *inbox_->paused;
   const int64_t waiting = inbox_->unfinished - inbox_->running;
   if (loop_options_.max_waiting > 0 && waiting >= loop_options_.max_waiting)
     return RequestError{429, "queue_full", "", fmt::format("{} requests wait already; try again later", waiting)};
@@ -146,7 +153,11 @@ std::variant<std::shared_ptr<Stream>, RequestError> Engine::submit(Request reque
   const double now = core_.options().clock();
   if (!request.arrival) request.arrival = now;
   inbox_->incoming.push_back({ticket, std::move(request), stream});
-  if (inbox_->unfinished++ == 0) inbox_->last_progress = now;  // nothing was to be done until now
+  inbox_->streams.emplace(ticket, stream);
+  if (inbox_->unfinished++ == 0) {  // nothing was to be done until now
+    inbox_->last_progress = now;
+    inbox_->stalled = false;
+  }
   inbox_->work.notify_one();
   return stream;
 }
@@ -162,6 +173,74 @@ bool Engine::drain(double seconds) {
   return in_time && inbox_->failure.empty();
 }
 
+void Engine::end() {
+  const std::lock_guard lock(inbox_->mutex);
+  inbox_->draining = inbox_->ending = true;
+  inbox_->work.notify_one();
+}
+
+bool Engine::stop(double seconds) {
+  std::unique_lock lock(inbox_->mutex);
+  inbox_->draining = inbox_->ending = inbox_->stopping = true;
+  inbox_->work.notify_one();
+  inbox_->changed.notify_all();
+  return inbox_->changed.wait_for(lock, seconds_of(seconds), [&] { return inbox_->loop_ended; });
+}
+
+bool Engine::pause(const RequestError& refusal, bool abort) {
+  std::unique_lock lock(inbox_->mutex);
+  inbox_->paused = refusal;
+  inbox_->aborting = abort;
+  inbox_->work.notify_one();
+  inbox_->changed.wait(lock, [&] { return inbox_->unfinished == 0 || inbox_->loop_ended; });
+  inbox_->aborting = false;
+  return inbox_->failure.empty() && !inbox_->loop_ended;
+}
+
+void Engine::resume() {
+  const std::lock_guard lock(inbox_->mutex);
+  inbox_->paused.reset();
+}
+
+bool Engine::between_steps(std::function<void(EngineCore&)> work) {
+  std::unique_lock lock(inbox_->mutex);
+  const auto free = [&] { return !inbox_->between || !inbox_->failure.empty() || inbox_->loop_ended; };
+  inbox_->changed.wait(lock, free);
+  inbox_->between = std::move(work);
+  inbox_->work.notify_one();
+  inbox_->changed.wait(lock, free);
+  return !inbox_->between;
+}
+
+void Engine::give_up(const RequestError& error) {
+  std::map<uint64_t, std::weak_ptr<Stream>> streams;
+  {
+    const std::lock_guard lock(inbox_->mutex);
+    if (!inbox_->failure.empty()) return;
+    inbox_->failure = error.message;
+    inbox_->unfinished = inbox_->running = 0;
+    inbox_->incoming.clear();
+    streams.swap(inbox_->streams);
+    inbox_->work.notify_one();
+    inbox_->changed.notify_all();
+  }
+  for (const auto& [ticket, weak] : streams) {
+    const std::shared_ptr<Stream> stream = weak.lock();
+    if (!stream) continue;
+    {
+      const std::lock_guard lock(stream->mutex_);
+      for (const int32_t choice : stream->open_) {
+        Answer answer;
+        answer.error = error;
+        stream->events_.push_back({choice, -1, "", {}, std::move(answer)});
+      }
+      stream->open_.clear();
+      stream->arrived_.notify_all();
+    }
+    if (stream->on_event_) stream->on_event_();
+  }
+}
+
 EngineStats Engine::stats() const {
   const std::lock_guard lock(inbox_->mutex);
   return inbox_->stats;
@@ -171,36 +250,47 @@ bool Engine::healthy() const {
   const double now = core_.options().clock();
   const std::lock_guard lock(inbox_->mutex);
   if (!inbox_->failure.empty()) return false;
-  return inbox_->unfinished == 0 || now - inbox_->last_progress < loop_options_.stall_seconds;
+  return inbox_->unfinished == 0 || loop_options_.stall_seconds <= 0 ||
+         now - inbox_->last_progress < loop_options_.stall_seconds;
 }
 
 void Engine::loop() {
   try {
     while (take_work()) {
+      note_state();
       const bool ran = core_.step();
       report_progress();
       // Who waits for memory that somebody outside holds looks again in a while.
       if (!ran && !core_.idle()) std::this_thread::sleep_for(seconds_of(0.001));
     }
   } catch (const std::exception& error) {  // memory, or the device: requests' faults are values
-    fail_all(error.what());
+    log_error("the engine has stopped: {}", error.what());
+    give_up({500, "internal_error", "", std::string("the engine has stopped: ") + error.what()});
   }
+  live_.clear();
+  const std::lock_guard lock(inbox_->mutex);
+  inbox_->loop_ended = true;
+  inbox_->changed.notify_all();
 }
 
 // Waits for something to do and hands it to the core. False: nothing is left, and the engine ends.
 bool Engine::take_work() {
   std::deque<EngineInbox::Incoming> incoming;
   std::vector<uint64_t> cancels;
+  std::function<void(EngineCore&)> between;
   bool ending = false, stopping = false;
   {
     std::unique_lock lock(inbox_->mutex);
     const auto has_work = [&] {
-      return !inbox_->incoming.empty() || !inbox_->cancels.empty() || inbox_->stopping || !core_.idle();
+      return !inbox_->incoming.empty() || !inbox_->cancels.empty() || inbox_->between || inbox_->stopping ||
+             !inbox_->failure.empty() || !core_.idle();
     };
     inbox_->work.wait(lock, has_work);
+    if (!inbox_->failure.empty()) return false;
     incoming.swap(inbox_->incoming);
     cancels.swap(inbox_->cancels);
-    ending = inbox_->ending;
+    ending = inbox_->ending || inbox_->aborting;
+    between = inbox_->between;
     stopping = inbox_->stopping;
   }
   // All streams are known before anything can throw.
@@ -216,6 +306,12 @@ bool Engine::take_work() {
     if (const auto found = live_.find(ticket); found != live_.end()) core_.cancel(found->second.id);
   if (ending)
     for (const auto& [ticket, live] : live_) core_.cancel(live.id);
+  if (between) {
+    between(core_);
+    const std::lock_guard lock(inbox_->mutex);
+    inbox_->between = nullptr;
+    inbox_->changed.notify_all();
+  }
   return !stopping || !core_.idle();
 }
 
@@ -230,36 +326,15 @@ bool Engine::deliver(uint64_t ticket, const TokenEvent& event) {
   }
   if (event.finished && --live.open == 0) {
     live_.erase(ticket);
-    ++ended_;
+    ended_.push_back(ticket);
   }
   return stream != nullptr;
 }
 
-void Engine::fail_all(const std::string& message) {
-  log_error("the engine has stopped: {}", message);
-  const auto fail = [&](const std::weak_ptr<Stream>& weak) {
-    const std::shared_ptr<Stream> stream = weak.lock();
-    if (!stream) return;
-    {
-      const std::lock_guard lock(stream->mutex_);
-      for (const int32_t choice : stream->open_) {
-        Answer answer;
-        answer.error = RequestError{500, "internal_error", "", "the engine has stopped: " + message};
-        stream->events_.push_back({choice, -1, "", {}, std::move(answer)});
-      }
-      stream->open_.clear();
-      stream->arrived_.notify_all();
-    }
-    if (stream->on_event_) stream->on_event_();
-  };
-  for (const auto& [ticket, live] : live_) fail(live.stream);
-  live_.clear();
+void Engine::note_state() {
   const std::lock_guard lock(inbox_->mutex);
-  for (const EngineInbox::Incoming& one : inbox_->incoming) fail(one.stream);
-  inbox_->incoming.clear();
-  inbox_->failure = message;
-  inbox_->unfinished = 0;
-  inbox_->changed.notify_all();
+  core_.describe(inbox_->state);
+  inbox_->in_step = true;
 }
 
 void Engine::report_progress() {
@@ -271,18 +346,24 @@ void Engine::report_progress() {
     last = &choice->request;
   }
   const double now = core_.options().clock();
+  bool goes_on = false;
   {
     const std::lock_guard lock(inbox_->mutex);
+    inbox_->in_step = false;
     if (stats.steps != inbox_->stats.steps) {
       inbox_->last_progress = now;
-      inbox_->stalled = false;
+      goes_on = std::exchange(inbox_->stalled, false);
     }
     inbox_->stats = stats;
-    inbox_->running = running;
-    inbox_->unfinished -= ended_;
-    if (ended_ > 0) inbox_->changed.notify_all();
-    ended_ = 0;
+    if (inbox_->failure.empty()) {
+      inbox_->running = running;
+      inbox_->unfinished -= std::ssize(ended_);
+    }
+    for (const uint64_t ticket : ended_) inbox_->streams.erase(ticket);
+    if (!ended_.empty()) inbox_->changed.notify_all();
+    ended_.clear();
   }
+  if (goes_on) log_info("steps are made again");
   if (loop_options_.stats_seconds <= 0 || now - logged_at_ < loop_options_.stats_seconds) return;
   if (stats.generation_tokens != logged_.generation_tokens || stats.prompt_tokens != logged_.prompt_tokens)
     log_stats(stats, logged_, now - logged_at_);
@@ -292,13 +373,28 @@ void Engine::report_progress() {
 
 // Says once when steps do not end.
 void Engine::watch() {
+  const double most = loop_options_.stall_seconds, between_looks = std::min(1.0, most / 4);
   std::unique_lock lock(inbox_->mutex);
-  while (!inbox_->stopping) {
-    inbox_->changed.wait_for(lock, seconds_of(1));
+  while (!inbox_->stopping && inbox_->failure.empty()) {
+    inbox_->changed.wait_for(lock, seconds_of(between_looks));
     const double silent = core_.options().clock() - inbox_->last_progress;
-    if (inbox_->unfinished == 0 || inbox_->stalled || silent < loop_options_.stall_seconds) continue;
-    inbox_->stalled = true;
-    log_error("no step has ended for {:.0f} s while {} requests are unfinished", silent, inbox_->unfinished);
+    if (inbox_->unfinished == 0 || silent < most) continue;
+    if (!inbox_->stalled) {
+      inbox_->stalled = true;
+      const std::string text = fmt::format(
+          "no step has ended for {:.0f} s while {} requests are unfinished, {} of them not looked at yet; the engine "
+          "is "
+          "{}\n{}",
+          silent, inbox_->unfinished, inbox_->incoming.size(), inbox_->in_step ? "in a step" : "between steps",
+          text_of(inbox_->state));
+      lock.unlock();  // whoever reads the log slowly holds up nobody
+      log_error("{}", text);
+      lock.lock();
+    } else if (loop_options_.on_stalled && silent >= most + loop_options_.stall_grace_seconds) {
+      lock.unlock();
+      loop_options_.on_stalled();
+      return;
+    }
   }
 }
 

@@ -65,9 +65,12 @@ class Stream {
 };
 
 struct EngineLoopOptions {
-  int64_t max_waiting = 0;     // requests of which no choice runs, else they are refused with 429; 0: no bound
-  double stats_seconds = 10;   // between lines in the log while tokens come; 0: none
-  double stall_seconds = 120;  // without a finished step while there is work: logged, and not healthy
+  int64_t max_waiting = 0;    // requests of which no choice runs, else they are refused with 429; 0: no bound
+  double stats_seconds = 10;  // between lines in the log while tokens come; 0: none
+  // Without a finished step while there is work: not healthy, and the log says what stands where; 0: never.
+  double stall_seconds = 120;
+  double stall_grace_seconds = 10;        // behind those,
+  std::function<void()> on_stalled = {};  // called once, by a thread that is not the loop's
 };
 
 class Engine {
@@ -81,6 +84,18 @@ class Engine {
   // Refuses further requests, waits for those that run, and ends the rest after `seconds`. True: all came to their end
   // by themselves.
   bool drain(double seconds);
+  // Refuses further requests, and those that run end with the step that runs. Does not wait.
+  void end();
+  // The same, and waits at most so long for the loop to end. False: its step takes longer, or will never end.
+  bool stop(double seconds);
+  // Ends all streams with the error, whatever the loop does: for one that stands still. Nothing more is taken.
+  void give_up(const RequestError& error);
+  // Refuses further requests with `refusal` until resume(), ends those that run if `abort`, and returns when none is
+  // left. False: the engine has ended.
+  bool pause(const RequestError& refusal, bool abort);
+  void resume();
+  // Runs `work` on the loop's thread, between two steps, and returns behind it. False: the engine has ended.
+  bool between_steps(std::function<void(EngineCore&)> work);
   // As of the last step.
   EngineStats stats() const;
   // Steps are made, or there is nothing to do.
@@ -95,7 +110,7 @@ class Engine {
   void loop();
   bool take_work();
   bool deliver(uint64_t ticket, const TokenEvent& event);
-  void fail_all(const std::string& message);
+  void note_state();
   void report_progress();
   void watch();
 
@@ -105,7 +120,7 @@ class Engine {
 
   // Of the loop's thread.
   std::map<uint64_t, Live> live_;  // by ticket
-  int64_t ended_ = 0;              // requests in this step
+  std::vector<uint64_t> ended_;    // in this step
   EngineStats logged_;
   double logged_at_ = 0;
 

@@ -16,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/engine_state.h"
 #include "engine/engine_stats.h"
 #include "engine/look_ahead.h"
 #include "engine/scheduler.h"
@@ -63,11 +64,16 @@ class EngineCore {
 
   // Sends a running choice back to the queue. For tests: no token may change.
   void preempt(RequestId id, int32_t choice);
-  // Null without one.
+  // Both null without one.
   PrefixCache* cache() { return cache_.get(); }
+  EncoderCache* encoder_cache() { return encoder_.get(); }
+  // While it is idle: drops both caches, and memory that holds nothing goes back to the system until it is needed.
+  void give_back_memory();
   const Scheduler& scheduler() const { return *scheduler_; }
   const EngineOptions& options() const { return options_; }
   const EngineStats& stats();
+  // What stands where now. Into memory that `to` keeps.
+  void describe(EngineState& to) const;
 
  private:
   using Plan = std::span<Scheduler::Planned>;

@@ -156,7 +156,9 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   caches_.slots = {slots_->N(), slots_->accepted(), slots_->hidden()};
 
   const Workspace measured = measure(model, backend, limits_, caches_);
-  workspace_ = Workspace(measured, backend.allocate(measured.bytes()));
+  Buffer workspace = backend.allocate(measured.bytes());
+  workspace_memory_ = workspace.tensor(DType::kU8, {static_cast<int64_t>(measured.bytes())});
+  workspace_ = Workspace(measured, std::move(workspace));
   const size_t batch_bytes = batch_ints(largest_batch(model, limits_)) * sizeof(int32_t);
   device_batch_ = backend.allocate(batch_bytes);
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));

@@ -146,6 +146,10 @@ class ModelRunner {
   using Watch = std::function<void(int64_t pass, const StepShape& shape)>;
   void watch(Watch watch) { watch_ = std::move(watch); }
 
+  // While no sequence holds anything: the memory of pages, slots, rows and workspace goes back to the system until it
+  // is written again. For devices of which can_give_back (tensor/give_back.h).
+  void give_back_memory();
+
   const CausalLM& model() const { return model_; }
   Backend& backend() { return backend_; }
   const RunnerLimits& limits() const { return limits_; }
@@ -197,6 +201,7 @@ class ModelRunner {
   std::unique_ptr<SlotPool> slots_;
   ModelCaches caches_;
   Workspace workspace_;
+  Tensor workspace_memory_;
   RecordedSteps recorded_;
   std::optional<UploadRing> uploads_;
   Buffer device_batch_;

@@ -277,5 +277,90 @@ TEST_F(EngineThread, AStepThatDoesNotEndIsNotHealthy) {
   EXPECT_TRUE(engine.healthy());
 }
 
+TEST_F(EngineThread, WhoeverWatchesIsToldOnceThatItStandsStill) {
+  std::atomic<double> now = 0;
+  std::atomic<int> told = 0;
+  EngineOptions options;
+  options.clock = [&] { return now.load(); };
+  EngineLoopOptions loop{.stall_seconds = 0.01, .stall_grace_seconds = 1000};  // the first also says how often it looks
+  loop.on_stalled = [&] { ++told; };
+  Engine engine(runner_, nullptr, options, loop);
+  const auto stalled = [&](double seconds) {
+    model_.stands = true;
+    auto stream = submitted(engine, request(1, 5));
+    while (!model_.standing) std::this_thread::yield();
+    now = now + seconds;
+    EXPECT_FALSE(engine.healthy());
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // it may look meanwhile
+    return stream;
+  };
+  auto within_grace = stalled(900);
+  EXPECT_EQ(told, 0);
+  model_.stands = false;
+  read(*within_grace, 1);
+  while (!engine.healthy()) std::this_thread::yield();
+  auto for_good = stalled(1100);
+  while (told == 0) std::this_thread::yield();
+  model_.stands = false;
+  read(*for_good, 1);
+  EXPECT_TRUE(engine.drain(100));
+  EXPECT_EQ(told, 1);
+
+  Engine unwatched(runner_, nullptr, options, {.stall_seconds = 0});
+  model_.stands = true;
+  auto stream = submitted(unwatched, request(1, 5));
+  now = now + 1e9;
+  EXPECT_TRUE(unwatched.healthy());
+  model_.stands = false;
+  read(*stream, 1);
+}
+
+TEST_F(EngineThread, OneThatStandsStillCanBeGivenUp) {
+  Engine engine(runner_, nullptr, options());
+  model_.stands = true;
+  auto running = submitted(engine, request(1, 50, 2));
+  while (!model_.standing) std::this_thread::yield();
+  auto waiting = submitted(engine, request(2, 50));
+  engine.give_up({503, "gone", "", "given up"});
+  engine.give_up({500, "again", "", "once more"});
+  for (const Answer& answer : read(*running, 2)) EXPECT_EQ(answer.error.value().code, "gone");
+  EXPECT_EQ(read(*waiting, 1)[0].error.value().message, "given up");
+  const auto refused = engine.submit(request(3, 5));
+  ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
+  EXPECT_EQ(std::get<RequestError>(refused).status, 503);
+  EXPECT_FALSE(engine.healthy());
+  EXPECT_FALSE(engine.pause({503, "", "", ""}, true));
+  EXPECT_FALSE(engine.between_steps([](EngineCore&) { FAIL(); }));
+  EXPECT_FALSE(engine.stop(0.01));
+  model_.stands = false;  // the tokens of its step are nobody's
+  EXPECT_TRUE(engine.stop(100));
+  EXPECT_TRUE(running->ended());
+}
+
+TEST_F(EngineThread, APauseEndsOrAwaitsWhatRuns) {
+  Engine engine(runner_, nullptr, options());
+  const std::vector<Answer> before = read(*submitted(engine, request(1, 30)), 1);
+  const RequestError refusal{503, "asleep", "", "asleep"};
+  for (const bool abort : {true, false}) {
+    model_.stands = true;
+    auto running = submitted(engine, request(1, 30));
+    std::thread pausing([&] { EXPECT_TRUE(engine.pause(refusal, abort)); });
+    while (std::holds_alternative<std::shared_ptr<Stream>>(engine.submit(request(4, 1)))) std::this_thread::yield();
+    model_.stands = false;
+    pausing.join();
+    const Answer answer = read(*running, 1)[0];
+    EXPECT_EQ(answer.finish_reason, abort ? FinishReason::kCancelled : FinishReason::kLength);
+    const auto refused = engine.submit(request(2, 5));
+    ASSERT_TRUE(std::holds_alternative<RequestError>(refused));
+    EXPECT_EQ(std::get<RequestError>(refused).code, "asleep");
+    EXPECT_GT(engine.stats().checkpoints, 0);
+    EXPECT_TRUE(engine.between_steps([](EngineCore& core) { core.give_back_memory(); }));
+    while (engine.stats().checkpoints > 0) std::this_thread::yield();
+    engine.resume();
+    EXPECT_EQ(read(*submitted(engine, request(1, 30)), 1)[0].token_ids, before[0].token_ids);
+  }
+  EXPECT_TRUE(engine.drain(100));
+}
+
 }  // namespace
 }  // namespace calandra::hashsim
