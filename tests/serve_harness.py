@@ -40,9 +40,9 @@ def make_certificate(folder):
 class Server:
     """A server on a free port; its log and its access lines are kept."""
 
-    def __init__(self, *flags, program=(), port=0, longest=2048, json_lines=True):
+    def __init__(self, *flags, program=(), port=0, longest=2048, json_lines=True, ready=True):
         """`program`: the words before `serve`, instead of PROGRAM. `port`: one that an ended server had. `longest`: --max-model-len.
-        `json_lines`: --json; else access lines are texts of the log."""
+        `json_lines`: --json; else access lines are texts of the log. Not `ready`: one that listens will do."""
         self.folder = tempfile.mkdtemp(prefix='calandra_server_')
         self.log_path, self.access_path = (os.path.join(self.folder, name) for name in ('log', 'access'))
         with open(self.log_path, 'w') as log, open(self.access_path, 'w') as access:
@@ -50,7 +50,7 @@ class Server:
             self.process = subprocess.Popen([*(program or [PROGRAM]), 'serve', '--port', str(port), '--max-model-len', str(longest), *flags],
                                             stdout=access, stderr=log, env=ENVIRONMENT)
         for _ in range(1200):
-            found = re.search(r'on https?://\S+:(\d+)', self.log())
+            found = re.search(r'serving .* on https?://\S+:(\d+)' if ready else r'loading .*; https?://\S+:(\d+)/health', self.log())
             if found:
                 self.port = int(found.group(1))
                 return

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "apps/config_file.h"
+#include "apps/foreign_flags.h"
 #include "base/error.h"
 
 namespace calandra::apps {
@@ -114,14 +115,33 @@ class FlagReader {
       const size_t equals = arg.find('=');
       const std::string flag = arg.substr(0, equals);
       const CLI::Option* option = verb_.get_option_no_throw(flag);
+      std::string name = flag;  // of ours
+      if (const ForeignFlag* foreign = option == nullptr ? foreign_of(flag) : nullptr) {
+        if (foreign->kind == ForeignFlag::Kind::kAlways) {
+          if (equals != std::string::npos) throw UsageError(flag + " takes no value");
+          continue;
+        }
+        if (foreign->kind == ForeignFlag::Kind::kAlias) {
+          name = foreign->means;
+          option = verb_.get_option_no_throw(name);
+        } else {
+          if (equals == std::string::npos && at + 1 == args.size()) throw UsageError(flag + " needs a value");
+          const std::string value = equals == std::string::npos ? args[++at] : arg.substr(equals + 1);
+          if (foreign->kind == ForeignFlag::Kind::kOnly)
+            check_only_value(*foreign, flag, value);
+          else
+            to_.words.insert(to_.words.begin(), value);
+          continue;
+        }
+      }
       if (option == nullptr && is_one_of(kLaterFlags, flag)) throw UsageError(flag + " is not in this version yet");
       if (option == nullptr)
         throw UsageError(
             fmt::format("{} has no flag {}{}; {} --help lists them, and -- stands before words that begin with -",
                         name_, flag, flag.starts_with("--") ? did_you_mean(flag, flags_of(verb_)) : "", name_));
       // CLI11 would take "=" into the value of "-i=FILE".
-      const bool is_short = !flag.starts_with("--") && !option->get_lnames().empty();
-      std::string whole = is_short ? "--" + option->get_lnames()[0] + arg.substr(flag.size()) : arg;
+      const bool is_short = !name.starts_with("--") && !option->get_lnames().empty();
+      std::string whole = (is_short ? "--" + option->get_lnames()[0] : name) + arg.substr(flag.size());
       if (equals == std::string::npos && takes_value(*option)) {
         if (at + 1 == args.size()) throw UsageError(flag + " needs a value");
         if (args[at + 1].starts_with("--") && verb_.get_option_no_throw(args[at + 1]) != nullptr)
@@ -142,12 +162,46 @@ class FlagReader {
   }
 
  private:
+  // What a flag that the verb does not have means; null when nobody has it. Throws UsageError for one that is not
+  // there.
+  const ForeignFlag* foreign_of(const std::string& flag) const {
+    const ForeignFlag* foreign = find_foreign_flag(flag);
+    const bool has_model = verb_.get_option_no_throw("--max-model-len") != nullptr;  // and all that goes with it
+    if (foreign == nullptr || !has_model) return nullptr;
+    const bool has_other =
+        foreign->kind == ForeignFlag::Kind::kAlias && verb_.get_option_no_throw(std::string(foreign->means)) != nullptr;
+    if (foreign->kind == ForeignFlag::Kind::kMissing || (foreign->kind == ForeignFlag::Kind::kAlias && !has_other))
+      refuse_missing(*foreign, flag);
+    return foreign;
+  }
+
+  // The same for a key of the file: it becomes that of ours, or empty when it asks for what is always so. False: nobody
+  // has it.
+  bool read_foreign(ConfigEntry& entry) const {
+    try {
+      const ForeignFlag* foreign = foreign_of("--" + entry.key);
+      if (foreign == nullptr || foreign->kind == ForeignFlag::Kind::kModel) return false;
+      if (foreign->kind == ForeignFlag::Kind::kOnly)
+        for (const std::string& value : entry.values) check_only_value(*foreign, entry.key, value);
+      if (foreign->kind == ForeignFlag::Kind::kAlways && entry.values != std::vector<std::string>{"true"})
+        throw UsageError(entry.key + " can only be true");
+      entry.key = foreign->kind == ForeignFlag::Kind::kAlias ? foreign->means.substr(2) : std::string_view();
+      return true;
+    } catch (const UsageError& error) {
+      throw UsageError(entry.where + ": " + error.what());
+    }
+  }
+
   void read_file() {
     std::map<const CLI::Option*, std::string> keys;
-    for (const ConfigEntry& entry : read_config(config_)) {
+    for (ConfigEntry& entry : read_config(config_)) {
       const auto fail = [&](const std::string& what) { throw UsageError(entry.where + ": " + what); };
       const bool is_model = entry.key == "model" && verb_.get_option_no_throw("MODEL") != nullptr;
       const CLI::Option* option = is_model ? nullptr : verb_.get_option_no_throw("--" + entry.key);
+      if (!is_model && option == nullptr && read_foreign(entry)) {
+        if (!entry.key.empty()) option = verb_.get_option_no_throw("--" + entry.key);
+        if (option == nullptr) continue;
+      }
       if (!is_model && (option == nullptr || entry.key == "help" || entry.key == "config"))
         fail(fmt::format("{} has no flag --{}{}", name_, entry.key, did_you_mean("--" + entry.key, flags_of(verb_))));
       if (const auto [first, is_first] = keys.emplace(option, entry.key); !is_first)
@@ -172,8 +226,9 @@ class FlagReader {
 
   // Flags of command line and file win. (For CLI11's own envname the variable wins over the flag.)
   void read_environment() {
-    for (const auto& [flag, variable] :
-         {std::pair{"--backend", "CALANDRA_BACKEND"}, {"--threads", "CALANDRA_THREADS"}}) {
+    for (const auto& [flag, variable] : {std::pair{"--backend", "CALANDRA_BACKEND"},
+                                         {"--threads", "CALANDRA_THREADS"},
+                                         {"--enable-admin-endpoints", "VLLM_SERVER_DEV_MODE"}}) {
       const CLI::Option* const option = verb_.get_option_no_throw(flag);
       const char* const value = std::getenv(variable);
       if (option == nullptr || given_.contains(option) || value == nullptr || *value == '\0') continue;

@@ -222,6 +222,10 @@ class VerbList {
     add_pooler_flag(verb, o_);
     verb->add_flag("--disable-log-stats", o_.disable_log_stats, "No line of statistics every 10 seconds");
     verb->add_flag("--json", o_.json, "One JSON line per request on standard output");
+    add_choice(verb, "--generation-config", o_.generation_config, {"auto", "vllm"},
+               "Where requests' sampling defaults come from; auto: the model's generation_config.json");
+    add_object(verb, "--default-chat-template-kwargs", o_.chat_template_kwargs,
+               R"(Variables of the chat template, under those of requests: {"enable_thinking": false})");
     add_serve_flags(verb, o_.serve);
     add_media_flags(verb, o_.media);
     add_model_flags(verb, o_.model);

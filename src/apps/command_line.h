@@ -59,6 +59,7 @@ struct ModelOptions {
 struct EngineFlags {
   std::optional<bool> prefix_caching;
   std::optional<int64_t> kv_cache_memory_bytes;
+  std::optional<double> gpu_memory_utilization;  // part of the memory that the engine may take
   std::optional<int64_t> checkpoint_bytes, host_checkpoint_bytes;
   std::optional<int64_t> checkpoint_interval, checkpoints_per_prompt;
   std::string scheduling_policy = "fcfs";
@@ -111,9 +112,11 @@ struct ServeFlags {
   std::vector<std::string> allowed_origins;        // empty: all
   std::string reasoning_parser, tool_call_parser;  // empty: by the model's template
   bool disable_access_log = false, disable_web_page = false;
+  bool enable_admin_endpoints = false;
   int64_t max_waiting = 4096;
   int64_t max_body_bytes = 16 << 20;
-  int64_t shutdown_timeout = 30;  // seconds
+  int64_t shutdown_timeout = 30;                                   // seconds
+  std::optional<double> engine_stall_timeout, engine_stall_grace;  // seconds
   std::string otlp_traces_endpoint;
 };
 
@@ -153,6 +156,7 @@ struct Options {
   std::string batch_input, batch_output;  // run-batch
   std::vector<std::string> served_model_names;
   std::optional<json::object> pooler_config;  // as given; apps/embedding_rules.cc reads it
+  std::string generation_config = "auto";     // vllm: sampling defaults are vLLM's, not the model's
   bool disable_log_stats = false;
 
   ServeFlags serve;

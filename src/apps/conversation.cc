@@ -114,7 +114,8 @@ json::object special_token_texts(const Tokenizer& tokenizer) {
 
 SamplingParams sampling_params(const Options& options, const LoadedModel& loaded) {
   const int64_t V = loaded.model->vocab_size();
-  json::object fields = fields_of(loaded.generation_config, options.sampling);
+  const bool from_model = options.generation_config == "auto";
+  json::object fields = fields_of(from_model ? loaded.generation_config : json::object(), options.sampling);
   const auto of_file = checked(fields, V);
   if (const auto* error = std::get_if<RequestError>(&of_file))
     throw LoadError((loaded.folder / "generation_config.json").string() + ": " + error->message);

@@ -58,6 +58,12 @@ EngineOptions options_of(const LoadedModel& loaded, const Options& given, const 
   return options;
 }
 
+// Bytes that --gpu-memory-utilization leaves to others.
+int64_t left_free(const LoadedModel& loaded, const EngineFlags& flags) {
+  const double part = 1 - flags.gpu_memory_utilization.value_or(1);
+  return static_cast<int64_t>(part * static_cast<double>(memory_of(*loaded.backend)));
+}
+
 // The limits of an engine for one number of sequences.
 class EngineLimits {
  public:
@@ -149,7 +155,8 @@ EngineSetup engine_setup(const LoadedModel& loaded, const Options& options, cons
   if (use.any_memory)
     setup.limits = limits.of(limits.sequences());
   else
-    setup.limits = fitting_limits(loaded, use.least.sequences, limits.sequences(), setup.options.host_checkpoint_bytes,
+    setup.limits = fitting_limits(loaded, use.least.sequences, limits.sequences(),
+                                  setup.options.host_checkpoint_bytes + left_free(loaded, options.engine),
                                   [&](int64_t sequences) { return limits.of(sequences); });
   return setup;
 }

@@ -68,6 +68,9 @@ void add_engine_flags(CLI::App* app, EngineFlags& e) {
          "Keeps states of prompts and answers, so that what continues them starts there")
       ->group(group);
   add_size(app, "--kv-cache-memory-bytes", e.kv_cache_memory_bytes, 1, kMostBytes, "Memory of the pages")->group(group);
+  add_number(app, "--gpu-memory-utilization", e.gpu_memory_utilization, {0, 1, true},
+             "Most of the memory, of the device or of the machine, that the model and its caches may take (1)")
+      ->group(group);
   add_size(app, "--checkpoint-bytes", e.checkpoint_bytes, 0, kMostBytes,
            "Most that kept states may take on the device (an eighth of the memory, at most 4 GiB)")
       ->group(group);
@@ -161,6 +164,10 @@ void add_serve_flags(CLI::App* app, ServeFlags& s) {
       ->group(group);
   app->add_flag("--disable-uvicorn-access-log", s.disable_access_log, "No line per request")->group(group);
   app->add_flag("--disable-web-page", s.disable_web_page, "No chat page at /")->group(group);
+  app->add_flag("--enable-admin-endpoints", s.enable_admin_endpoints,
+                "Also vLLM's endpoints for those who run it: /sleep, /wake_up, /is_sleeping, /reset_prefix_cache, "
+                "/reset_mm_cache (environment: VLLM_SERVER_DEV_MODE)")
+      ->group(group);
   add_whole(app, "--max-waiting-requests", s.max_waiting, 1, 1'000'000, "More are refused with 429")->group(group);
   add_whole(app, "--max-body-bytes", s.max_body_bytes, 1024, int64_t{1} << 30, "Longest body of a request")
       ->group(group);
@@ -170,6 +177,13 @@ void add_serve_flags(CLI::App* app, ServeFlags& s) {
       ->group(group);
   add_whole(app, "--shutdown-timeout", s.shutdown_timeout, 0, 86400,
             "Seconds that running requests may take when the server is told to end")
+      ->group(group);
+  add_number(app, "--engine-stall-timeout", s.engine_stall_timeout, {0, 1e9},
+             "Seconds without a finished step, while there is work, until the engine counts as standing still: /health "
+             "says 503, the log what stands where (30; on slow CPUs what their largest step may take); 0: never")
+      ->group(group);
+  add_number(app, "--engine-stall-grace", s.engine_stall_grace, {0, 1e9},
+             "Seconds behind those until the server ends with status 70 (10)")
       ->group(group);
 }
 

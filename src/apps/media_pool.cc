@@ -9,7 +9,8 @@ namespace {
 constexpr size_t kMostJobs = 256;  // that wait
 
 server::HttpReply busy() {
-  return server::error_reply({503, "service_unavailable", "", "too many pictures are waiting; try again later"});
+  return server::error_reply(
+      {503, "service_unavailable", "", "too many requests of this kind are waiting; try again later"});
 }
 
 server::HttpReply at_the_end() {
@@ -86,8 +87,9 @@ void MediaPool::run() {
       if (stopped_) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();
+      if (job->gone) continue;
+      ++running_;
     }
-    if (job->gone) continue;
     std::optional<Result> result;
     try {
       result = job->work([&] { return job->gone || stopped_; });
@@ -96,7 +98,14 @@ void MediaPool::run() {
       result = server::error_reply({500, "internal_error", "", "the server failed at this request"});
     }
     job->end_with(stopped_ ? at_the_end() : *std::move(result));
+    const std::lock_guard lock(mutex_);
+    --running_;
   }
+}
+
+bool MediaPool::is_idle() {
+  const std::lock_guard lock(mutex_);
+  return running_ == 0;
 }
 
 void MediaPool::give_up() {

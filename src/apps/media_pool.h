@@ -1,5 +1,5 @@
-// Requests with pictures, handled on threads of their own: fetching and decoding must hold up neither the sockets nor
-// requests without pictures.
+// Requests that take long before the engine has them, handled on threads of their own: fetching and decoding pictures
+// must hold up neither the sockets nor requests without pictures. Those of admins have another one.
 #pragma once
 
 #include <atomic>
@@ -30,6 +30,8 @@ class MediaPool {
   void give_up();
   // The same, and waits for it: then no `wake` is called any more.
   void stop();
+  // Whether no work runs.
+  bool is_idle();
 
  private:
   struct Job;
@@ -40,6 +42,7 @@ class MediaPool {
   std::condition_variable waiting_;
   std::deque<std::shared_ptr<Job>> jobs_;
   std::atomic<bool> stopped_ = false;
+  int running_ = 0;
   std::vector<std::thread> threads_;
 };
 

@@ -34,17 +34,22 @@ std::string name_in(const ApiRoute& route, std::string_view path) {
 
 }  // namespace
 
-OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer,
-                     std::string version)
+HttpReply metrics_reply(const EngineStats& stats, std::string_view model, int64_t requests) {
+  return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
+          .body = server::prometheus_text(stats, model, requests)};
+}
+
+HttpReply version_reply() { return json_reply({{"version", CALANDRA_VERSION}}); }
+
+OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer)
     : engine_(engine),
       reader_(reader),
       writer_(writer),
       responses_(engine, reader),
       messages_(engine, reader),
       tokenizer_(tokenizer),
-      version_(std::move(version)),
       created_(static_cast<int64_t>(std::time(nullptr))),
-      document_(to_json(openapi_document(version_, reader.vocab_size()))) {}
+      document_(to_json(openapi_document(CALANDRA_VERSION, reader.vocab_size()))) {}
 
 OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::Wake wake) {
   if (!is_valid_utf8(request.path)) return error_reply(bad("", "the path is not UTF-8", "bad_request"), "");
@@ -69,13 +74,11 @@ OpenAiApi::Result OpenAiApi::handle(const ApiRoute& route, const server::HttpReq
   if (path.starts_with("/v1/responses/")) return responses_.handle(route.method, name_in(route, request.path));
   if (path == "/v1/models") return models();
   if (path.starts_with("/v1/models/")) return model(name_in(route, request.path));
-  if (path == "/version") return json_reply({{"version", version_}});
+  if (path == "/version") return version_reply();
   if (path == "/openapi.json") return HttpReply{.body = document_};
   const EngineStats stats = engine_.stats();
   if (path == "/load") return json_reply({{"server_load", stats.requests_running + stats.requests_waiting}});
-  if (path == "/metrics")
-    return HttpReply{.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                     .body = server::prometheus_text(stats, reader_.served().front(), requests_)};
+  if (path == "/metrics") return metrics_reply(stats, reader_.served().front(), requests_);
   return health();
 }
 

@@ -15,11 +15,14 @@
 
 namespace calandra::apps {
 
+server::HttpReply metrics_reply(const EngineStats& stats, std::string_view model, int64_t requests);
+server::HttpReply version_reply();
+
 class OpenAiApi {
  public:
   using Result = std::variant<server::HttpReply, std::unique_ptr<server::PendingReply>>;
   // All must outlive it. `tokenizer` may be null.
-  OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer, std::string version);
+  OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer);
 
   // Any thread may call it.
   Result handle(const server::HttpRequest& request, server::Wake wake);
@@ -55,7 +58,6 @@ class OpenAiApi {
   ResponsesApi responses_;
   MessagesApi messages_;
   const Tokenizer* tokenizer_;
-  const std::string version_;
   const int64_t created_;
   const std::string document_;  // /openapi.json
   std::atomic<bool> draining_ = false;

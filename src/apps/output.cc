@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "text/utf8.h"
@@ -17,6 +18,14 @@ void write_output(std::string_view text) {
 
 void flush_output() {
   if (std::fflush(stdout) != 0) throw OutputError(errno);
+}
+
+void leave(int status) {
+  try {
+    flush_output();
+  } catch (const OutputError&) {  // nobody is left to tell
+  }
+  std::_Exit(status);
 }
 
 std::string ascii_json(const json::value& value) {

@@ -17,9 +17,11 @@ class OutputError : public std::runtime_error {
   const int reason;
 };
 
-// Both throw OutputError.
+// The first two throw OutputError.
 void write_output(std::string_view text);
 void flush_output();
+// Ends the process while threads of it run that nobody can wait for.
+[[noreturn]] void leave(int status);
 
 template <class... Args>
 void put(fmt::format_string<Args...> format, Args&&... args) {

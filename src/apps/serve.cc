@@ -1,12 +1,15 @@
 // `calandra serve`: the OpenAI-compatible HTTP server.
-#include <cstdlib>
+#include <fmt/format.h>
 
-#include "apps/engine_setup.h"
-#include "apps/openai_api.h"
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <thread>
+
 #include "apps/output.h"
+#include "apps/served_model.h"
 #include "apps/verbs.h"
 #include "apps/web_page.h"
-#include "base/error.h"
 #include "base/log.h"
 #include "server/http_server.h"
 #include "server/trace_exporter.h"
@@ -14,9 +17,6 @@
 
 namespace calandra::apps {
 namespace {
-
-constexpr int64_t kUsualSequences = 32;  // at once
-constexpr int64_t kUsualTokens = 32768;  // of a sequence, where the model allows it
 
 server::ServerOptions server_options(const ServeFlags& flags) {
   server::ServerOptions options;
@@ -80,65 +80,92 @@ server::Span span_of(const server::AccessRecord& record, const std::string& mode
   return span;
 }
 
-// The first request of a user must not be the first of the engine.
-void warm_up(Engine& engine) {
-  SamplingParams params;
-  params.max_tokens = 2;
-  params.ignore_eos = true;
-  auto submitted = engine.submit({.prompt_token_ids = {0, 1}, .params = params});
-  if (const auto* error = std::get_if<RequestError>(&submitted)) throw LoadError("warming up: " + error->message);
-  while (auto event = std::get<std::shared_ptr<Stream>>(submitted)->next())
-    if (event->answer && event->answer->error) throw LoadError("warming up: " + event->answer->error->message);
-}
+// Loads the model on a thread, while the server already answers.
+class Loading {
+ public:
+  ~Loading() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+  // `on_end` is called by the thread, also when the load failed.
+  void start(const Options& options, const LoadModel& load, std::function<void()> on_end) {
+    thread_ = std::thread([this, &options, &load, on_end = std::move(on_end)] {
+      try {
+        model_ = std::make_unique<ServedModel>(options, load());
+        ready_ = model_.get();
+      } catch (...) {
+        failure_ = std::current_exception();
+      }
+      ended_ = true;
+      on_end();
+    });
+  }
+
+  // Null until it is ready.
+  ServedModel* model() const { return ready_; }
+  bool ended() const { return ended_; }
+  // Once it has ended. Throws what the load threw.
+  ServedModel& result() {
+    thread_.join();  // `on_end` is over too
+    if (failure_) std::rethrow_exception(failure_);
+    return *model_;
+  }
+
+ private:
+  std::unique_ptr<ServedModel> model_;
+  std::exception_ptr failure_;
+  std::atomic<ServedModel*> ready_ = nullptr;
+  std::atomic<bool> ended_ = false;
+  std::thread thread_;
+};
 
 }  // namespace
 
 int serve(const Options& options) {
-  return serve(options, load_for_engine(options, !options.media.language_model_only));
+  return serve(options, [&options] { return load_for_engine(options, !options.media.language_model_only); });
 }
 
-int serve(const Options& options, LoadedModel loaded) {
+int serve(const Options& options, const LoadModel& load) {
   const ServeFlags& flags = options.serve;
-  const Tokenizer* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
-  std::vector<std::string> served = options.served_model_names;
-  if (served.empty()) served = {options.model.model.empty() ? "demo:qwen3_5" : options.model.model};
-  const int64_t longest =
-      options.model.max_model_len.value_or(std::min(kUsualTokens, loaded.model->max_position_embeddings()));
-
-  EngineSetup setup =
-      engine_setup(loaded, options, {.usual = {kUsualSequences, longest}, .least = {1, 1}, .prefix_caching = true});
-  ModelRunner runner(*loaded.model, *loaded.backend, setup.limits);
-  EngineLoopOptions loop;
-  if (options.disable_log_stats) loop.stats_seconds = 0;
-  loop.max_waiting = flags.max_waiting;
-  Engine engine(runner, tokenizer, std::move(setup.options), loop);
-  warm_up(engine);
-
-  BatchReader reader(loaded, options, served, longest);
-  BatchWriter writer(tokenizer, served.front());
-  OpenAiApi api(engine, reader, writer, tokenizer, CALANDRA_VERSION);
-  server::HttpServer server(server_options(flags), [&](const server::HttpRequest& request, server::Wake wake) {
-    if (!flags.disable_web_page)
-      if (auto page = web_reply(request)) return OpenAiApi::Result(*std::move(page));
-    return api.handle(request, std::move(wake));
-  });
-  server.on_give_up = [&] {
-    api.give_up_media();
-    engine.drain(0);
+  const std::string name = served_names(options).front();
+  Loading loading;  // its model outlives the server, whose replies use it
+  server::HttpServer server(server_options(flags),
+                            [&](const server::HttpRequest& request, server::Wake wake) -> OpenAiApi::Result {
+                              if (!flags.disable_web_page)
+                                if (auto page = web_reply(request)) return *std::move(page);
+                              if (ServedModel* const model = loading.model())
+                                return model->handle(request, std::move(wake));
+                              return reply_while_loading(request, options);
+                            });
+  server.on_drain = [&] {
+    if (ServedModel* const model = loading.model()) model->drain();
   };
-  server.on_drain = [&] { api.set_draining(); };
+  server.on_give_up = [&](bool at_once) {
+    if (ServedModel* const model = loading.model()) model->give_up(at_once);
+  };
   std::optional<server::TraceExporter> traces;
   if (!flags.otlp_traces_endpoint.empty()) traces.emplace(server::TraceExporter::Options{flags.otlp_traces_endpoint});
   server.on_access = [&](const server::AccessRecord& record) {
     if (options.json || !flags.disable_access_log) log_access(record, options.json);
-    if (traces) traces->add(span_of(record, served.front()));
+    if (traces) traces->add(span_of(record, name));
   };
-  log_info("serving {} on {}://{}:{}", served.front(), flags.ssl_certfile.empty() ? "http" : "https", flags.host,
-           server.port());
+
+  const std::string address =
+      fmt::format("{}://{}:{}", flags.ssl_certfile.empty() ? "http" : "https", flags.host, server.port());
+  log_info("loading {}; {}/health says when it is ready", name, address);
+  loading.start(options, load, [&] {
+    if (loading.model() == nullptr) return server.stop();
+    log_info("serving {} on {}", name, address);
+  });
   server.run();
-  api.stop();  // both before the server goes, which their threads wake
-  engine.drain(0);
+  if (!loading.ended()) {  // a load cannot be broken off
+    log_info("shut down");
+    leave(0);
+  }
+  const bool ended = loading.result().stop();  // before the server goes, which its threads wake
+  traces.reset();
   log_info("shut down");
+  if (!ended) leave(0);
   return 0;
 }
 

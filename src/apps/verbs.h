@@ -1,6 +1,8 @@
 // One function per verb. Each returns the exit status; LoadError and UsageError pass through to main.
 #pragma once
 
+#include <functional>
+
 #include "apps/command_line.h"
 
 namespace calandra::apps {
@@ -19,7 +21,8 @@ int eval(const Options& options);
 int inspect(const Options& options);
 int run_batch(const Options& options);
 int serve(const Options& options);
-int serve(const Options& options, LoadedModel loaded);  // a model that may be another than the flags say
+using LoadModel = std::function<LoadedModel()>;
+int serve(const Options& options, const LoadModel& load);  // of a model that may be another than the flags say
 int bench_latency(const Options& options);
 int bench_throughput(const Options& options);
 int bench_acceptance(const Options& options);

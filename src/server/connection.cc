@@ -169,6 +169,7 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
   void read_head(const Head& head) {
     request_.method = std::string(head.method_string());
     if (auto path = decode_path(head.target())) request_.path = std::move(*path);
+    request_.query = std::string(query_of(head.target()));
     if (const std::string_view id = head["x-request-id"]; is_plain_id(id)) request_.request_id = std::string(id);
     request_.traceparent = std::string(head["traceparent"]);
     request_.if_none_match = std::string(head[http::field::if_none_match]);

@@ -18,6 +18,7 @@ struct HttpRequest {
   std::string request_id;  // the client's x-request-id, or a new one
   std::string traceparent = {};
   std::string if_none_match = {};
+  std::string query = {};  // as it was sent, without the "?"
 };
 
 struct HttpReply {

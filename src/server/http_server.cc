@@ -91,15 +91,16 @@ struct HttpServer::Impl {
   // Ends when nothing runs any more.
   net::awaitable<void> drain() {
     if (state.draining.exchange(true)) co_return;
-    constexpr double kLast = 2;  // seconds to send what was given up
+    constexpr double kLast = 2;  // seconds to end what was given up, and to send it
+    constexpr int kTimes = 2;
     if (on_drain) on_drain();
     deadline = Steady::now() + duration_of(state.options.shutdown_seconds);
     if (state.busy > 0) log_info("shutting down: {} requests run", state.busy);
     while (state.busy > 0) {
       if (Steady::now() >= deadline) {
-        if (given_up) break;
-        given_up = true;
-        if (on_give_up) on_give_up();
+        if (given_up == kTimes) break;
+        if (on_give_up) on_give_up(given_up > 0);
+        ++given_up;
         deadline = Steady::now() + duration_of(kLast);
       }
       net::steady_timer pause(io, std::chrono::milliseconds(20));
@@ -111,8 +112,9 @@ struct HttpServer::Impl {
   }
 
   ServerState state;
-  std::function<void()> on_drain, on_give_up;
-  bool given_up = false;
+  std::function<void()> on_drain;
+  std::function<void(bool)> on_give_up;
+  int given_up = 0;  // times
   uint16_t port = 0;
   Steady::time_point deadline;
   net::io_context io{1};

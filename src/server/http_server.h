@@ -55,8 +55,9 @@ class HttpServer {
   std::function<void(const AccessRecord&)> on_access = {};
   // Called when the shutdown begins.
   std::function<void()> on_drain = {};
-  // Called when the time of the shutdown is over: ends what still runs, within a step. May block that long.
-  std::function<void()> on_give_up = {};
+  // Called when the time of the shutdown is over: ends what still runs, soon. Called again with `at_once` when that was
+  // not soon enough: then all replies must end. Neither may block.
+  std::function<void(bool at_once)> on_give_up = {};
 
   // Serves until SIGTERM, SIGINT or stop(), and until what ran then has ended. A second signal gives it up at once.
   void run();

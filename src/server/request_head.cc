@@ -39,6 +39,23 @@ bool is_control(char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '
 
 bool is_letter_or_digit(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
+// "a%2Fb" -> "a/b". Nothing when an escape is wrong.
+std::optional<std::string> without_escapes(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '%') {
+      out += text[i];
+      continue;
+    }
+    if (i + 2 >= text.size()) return std::nullopt;
+    const int high = hex_value(text[i + 1]), low = hex_value(text[i + 2]);
+    if (high < 0 || low < 0 || (high == 0 && low == 0)) return std::nullopt;
+    out += static_cast<char>(high * 16 + low);
+    i += 2;
+  }
+  return out;
+}
+
 }  // namespace
 
 std::optional<RequestError> fault_of_head(std::string_view head, size_t most_fields) {
@@ -78,19 +95,26 @@ std::optional<RequestError> fault_of_head(std::string_view head, size_t most_fie
 std::optional<std::string> decode_path(std::string_view target) {
   target = target.substr(0, target.find_first_of("?#"));
   if (target.empty() || target[0] != '/') return std::nullopt;
-  std::string path;
-  for (size_t i = 0; i < target.size(); ++i) {
-    if (target[i] != '%') {
-      path += target[i];
-      continue;
-    }
-    if (i + 2 >= target.size()) return std::nullopt;
-    const int high = hex_value(target[i + 1]), low = hex_value(target[i + 2]);
-    if (high < 0 || low < 0 || (high == 0 && low == 0)) return std::nullopt;
-    path += static_cast<char>(high * 16 + low);
-    i += 2;
+  return without_escapes(target);
+}
+
+std::string_view query_of(std::string_view target) {
+  target = target.substr(0, target.find('#'));
+  const size_t mark = target.find('?');
+  return mark == std::string_view::npos ? std::string_view() : target.substr(mark + 1);
+}
+
+std::vector<std::string> query_values(std::string_view query, std::string_view name) {
+  std::vector<std::string> values;
+  while (!query.empty()) {
+    const std::string_view field = query.substr(0, query.find('&'));
+    query.remove_prefix(std::min(query.size(), field.size() + 1));
+    const size_t equals = std::min(field.find('='), field.size());
+    if (field.substr(0, equals) != name) continue;
+    auto value = without_escapes(field.substr(std::min(field.size(), equals + 1)));
+    if (value) values.push_back(*std::move(value));
   }
-  return path;
+  return values;
 }
 
 bool has_key(std::span<const std::string> keys, std::string_view authorization, std::string_view api_key) {

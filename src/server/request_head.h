@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
@@ -16,6 +17,11 @@ std::optional<RequestError> fault_of_head(std::string_view head, size_t most_fie
 
 // "/v1/models/a%2Fb?x=1" -> "/v1/models/a/b". Nothing when it is no path or an escape is wrong.
 std::optional<std::string> decode_path(std::string_view target);
+
+// "/sleep?level=1&x=a%20b" -> "level=1&x=a%20b"
+std::string_view query_of(std::string_view target);
+// The values that a query gives to a name, in their order, percent-decoded; those with a wrong escape are left out.
+std::vector<std::string> query_values(std::string_view query, std::string_view name);
 
 // Whether one of the keys is in `authorization` ("Bearer KEY") or `api_key`. The time it takes tells nothing about
 // them.

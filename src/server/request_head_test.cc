@@ -14,6 +14,15 @@ TEST(RequestHead, PathsAreDecodedOnce) {
     EXPECT_FALSE(decode_path(wrong)) << wrong;
 }
 
+TEST(RequestHead, QueriesAreReadByName) {
+  EXPECT_EQ(query_of("/sleep?level=1&x=a%20b#c?d"), "level=1&x=a%20b");
+  EXPECT_EQ(query_of("/sleep"), "");
+  EXPECT_EQ(query_values("tags=weights&level=1&tags=kv%5Fcache", "tags"),
+            (std::vector<std::string>{"weights", "kv_cache"}));
+  EXPECT_EQ(query_values("&&a&a=&b=a&a=%zz&a=b=c&", "a"), (std::vector<std::string>{"", "", "b=c"}));
+  EXPECT_TRUE(query_values("", "a").empty());
+}
+
 TEST(RequestHead, WhatOthersMayReadDifferentlyIsRefused) {
   const auto status = [](const std::string& fields, const char* version = "HTTP/1.1") {
     const auto fault = fault_of_head(std::string("POST /a ") + version + fields, 4);

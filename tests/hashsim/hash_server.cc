@@ -14,19 +14,21 @@ namespace {
 int serve(int argc, char** argv) {
   const auto options = apps::parse_command_line(argc, argv);
   if (!options || options->verb != apps::Verb::kServe) throw UsageError("hash_server serve ...");
-  apps::LoadedModel loaded = apps::load_for_engine(*options, /*vision=*/true);
-  HashModelConfig config;
-  config.vocab_size = loaded.model->vocab_size();
-  config.max_position_embeddings = loaded.model->max_position_embeddings();
-  config.mtp_layers = loaded.model->drafter() == nullptr ? 0 : 1;
-  if (const VisionEncoder* vision = loaded.model->vision()) {
-    config.vision = true;
-    config.patch_size = vision->patch_size();
-    config.temporal_patch_size = vision->temporal_patch_size();
-  }
-  config.step_cost.weight_bytes = config.draft_cost.weight_bytes = 1e6;
-  loaded.model = std::make_unique<HashModel>(config);
-  return apps::serve(*options, std::move(loaded));
+  return apps::serve(*options, [&options] {
+    apps::LoadedModel loaded = apps::load_for_engine(*options, /*vision=*/true);
+    HashModelConfig config;
+    config.vocab_size = loaded.model->vocab_size();
+    config.max_position_embeddings = loaded.model->max_position_embeddings();
+    config.mtp_layers = loaded.model->drafter() == nullptr ? 0 : 1;
+    if (const VisionEncoder* vision = loaded.model->vision()) {
+      config.vision = true;
+      config.patch_size = vision->patch_size();
+      config.temporal_patch_size = vision->temporal_patch_size();
+    }
+    config.step_cost.weight_bytes = config.draft_cost.weight_bytes = 1e6;
+    loaded.model = std::make_unique<HashModel>(config);
+    return loaded;
+  });
 }
 
 }  // namespace

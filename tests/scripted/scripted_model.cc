@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "tests/scripted/gate.h"
 
 namespace calandra::scripted {
 namespace {
@@ -132,6 +133,7 @@ Tensor ScriptedModel::forward(ExecContext& ctx, const Batch& batch, ModelCaches&
   const int64_t T = batch.rows(), P = batch.block_table.size(1);
   const Tensor hidden = ctx.workspace.alloc(DType::kF32, {T, kHiddenSize});
   if (ctx.dry_run) return hidden;
+  pass_gate("step");
   std::fill_n(hidden.as<float>(), hidden.numel(), 0.0f);
   const Tensor& pages = caches.layers[0].paged[0];  // [pages, 1, page tokens, 1]
   const int64_t page_tokens = pages.size(2);

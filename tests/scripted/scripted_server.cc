@@ -1,12 +1,14 @@
 // `calandra serve` with a ScriptedModel in the place of the model: everything else is that of the program.
 //   scripted_server SCRIPTS.json serve [MODEL] [flags of serve]
 // SCRIPTS.json: {"name": "text"} or {"name": {"text": "…", "endless": true}}; marker and texts: scripted_model.h.
+// The gate `load` (gate.h) holds up the load, the gate `step` every step.
 #include <cstdio>
 
 #include "apps/engine_setup.h"
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "tests/scripted/gate.h"
 #include "tests/scripted/scripted_model.h"
 
 namespace calandra::scripted {
@@ -27,13 +29,16 @@ int serve(int argc, char** argv) {
   const auto options = apps::parse_command_line(argc - 1, argv + 1);
   if (!options || options->verb != apps::Verb::kServe) throw UsageError("scripted_server SCRIPTS.json serve ...");
   const Tokenizer tokenizer = apps::load_tokenizer(options->model);
-  apps::LoadedModel loaded = apps::load_for_engine(*options, /*vision=*/false);
-  if (loaded.eos_token_ids.empty()) throw LoadError("the model has no end token");
-  loaded.model = std::make_unique<ScriptedModel>(
-      tokenizer, read_scripts(argv[1]),
-      ScriptedModel::Shape{loaded.model->vocab_size(), loaded.model->max_position_embeddings(),
-                           loaded.eos_token_ids.front(), loaded.model->drafter() != nullptr});
-  return apps::serve(*options, std::move(loaded));
+  return apps::serve(*options, [&] {
+    pass_gate("load");
+    apps::LoadedModel loaded = apps::load_for_engine(*options, /*vision=*/false);
+    if (loaded.eos_token_ids.empty()) throw LoadError("the model has no end token");
+    loaded.model = std::make_unique<ScriptedModel>(
+        tokenizer, read_scripts(argv[1]),
+        ScriptedModel::Shape{loaded.model->vocab_size(), loaded.model->max_position_embeddings(),
+                             loaded.eos_token_ids.front(), loaded.model->drafter() != nullptr});
+    return loaded;
+  });
 }
 
 }  // namespace
