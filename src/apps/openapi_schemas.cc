@@ -23,7 +23,7 @@ const char* const kOpenApiSchemas = R"json({
     "name": {"type": "string"}, "arguments": {"type": "string"}}}}},
 "ChatTool": {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"},
   "function": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1},
-    "description": {"type": "string"}, "parameters": {"type": "object"}, "strict": {"type": ["boolean", "null"]}}}}},
+    "description": {"type": "string"}, "parameters": {"type": "object"}, "strict": {}}}}},
 "ChatToolChoice": {"anyOf": [{"enum": ["none", "auto", "required"]},
   {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": {"$ref": "#Named"}}},
   {"type": "object", "required": ["type", "allowed_tools"], "properties": {"type": {"const": "allowed_tools"},
@@ -80,7 +80,7 @@ const char* const kOpenApiSchemas = R"json({
 "MessageTool": {"type": "object", "required": ["name", "input_schema"], "properties": {"name": {"type": "string", "minLength": 1},
   "description": {"type": ["string", "null"]}, "input_schema": {"type": "object"}}},
 "MessageToolChoice": {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["auto", "any", "tool", "none"]},
-  "name": {"type": "string"}, "disable_parallel_tool_use": {"type": ["boolean", "null"]}}},
+  "name": {"type": ["string", "null"]}, "disable_parallel_tool_use": {"type": ["boolean", "null"]}}},
 "MessageThinking": {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["enabled", "disabled", "adaptive"]},
   "budget_tokens": {"type": ["integer", "null"], "minimum": 1}}},
 

@@ -36,7 +36,7 @@ class FormReplyTest : public ::testing::TestWithParam<bool> {
 
   // As a connection does, until the end was given away.
   void read(FormReply& reply, server::HttpReply& to) {
-    while (work_.empty()) EXPECT_FALSE(reply.advance(to));
+    while (work_.empty()) ASSERT_FALSE(reply.advance(to));
   }
 
   hashsim::HashModel model_{{}};
@@ -51,7 +51,7 @@ TEST_P(FormReplyTest, MakesTheEndElsewhere) {
   int ends = 0;
   const auto reply = start([&](const FormReply::Writer&) { ++ends; });
   server::HttpReply got;
-  read(*reply, got);
+  ASSERT_NO_FATAL_FAILURE(read(*reply, got));
   EXPECT_FALSE(reply->advance(got));
   EXPECT_EQ(ends, 0);
   EXPECT_EQ(got.body.find("response.incomplete"), std::string::npos);
@@ -73,7 +73,7 @@ TEST_P(FormReplyTest, ClientsMayLeaveBeforeTheEndIsMade) {
   int ends = 0;
   auto reply = start([&](const FormReply::Writer&) { ++ends; });
   server::HttpReply got;
-  read(*reply, got);
+  ASSERT_NO_FATAL_FAILURE(read(*reply, got));
   reply.reset();
   work_[0]();
   EXPECT_EQ(ends, 1);
@@ -82,7 +82,7 @@ TEST_P(FormReplyTest, ClientsMayLeaveBeforeTheEndIsMade) {
 TEST_P(FormReplyTest, AnEndThatCannotBeMadeIsAFault) {
   const auto reply = start([](const FormReply::Writer&) { throw std::runtime_error("no memory"); });
   server::HttpReply got;
-  read(*reply, got);
+  ASSERT_NO_FATAL_FAILURE(read(*reply, got));
   work_[0]();
   EXPECT_THROW(reply->advance(got), std::runtime_error);
 }
