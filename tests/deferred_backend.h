@@ -74,6 +74,7 @@ struct DeferredFaults {
   bool reuses_early = false;        // the memory of an upload is written before it was read
   bool puts_early = false;          // the device reads tokens of drafts before they were chosen
   bool always_active = false;       // the row of a sequence that ended runs
+  bool loses_drafts = false;        // rows of drafts have no token, now and then, as if their logits were not finite
 };
 
 template <class Base>
@@ -115,9 +116,12 @@ class DeferredBackend final : public Base {
                     Tensor& tokens) override {
     if (queue_.one_in(16)) return false;  // as if there were no memory for it
     Flight& f = flights_[static_cast<size_t>(flight)];
+    const bool lost = faults_.loses_drafts && flight > 0 && queue_.one_in(4);
     f.sampled = queue_.add([=, this, &f]() mutable {
       f.result.rows.resize(batch.rows.size());
       Base::sample(ctx, logits, batch, f.result);
+      for (size_t r = 0; lost && r < batch.rows.size(); r += 2)
+        f.result.rows[r].token = -1, f.result.rows[r].status = ops::RowStatus::kNotFinite;
       for (size_t r = 0; r < batch.rows.size(); ++r) tokens.as<int32_t>()[r] = f.result.rows[r].token;
     });
     return true;

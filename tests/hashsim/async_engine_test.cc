@@ -67,6 +67,12 @@ TEST_F(AsyncEngine, DraftsThatTheDeviceReadsChangeNoToken) {
   }
 }
 
+// What the device has put behind a draft that is no token is never kept.
+TEST_F(AsyncEngine, DraftsEndWhereOneIsNoToken) {
+  const SimCounts counts = run_seeds(0, 1000, async(only(By::kTokens), {.loses_drafts = true}));
+  EXPECT_GT(counts.accepted, 1000);
+}
+
 // With drafts there is one wait in a step for all that the device has to do: for the tokens.
 TEST_F(AsyncEngine, ADraftingStepWaitsForTheDeviceOnce) {
   HashModelConfig config;
