@@ -87,8 +87,8 @@ class ModelRunner {
   //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
   // The same for the tokens behind all that are known, before the host knows them: one row for each sequence, the token
-  // at `sampled`. Where that is one of `stop_ids`, or none, the sequence's row is
-  // inactive and its state stays; the host still counts the row in `computed`.
+  // at `sampled`. Where that is one of `stop_ids`, or none, the sequence's row is inactive and its state stays; the
+  // host still counts the row in `computed`.
   static constexpr int64_t kStopIds = 32;  // of a sequence, on average
   struct AheadPart {
     Sequence* sequence;
