@@ -98,7 +98,7 @@ struct SchemaCount {
         wrong = fmt::format("{} is above {}", std::string_view(key), kMostRepeats);
       if (is_count && member.is_number() && member.to_number<double>() < 0)
         wrong = fmt::format("{} is below 0", std::string_view(key));
-      if (key == "pattern" && member.is_string() && wrong.empty()) {
+      if (key == "pattern" && member.is_string() && !is_length_pattern(member.get_string()) && wrong.empty()) {
         wrong = too_much_of_pattern(member.get_string(), false, &pattern_repeats);
         if (pattern_repeats > kMostPatternRepeats)
           wrong = fmt::format("the repeats of its patterns add up to more than {}", kMostPatternRepeats);

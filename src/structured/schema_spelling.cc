@@ -249,8 +249,10 @@ struct KeptCheck {
 
 }  // namespace
 
+bool is_length_pattern(std::string_view pattern) { return pattern.starts_with(kAnyText); }
+
 std::string spelled_pattern(std::string_view pattern) {
-  if (pattern.starts_with(kAnyText)) return std::string(pattern);
+  if (is_length_pattern(pattern)) return std::string(pattern);
   std::string text;
   bool in_class = false, behind_count = false;
   for (size_t at = 0; at < pattern.size();) {
@@ -289,7 +291,7 @@ std::vector<std::string> patterns_of(const json::value& schema) {
   const auto visit = [&](const json::value& one, const auto& self) -> void {
     if (!one.is_object()) return;
     const json::value* pattern = one.get_object().if_contains("pattern");
-    if (pattern != nullptr && pattern->is_string() && !pattern->get_string().starts_with(kAnyText))
+    if (pattern != nullptr && pattern->is_string() && !is_length_pattern(pattern->get_string()))
       patterns.emplace_back(pattern->get_string());
     visit_inner(one.get_object(), [&](const json::value& inner) { self(inner, self); });
   };

@@ -13,6 +13,9 @@ namespace calandra {
 // xgrammar 0.2.8 may go from the beginning of an optional part to a loop at its end ("(b[0-9]+)?" takes "7").
 std::string spelled_pattern(std::string_view pattern);
 
+// Whether a pattern is what lengths are spelled as: it is counted, not written out.
+bool is_length_pattern(std::string_view pattern);
+
 // The same schema, or one that allows less: lengths and formats are patterns (xgrammar's own let control characters and
 // invalid values through), patterns are spelled as above, a schema of no type has the one that its keywords speak of,
 // and an enum has the values of its type.
