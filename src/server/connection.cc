@@ -13,6 +13,7 @@
 #include "server/api_error.h"
 #include "server/reply_text.h"
 #include "server/request_head.h"
+#include "server/request_reader.h"
 #include "server/wake_signal.h"
 
 namespace calandra::server {
@@ -57,7 +58,8 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
         stream_(std::move(stream)),
         client_(std::move(client)),
         is_refused_(is_refused),
-        held_(is_refused ? state.refused : state.connections, 1) {}
+        held_(is_refused ? state.refused : state.connections, 1),
+        reader_(state.options) {}
 
   net::awaitable<void> run(std::shared_ptr<Connection> self) {
     Code code;
@@ -75,7 +77,6 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
 
  private:
   static constexpr bool kTls = !std::is_same_v<S, beast::tcp_stream>;
-  using Parser = http::request_parser<http::string_body>;
 
   beast::tcp_stream& lowest() { return beast::get_lowest_layer(stream_); }
 
@@ -84,85 +85,65 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
     Code code;
     lowest().expires_after(duration_of(is_first_ ? o_.header_seconds : o_.idle_seconds));
     is_first_ = false;
-    if (buffer_.size() == 0) co_await read_more(code);
+    if (!reader_.has_bytes()) co_await read_more(code);
     if (code) co_return false;
     started_ = Steady::now();
     request_ = {};
     request_.request_id = make_request_id();
     origin_.reset();
     lowest().expires_after(duration_of(o_.header_seconds));
-    size_t size = 0;
-    std::optional<RequestError> fault = look_for_head(size);
-    while (size == 0 && !fault && !code) {
+    std::optional<RequestError> fault;
+    bool is_there = reader_.read_head(fault);
+    while (!is_there && !code) {
       co_await read_more(code);
-      if (!code) fault = look_for_head(size);
+      if (!code) is_there = reader_.read_head(fault);
     }
     if (code) co_return false;
     const Held busy(state_.busy, 1);
-    Parser parser;
-    parser.header_limit(static_cast<uint32_t>(o_.header_bytes));
-    parser.body_limit(o_.body_bytes);
-    if (!fault) {
-      buffer_.consume(parser.put(net::buffer(buffer_.data(), size), code));
-      if (code) fault = fault_of(code, o_);
-    }
     if (fault) {
       co_await refuse(*fault);
       co_return false;
     }
-    read_head(parser.get());
-    const bool may_keep = parser.get().keep_alive() && !state_.draining;
-    if (auto refused = refusal(parser.get())) {
-      const bool keep = may_keep && request_.method == "OPTIONS" && parser.is_done();
+    read_head(reader_.request());
+    const bool may_keep = reader_.keep_alive() && !state_.draining;
+    if (auto refused = refusal(reader_.request())) {
+      const bool keep = may_keep && request_.method == "OPTIONS" && reader_.has_no_body();
       co_await send(*refused, keep);
       co_return keep;
     }
     Held bytes(state_.body_bytes, 0);
-    if (beast::iequals(parser.get()[http::field::expect], "100-continue")) {
+    if (beast::iequals(reader_.request()[http::field::expect], "100-continue")) {
       const std::string go_on = "HTTP/1.1 100 Continue\r\n\r\n";
       co_await write(go_on, code);
       if (code) co_return false;
     }
     lowest().expires_after(duration_of(o_.body_seconds));
-    // A first chunk that is the last and comes in parts aborts Beast 1.81; no body in chunks has fewer bytes.
-    constexpr size_t kShortestChunks = 5;
-    while (!code && parser.chunked() && buffer_.size() < kShortestChunks) co_await read_more(code);
     // What has come counts, not what was announced: else whoever announces much and sends nothing would close the
     // server.
-    while (!code && !fault && !parser.is_done()) {
-      co_await http::async_read_some(stream_, buffer_, parser, net::redirect_error(net::use_awaitable, code));
-      bytes.set(parser.get().body().size());
-      if (state_.body_bytes > o_.all_body_bytes)
+    constexpr size_t kPart = 64 << 10;
+    while (!code && !fault) {
+      const bool is_whole = reader_.read_body(fault);
+      bytes.set(reader_.request().body().size());
+      if (!fault && state_.body_bytes > o_.all_body_bytes)
         fault = {503, "service_unavailable", "", "too many large requests at once; try again later"};
+      if (is_whole) break;
+      if (!fault) co_await read_more(code, kPart);
     }
     if (code || fault) {
       if (!fault) fault = fault_of(code, o_);
       if (fault) co_await refuse(*fault);
       co_return false;
     }
-    request_.body = std::move(parser.get().body());
-    chunks_ = parser.get().version() >= 11;
+    request_.body = reader_.take_body();
+    chunks_ = reader_.request().version() >= 11;
     co_return co_await answer(self, may_keep && !state_.draining, bytes);
   }
 
-  // Within the time that is set.
-  net::awaitable<void> read_more(Code& code) {
-    constexpr size_t kBytes = 4096;
-    const auto room = buffer_.prepare(kBytes);
+  // Within the time that is set. Who waits for a head holds little memory.
+  net::awaitable<void> read_more(Code& code, size_t most = 4 << 10) {
+    const auto room = reader_.prepare(most);
     const size_t count = co_await stream_.async_read_some(room, net::redirect_error(net::use_awaitable, code));
-    buffer_.commit(count);
-  }
-
-  // In what was read. `size` of the head stays 0 while its end is not there.
-  std::optional<RequestError> look_for_head(size_t& size) {
-    constexpr std::string_view kEnd = "\r\n\r\n";
-    const std::string_view text(static_cast<const char*>(buffer_.data().data()), buffer_.size());
-    const size_t end = text.find(kEnd, seen_);
-    if (std::min(end, text.size()) > o_.header_bytes) return fault_of(http::error::header_limit, o_);
-    seen_ = end == std::string_view::npos && text.size() >= kEnd.size() ? text.size() - kEnd.size() + 1 : 0;
-    if (end == std::string_view::npos) return std::nullopt;
-    size = end + kEnd.size();
-    return fault_of_head(text.substr(0, end), o_.headers);
+    reader_.commit(count);
   }
 
   template <class Head>
@@ -383,8 +364,7 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
   const std::string client_;
   const bool is_refused_;
   const Held held_;
-  beast::flat_buffer buffer_;
-  size_t seen_ = 0;  // bytes of it in which no head ends
+  RequestReader reader_;
   bool is_first_ = true;
   // Of one request.
   HttpRequest request_;
