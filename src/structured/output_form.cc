@@ -20,9 +20,18 @@ constexpr int64_t kMostBrackets = 2'000;  // of an expression or grammar
 constexpr int64_t kMostProperties = 1'000;       // of one object
 constexpr int64_t kMostCounted = 1'000;          // of one object whose properties are counted: their number times that
 constexpr int64_t kMostPatternRepeats = 20'000;  // of all patterns of a schema
+constexpr int64_t kMostRanges = 300;             // numbers of a schema that have bounds: each is an expression
+constexpr int64_t kMostRules = 1'000;            // of a grammar
 
 constexpr std::string_view kCounts[] = {"minItems",    "maxItems",    "minLength",     "maxLength",
                                         "minContains", "maxContains", "minProperties", "maxProperties"};
+
+int64_t rules_of(std::string_view grammar) {
+  constexpr std::string_view kIs = "::=";
+  int64_t rules = 0;
+  for (size_t at = grammar.find(kIs); at != std::string_view::npos; at = grammar.find(kIs, at + kIs.size())) ++rules;
+  return rules;
+}
 
 struct PatternSize {
   int64_t brackets = 0, repeated = 0;
@@ -80,7 +89,7 @@ PatternSize size_of_pattern(std::string_view text, bool quotes) {
 }
 
 struct SchemaCount {
-  int64_t values = 0, pattern_repeats = 0;
+  int64_t values = 0, pattern_repeats = 0, ranges = 0;
   std::string wrong;
 
   void visit(const json::value& value, int depth) {
@@ -91,6 +100,12 @@ struct SchemaCount {
       for (const json::value& item : value.get_array()) visit(item, depth + 1);
     if (!value.is_object()) return;
     check_counted(value.get_object());
+    for (const std::string_view bound : {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}) {
+      const json::value* number = value.get_object().if_contains(bound);
+      if (number == nullptr || !number->is_number()) continue;
+      if (++ranges > kMostRanges) wrong = fmt::format("more than {} of its numbers have bounds", kMostRanges);
+      break;
+    }
     for (const auto& [key, member] : value.get_object()) {
       const bool is_count =
           std::find(std::begin(kCounts), std::end(kCounts), std::string_view(key)) != std::end(kCounts);
@@ -199,6 +214,8 @@ std::string refusal_of(const OutputForm& form) {
       return "";
     case OutputForm::Kind::kRegex:
     case OutputForm::Kind::kEbnf:
+      if (form.kind == OutputForm::Kind::kEbnf && rules_of(form.text) > kMostRules)
+        return fmt::format("it has more than {} rules", kMostRules);
       return SchemaCount::too_much_of_pattern(form.text, form.kind == OutputForm::Kind::kEbnf);
     case OutputForm::Kind::kJsonSchema:
     case OutputForm::Kind::kStructuralTag:

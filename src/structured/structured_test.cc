@@ -369,7 +369,12 @@ TEST(Structured, BombsAndNonsenseAreRefused) {
   std::string properties = R"({"type": "object", "properties": {"a": true)", patterns = properties;
   for (int i = 0; i < 1000; ++i) properties += fmt::format(R"(,"p{}": {{"type": "null"}})", i);
   for (int i = 0; i < 201; ++i) patterns += fmt::format(R"(,"p{}": {{"type": "string", "pattern": "a{{1,100}}"}})", i);
+  std::string rules = "root ::= r0\n", ranges = "{\"type\": \"integer\", \"minimum\": 0}";
+  for (int i = 0; i < 1000; ++i) rules += fmt::format("r{} ::= \"a\" r{} | \"b\"\n", i, (i + 1) % 1000);
+  for (int i = 0; i < 300; ++i) ranges += fmt::format(R"(, {{"type": "integer", "maximum": {}}})", i);
   const OutputForm forms[] = {
+      {.kind = OutputForm::Kind::kEbnf, .text = rules},
+      schema("{\"anyOf\": [" + ranges + "]}"),
       schema(properties + "}}"),
       schema(patterns + "}}"),
       schema(properties.substr(0, properties.find(",\"p100")) + R"(}, "minProperties": 50, "maxProperties": 60})"),
