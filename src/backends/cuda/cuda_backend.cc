@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "backends/cuda/cuda_release.h"
 #include "backends/cuda/kernel_timer.h"
 #include "backends/cuda/packed_rows.h"
 #include "backends/cuda/plugin_host.h"
@@ -53,9 +54,9 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
 }
 
 CudaBackend::~CudaBackend() {
-  for (const cuda::SamplingFlight& flight : sampling_.flights) CUDA_CHECK(cudaEventDestroy(flight.sampled));
-  for (const cudaEvent_t event : uploaded_) CUDA_CHECK(cudaEventDestroy(event));
-  CUDA_CHECK(cudaStreamDestroy(stream_));
+  for (const cuda::SamplingFlight& flight : sampling_.flights) CUDA_RELEASE(cudaEventDestroy(flight.sampled));
+  for (const cudaEvent_t event : uploaded_) CUDA_RELEASE(cudaEventDestroy(event));
+  CUDA_RELEASE(cudaStreamDestroy(stream_));
 }
 
 Buffer CudaBackend::allocate(size_t bytes) {
@@ -78,7 +79,7 @@ Buffer CudaBackend::allocate(size_t bytes) {
   cuda::check(status, "cudaMalloc", __FILE__, __LINE__);
   CUDA_CHECK(cudaMemset(data, 0, bytes));
   CUDA_CHECK(cudaStreamSynchronize(nullptr));
-  return Buffer(data, bytes, device(), [](void* p, size_t) { CUDA_CHECK(cudaFree(p)); });
+  return Buffer(data, bytes, device(), [](void* p, size_t) { CUDA_RELEASE(cudaFree(p)); });
 }
 
 Buffer CudaBackend::allocate_host(size_t bytes) {
@@ -86,7 +87,7 @@ Buffer CudaBackend::allocate_host(size_t bytes) {
   void* data = nullptr;
   CUDA_CHECK(cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
   std::memset(data, 0, bytes);
-  return Buffer(data, bytes, Device{}, [](void* p, size_t) { CUDA_CHECK(cudaFreeHost(p)); });
+  return Buffer(data, bytes, Device{}, [](void* p, size_t) { CUDA_RELEASE(cudaFreeHost(p)); });
 }
 
 void CudaBackend::copy_bytes(void* to, const void* from, size_t bytes) {

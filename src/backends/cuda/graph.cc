@@ -1,5 +1,6 @@
 // Recordings of steps: CUDA graphs.
 #include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/cuda_release.h"
 
 namespace calandra {
 namespace cuda {
@@ -10,7 +11,7 @@ class Graph final : public Backend::Recording {
   Graph(cudaGraph_t graph, uint32_t& launches) : launches_(launches) {
     CUDA_CHECK(cudaGraphInstantiate(&runnable_, graph, 0));
   }
-  ~Graph() override { CUDA_CHECK(cudaGraphExecDestroy(runnable_)); }
+  ~Graph() override { CUDA_RELEASE(cudaGraphExecDestroy(runnable_)); }
 
   void run(ExecContext& ctx) override {
     const Scope scope("recorded step");

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/cuda_release.h"
 #include "backends/reference/sampling_parts.h"
 #include "backends/reference/sampling_row.h"
 
@@ -57,9 +58,9 @@ bool grow(Buffer& buffer, size_t bytes, Device device) {
   }
   check(status, "memory of the sampler", __FILE__, __LINE__);
   if (on_device)
-    buffer = Buffer(data, bytes, device, [](void* p, size_t) { CUDA_CHECK(cudaFree(p)); });
+    buffer = Buffer(data, bytes, device, [](void* p, size_t) { CUDA_RELEASE(cudaFree(p)); });
   else
-    buffer = Buffer(data, bytes, device, [](void* p, size_t) { CUDA_CHECK(cudaFreeHost(p)); });
+    buffer = Buffer(data, bytes, device, [](void* p, size_t) { CUDA_RELEASE(cudaFreeHost(p)); });
   return true;
 }
 
