@@ -99,7 +99,7 @@ TEST_P(LosslessAhead, DraftsOnTheDevice) {
   const std::vector<Drafting> all{{kMtp, 1}, {kMtp, 2}, {kMtp, 3}, {kMtp, 4}, {kMtp, 4, true}, {kNgram, 3}};
   Tally tally;
   DraftLedger ledger;
-  const auto run = [&](const Drafting& drafting, uint64_t number, bool async, bool ample) {
+  const auto run = [&](const Drafting& drafting, uint64_t number, bool async, bool ample, OnStream* stream) {
     Setting setting{.drafting = drafting,
                     .cache = number % 2 == 1,
                     .batch = number % 3 == 0 ? 33 : 7,
@@ -109,14 +109,14 @@ TEST_P(LosslessAhead, DraftsOnTheDevice) {
     ample ? ample_limits(setting, longest) : draw_limits(setting, longest);
     Session session(s, setting, tally, ample && drafting.method == kMtp ? &ledger : nullptr);
     session.run(requests);
+    if (stream != nullptr) stream->queue().run_all();  // while there is what it reads
   };
-  run({kMtp, 4}, 0, false, true);
+  run({kMtp, 4}, 0, false, true, nullptr);
   const int64_t places = ledger.places();
   for (uint64_t number = 0; number < all.size() * (few ? 1 : 3); ++number) {
     std::optional<OnStream> stream;
     if (!s.on_device()) stream.emplace(s, number % 3);
-    run(all[number % all.size()], number, true, number < all.size());
-    if (stream) stream->queue().run_all();
+    run(all[number % all.size()], number, true, number < all.size(), stream ? &*stream : nullptr);
   }
   fmt::print("{}: {}\n", GetParam(), tally.words());
   EXPECT_GT(tally.accepted, 100);
