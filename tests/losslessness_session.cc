@@ -79,8 +79,7 @@ std::string DraftLedger::note(const std::string& request, int32_t choice, int64_
 }
 
 void Tally::differs(const std::string& what) {
-  ++differences;
-  if (first.empty()) first = what;
+  if (differences++ == 0) first = what;  // also where a draft's is noted
 }
 
 void Tally::draft_differs(const std::string& what) {
@@ -96,6 +95,7 @@ std::string Tally::words() const {
                            : fmt::format(", {} part at near ties (gaps up to {:.3f}, {:.2f} of what rounding explains)",
                                          partings.size(), widest, share);
   if (at_edges > 0) parted += fmt::format(", {} at the edge of a filter", at_edges);
+  if (at_jumps > 0) parted += fmt::format(", {} where a disturbed run jumps as far", at_jumps);
   return fmt::format(
       "{} runs, {} differences{}; {} tokens, {} steps, {} of them launched ahead, {} preemptions, {} hits of {} "
       "tokens, "
@@ -230,11 +230,14 @@ void Session::explain_partings() {
   for (const Parted& parted : parted_) {
     const Parting parting = parting_of(subject_, *parted.asked, parted.choice, parted.got);
     if (!parting.is_near_tie())
-      tally_.differs(fmt::format("{}: '{}', choice {}: token {} by a gap of {}, of which rounding explains {}",
-                                 setting_.name(), parting.request, parted.choice, parting.token, parting.gap,
-                                 parting.explained));
+      tally_.differs(fmt::format(
+          "{}: '{}', choice {}: token {} by a gap of {}, of which rounding explains {}, and {} in disturbed runs",
+          setting_.name(), parting.request, parted.choice, parting.token, parting.gap, parting.explained,
+          parting.disturbed));
     else if (parting.edge)
       ++tally_.at_edges;
+    else if (parting.gap > parting.explained)
+      ++tally_.at_jumps;
     else
       tally_.partings.push_back(parting);
   }

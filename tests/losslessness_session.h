@@ -77,6 +77,7 @@ struct Tally {
   int64_t drafted = 0, accepted = 0;
   int64_t drafts_compared = 0, draft_differences = 0, incomplete = 0;  // incomplete: without all MTP entries
   int64_t at_edges = 0;                                                // of filters, of the answers that part there
+  int64_t at_jumps = 0;                                                // of them, where disturbed layers part as well
   std::vector<Parting> partings;                                       // near ties, where sums have several orders
   std::string first;                                                   // difference
   void differs(const std::string& what);

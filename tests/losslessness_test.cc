@@ -77,7 +77,7 @@ class Losslessness : public ::testing::TestWithParam<std::string> {
     if (subject_->one_order) {
       EXPECT_EQ(tally_.draft_differences, 0) << tally_.first;
     }
-    RecordProperty("near_ties", static_cast<int>(std::ssize(tally_.partings) + tally_.at_edges));
+    RecordProperty("near_ties", static_cast<int>(std::ssize(tally_.partings) + tally_.at_edges + tally_.at_jumps));
   }
   // The oracle's models, for which the small ones stand otherwise: by hand.
   bool left_out() const {

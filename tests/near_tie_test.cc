@@ -3,12 +3,20 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace calandra::lossless {
 namespace {
 
 constexpr size_t kAt = 2;  // the token that is replaced
+
+// `asked` with another token in its place.
+Parting with(Subject& subject, const AskedRequest& asked, size_t at, int32_t token) {
+  Answer other = asked.plain[0];
+  other.token_ids.at(at) = token;
+  return parting_of(subject, asked, 0, other);
+}
 
 class NearTie : public ::testing::Test {
  protected:
@@ -24,11 +32,7 @@ class NearTie : public ::testing::Test {
     request.params.logprobs_mode = ops::LogprobsMode::kRawLogits;
     return ask(subject_, "request", request);
   }
-  Parting with(const AskedRequest& asked, int32_t token) {
-    Answer other = asked.plain[0];
-    other.token_ids.at(kAt) = token;
-    return parting_of(subject_, asked, 0, other);
-  }
+  Parting with(const AskedRequest& asked, int32_t token) { return lossless::with(subject_, asked, kAt, token); }
   Subject& subject_ = *subject("demo-qwen3_5");
 };
 
@@ -39,7 +43,8 @@ TEST_F(NearTie, OfLogits) {
     const Parting parting = with(greedy, top[i].id);
     EXPECT_EQ(parting.token, static_cast<int64_t>(kAt));
     EXPECT_NEAR(parting.gap, top[0].logprob - top[i].logprob, 1e-4);
-    EXPECT_EQ(parting.is_near_tie(), parting.gap <= parting.explained);
+    EXPECT_EQ(parting.is_near_tie(), parting.gap <= std::max(parting.explained, parting.disturbed));
+    EXPECT_EQ(parting.disturbed, 0) << "there is no router here";
     EXPECT_GT(parting.explained, 0);
     EXPECT_LT(parting.explained, 1) << "a token e times as likely is no tie";
   }
@@ -60,6 +65,23 @@ TEST_F(NearTie, AtTheEdgeOfAFilter) {
   const Parting parting = with(one, (one.plain[0].token_ids.at(kAt) + 1) % 6000);
   EXPECT_TRUE(parting.edge);
   EXPECT_TRUE(parting.is_near_tie());
+}
+
+// The last row of this prompt has a router at a near tie: its experts, and with them the logits, are one or the other.
+TEST(NearTieOfRouters, JumpsAsFar) {
+  Subject& s = *subject("demo-bailing");
+  Request request;
+  request.prompt_token_ids = text_of(s, 372, 124);
+  request.params.temperature = 0;
+  request.params.max_tokens = 1;
+  request.params.logprobs = 4;
+  const AskedRequest greedy = ask(s, "request", request);
+  const std::vector<ops::TokenLogprob>& top = greedy.plain[0].logprobs.at(0).top;
+  EXPECT_TRUE(std::any_of(top.rbegin(), top.rend() - 1, [&](const ops::TokenLogprob& token) {
+    const Parting parting = with(s, greedy, 0, token.id);
+    return parting.is_near_tie() && parting.gap > 4 * parting.explained;
+  }));
+  EXPECT_FALSE(with(s, greedy, 0, 10).is_near_tie());
 }
 
 TEST_F(NearTie, AnAnswerThatEndsEarlierIsNone) {

@@ -25,7 +25,7 @@ VALUES = {'string': 'x', 'integer': 7, 'number': 1.5, 'boolean': True, 'array': 
 # Sources whose readers look into bodies, and the names that they look for elsewhere than at the top of one, or only to refuse.
 READERS = ('batch_request', 'messages_request', 'openai_api', 'responses_api', 'responses_request', 'tool_choice')
 INNER = set('''allowed_tools arguments body budget_tokens call_id continuous_usage_stats custom_id data definition description disable_parallel_tool_use
-    effort format function id image_url include_usage input_schema mcp_servers media_type method mode name refusal role source syntax tool_use_id
+    effort format id image_url include_usage input_schema mcp_servers media_type method mode name refusal role source syntax tool_use_id
     type url'''.split())
 
 
