@@ -44,21 +44,25 @@ class OnStream {
   WorkQueue* queue_;
 };
 
-class LosslessAhead : public ::testing::TestWithParam<std::string> {};
+class LosslessAhead : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (CALANDRA_STAMPS) GTEST_SKIP() << "skipped: stamps want every tensor to be used when it was made";
+    if (!s.on_device() && dynamic_cast<const CpuBackend*>(s.backend.get()) == nullptr)
+      GTEST_SKIP() << "skipped: a CPU without AVX2";
+    for (const AskedRequest& asked : requests_of(s)) {
+      longest = std::max(longest, std::ssize(asked.request.prompt_token_ids) + *asked.request.params.max_tokens);
+      if (!few || requests.size() < 12) requests.push_back(&asked);
+    }
+  }
+
+  Subject& s = *subject(GetParam());
+  const bool few = s.demo && !s.on_device() && !whole_matrix();  // it is slow
+  std::vector<const AskedRequest*> requests;
+  int64_t longest = 0;  // tokens of a request and its answer
+};
 
 TEST_P(LosslessAhead, Matrix) {
-  if (CALANDRA_STAMPS) GTEST_SKIP() << "skipped: stamps want every tensor to be used when it was made";
-  Subject& s = *subject(GetParam());
-  if (!s.on_device() && dynamic_cast<const CpuBackend*>(s.backend.get()) == nullptr)
-    GTEST_SKIP() << "skipped: a CPU without AVX2";
-  const bool few = s.demo && !s.on_device() && !whole_matrix();  // it is slow
-  const std::vector<AskedRequest>& all = requests_of(s);
-  std::vector<const AskedRequest*> requests;
-  int64_t longest = 0;
-  for (const AskedRequest& asked : all) {
-    longest = std::max(longest, std::ssize(asked.request.prompt_token_ids) + *asked.request.params.max_tokens);
-    if (!few || requests.size() < 12) requests.push_back(&asked);
-  }
   Tally tally;
   for (uint64_t number = 0; number < (few ? 4 : 12); ++number) {
     std::optional<OnStream> stream;
@@ -84,17 +88,6 @@ TEST_P(LosslessAhead, Matrix) {
 }
 
 TEST_P(LosslessAhead, DraftsOnTheDevice) {
-  if (CALANDRA_STAMPS) GTEST_SKIP() << "skipped: stamps want every tensor to be used when it was made";
-  Subject& s = *subject(GetParam());
-  if (!s.on_device() && dynamic_cast<const CpuBackend*>(s.backend.get()) == nullptr)
-    GTEST_SKIP() << "skipped: a CPU without AVX2";
-  const bool few = s.demo && !s.on_device() && !whole_matrix();  // it is slow
-  std::vector<const AskedRequest*> requests;
-  int64_t longest = 0;
-  for (const AskedRequest& asked : requests_of(s)) {
-    longest = std::max(longest, std::ssize(asked.request.prompt_token_ids) + *asked.request.params.max_tokens);
-    if (!few || requests.size() < 12) requests.push_back(&asked);
-  }
   using enum DraftMethod;
   const std::vector<Drafting> all{{kMtp, 1}, {kMtp, 2}, {kMtp, 3}, {kMtp, 4}, {kMtp, 4, true}, {kNgram, 3}};
   Tally tally;
