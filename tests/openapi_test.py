@@ -194,7 +194,7 @@ class Document(unittest.TestCase):
         sampling = (ROOT / 'src' / 'engine' / 'sampling_params.cc').read_text()
         looked_for |= set(re.findall(r'\br\.read(?:_\w+)?\("(\w+)"', sampling)) | {'seed', 'logit_bias', 'repetition_detection'}
         forms = (ROOT / 'src' / 'structured' / 'requested_form.cc').read_text()
-        looked_for |= set(re.findall(r'find\(body, "(\w+)"\)', forms))
+        looked_for |= set(re.findall(r'find_field\(body, "(\w+)"\)', forms))
         self.assertGreater(len(looked_for & said), 60)
         self.assertEqual(looked_for - said - refused, INNER)
 
