@@ -26,11 +26,12 @@ std::string PrefixCache::check_invariants() const {
     if (const std::string found = space->tree.violation(); !found.empty()) return "space " + name + ": " + found;
     int64_t here = 0;
     std::string wrong;
-    PrefixTree::for_each_below(&space->tree.root(), [&](const PrefixNode& node) {
+    const auto* const owner = space.get();
+    PrefixTree::for_each_below(&owner->tree.root(), [&](const PrefixNode& node) {
       if (node.checkpoint < 0) return;
       ++here;
       const auto found = entries_.find(node.checkpoint);
-      if (found == entries_.end() || found->second.node != &node || found->second.space != space.get())
+      if (found == entries_.end() || found->second.node != &node || found->second.space != owner)
         wrong = "checkpoint " + std::to_string(node.checkpoint) + " is not where the tree says";
     });
     if (!wrong.empty()) return wrong;

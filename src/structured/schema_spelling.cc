@@ -202,11 +202,12 @@ std::string not_kept_beside(const json::object& object) {
                             ((*alone == "anyOf" || *alone == "oneOf") && list != nullptr &&
                              std::all_of(list->begin(), list->end(), has_same_type));
   if (!type_is_said) return fmt::format("type beside {} is not supported", *alone);
-  for (const auto& [key, value] : object) {
+  for (const auto& member : object) {
+    const std::string_view key = member.key();
     const bool counts = (contains(kAlone, key) && key != *alone) ||
                         std::any_of(std::begin(kTypes), std::end(kTypes),
                                     [&](const TypeKeywords& t) { return contains(t.keywords, key); });
-    if (counts) return fmt::format("{} beside {} is not supported", std::string_view(key), *alone);
+    if (counts) return fmt::format("{} beside {} is not supported", key, *alone);
   }
   return "";
 }
