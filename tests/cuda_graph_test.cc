@@ -4,7 +4,9 @@
 
 #include <numeric>
 
+#include "backends/reference/reference.h"
 #include "engine/recorded_steps.h"
+#include "parallel/communicator.h"
 #include "tests/model_under_test.h"
 
 namespace calandra {
@@ -19,6 +21,46 @@ TEST(RecordedSteps, TheirBoundDoublesUpToTheLongest) {
   EXPECT_EQ(RecordedSteps::bound_of(513, 4096), 1024);
   EXPECT_EQ(RecordedSteps::bound_of(2049, 3000), 3000);
   EXPECT_EQ(RecordedSteps::bound_of(7, 100), 100);
+}
+
+// A device that records.
+class RecordingBackend : public ReferenceBackend {
+ public:
+  class Again : public Recording {
+   public:
+    explicit Again(std::function<void()> work) : work_(std::move(work)) {}
+    void run(ExecContext&) override { work_(); }
+
+   private:
+    std::function<void()> work_;
+  };
+  bool records() const override { return true; }
+  std::unique_ptr<Recording> record(ExecContext&, const std::function<void()>& work) override {
+    return std::make_unique<Again>(work);
+  }
+};
+
+// The first time and the one that records; what is never recorded takes as long every time.
+TEST(RecordedSteps, CountRunsThatTookLonger) {
+  if (CALANDRA_STAMPS) GTEST_SKIP() << "stamps want every allocation";
+  RecordingBackend backend;
+  Workspace workspace;
+  OneRank communicator;
+  ExecContext ctx{backend, workspace, communicator};
+  RecordedSteps steps;
+  int runs = 0;
+  const auto run = [&](int64_t rows) {
+    steps.run(ctx, {RecordedSteps::kForward, rows, 1, 1, 512, 0, nullptr}, [&] { return ++runs, Tensor(); });
+    return steps.first_runs();
+  };
+  EXPECT_EQ(run(1), 1);
+  EXPECT_EQ(run(1), 2);
+  EXPECT_EQ(run(1), 2);
+  EXPECT_EQ(run(2), 3);
+  for (int64_t rows = 3; rows < 400; ++rows) run(rows);
+  const int64_t before = steps.first_runs();
+  EXPECT_EQ(run(500), before);
+  EXPECT_EQ(run(500), before);
 }
 
 struct Trace {

@@ -224,6 +224,19 @@ TEST(DraftLength, NeverSlowerThanNoneAndNearTheBestFixedLength) {
     }
 }
 
+// On a GPU tens of rows share a read of the weights. A guess that says otherwise keeps drafts from being made, and the
+// times of more rows from being measured.
+TEST(DraftLength, BeginsOnAGpuWithTheFirstSteps) {
+  const HardwareSpeed guess = first_guess({DeviceKind::kCuda, 0});
+  for (const int sequences : {1, 4, 16}) {
+    Machine machine = gpu(sequences, 0);
+    machine.guess = guess.bytes_per_second / machine.bytes_per_second;
+    machine.flops_guess = guess.flops_per_second / machine.flops_per_second / machine.guess;
+    const double speed = simulate(machine, always(0.7), -1, 5, 4, 200).speed();
+    EXPECT_GE(speed, 0.9 * best_fixed(machine, always(0.7))) << sequences;
+  }
+}
+
 // A small model in the caches of a CPU, where rows are computed one by one while the roofline believes that they are
 // free: the time without drafts is measured before drafts are believed to be better.
 TEST(DraftLength, FewStepsTellThatRowsAreNotFree) {

@@ -24,6 +24,10 @@ constexpr double kNear = 0.25;          // octaves within which a point speaks f
 
 }  // namespace
 
+HardwareSpeed first_guess(const Device& device) {
+  return device.kind == DeviceKind::kCpu ? HardwareSpeed{20e9, 100e9} : HardwareSpeed{3e12, 300e12};
+}
+
 double roofline_seconds(const StepCost& cost, const HardwareSpeed& speed, const StepShape& s) {
   if (s.rows == 0) return 0;
   const auto rows = static_cast<double>(s.rows), logit_rows = static_cast<double>(s.logit_rows);

@@ -14,6 +14,10 @@ struct HardwareSpeed {
   double flops_per_second = 0;
 };
 
+// Before anything was measured: some cores of a processor, or a Hopper GPU. What counts is how many rows share one read
+// of the weights before arithmetic takes longer, since a first measurement of one row corrects both alike.
+HardwareSpeed first_guess(const Device& device);
+
 // What one pass runs.
 struct StepShape {
   int64_t rows = 0;

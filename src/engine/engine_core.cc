@@ -52,7 +52,7 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
                            {}});
   SchedulerOptions scheduling = options_.scheduler;
   if (options_.speculative && options_.speculative->num_speculative_tokens > 0) {
-    speculator_ = std::make_unique<Speculator>(runner, *options_.speculative, options_.speed, sampling_, options_.clock,
+    speculator_ = std::make_unique<Speculator>(runner, *options_.speculative, sampling_, options_.clock,
                                                options_.async_scheduling && runner.backend().stream() != nullptr);
     scheduling.most_drafts = speculator_->most_drafts();
   }

@@ -35,7 +35,6 @@ struct EngineOptions {
   int64_t encoder_cache_bytes = 256 << 20;  // of the vision tower's results that nobody uses at the moment
   int64_t encoder_budget = 16384;           // rows of pictures that are encoded in one step; one picture may be larger
   bool async_scheduling = false;            // LookAhead, or drafts that stay on the device; where that has a stream
-  HardwareSpeed speed = {20e9, 100e9};      // first guess, corrected by measured steps
   Clock clock = {};                         // empty: the system's
 };
 

@@ -36,6 +36,7 @@ void add_scoring_row(ops::SamplingBatch& batch, const SamplingParams& params, in
 
 void EngineCore::forward(Plan plan) {
   double start = options_.clock();
+  const int64_t first_runs = runner_.first_runs();
   StepShape shape;
   bool reads_prompts = false;
   parts_.clear();
@@ -72,7 +73,8 @@ void EngineCore::forward(Plan plan) {
     if (planned.choice->sequence.params.prompt_logprobs) score_prompt(planned, hidden, first_rows_[i]);
   }
   sample(plan, hidden);
-  if (speculator_ && !reads_prompts) speculator_->observe_step(shape, options_.clock() - start);
+  if (speculator_ && !reads_prompts && runner_.first_runs() == first_runs)
+    speculator_->observe_step(shape, options_.clock() - start);
 }
 
 // Adds the step's hidden rows of a prompt to its vector.

@@ -141,6 +141,8 @@ class ModelRunner {
   void finish_sample(const ops::SamplingBatch& batch, int flight, ops::SamplingResult& result);
   static int32_t sampled_at(int flight, int64_t row) { return static_cast<int32_t>(flight * kLogitRows + row); }
 
+  // Passes so far that took longer than the next ones of their shape will.
+  int64_t first_runs() const { return recorded_.first_runs(); }
   // Called before every pass, recorded or not, with what it runs but its logits: RecordedSteps::kForward, or the
   // number of the drafter's pass. For benches.
   using Watch = std::function<void(int64_t pass, const StepShape& shape)>;

@@ -36,11 +36,14 @@ class RecordedSteps {
     if (CALANDRA_STAMPS || !ctx.backend.records()) return work();  // stamps want every allocation
     const auto found = steps_.find(key);
     if (found == steps_.end()) {
-      if (steps_.size() < kMost) steps_.emplace(key, Step{});
+      if (steps_.size() == kMost) return work();
+      steps_.emplace(key, Step{});
+      ++first_runs_;
       return work();
     }
     Step& step = found->second;
     if (step.recording == nullptr) {
+      ++first_runs_;
       step.recording = ctx.backend.record(ctx, [&] { step.result = work(); });
       step.behind = ctx.workspace.place();
     }
@@ -48,6 +51,9 @@ class RecordedSteps {
     ctx.workspace.go_to(step.behind);
     return step.result;
   }
+
+  // Of work that is recorded then or the next time: times that tell nothing of what comes.
+  int64_t first_runs() const { return first_runs_; }
 
  private:
   static constexpr int64_t kLeastBound = 512;
@@ -59,6 +65,7 @@ class RecordedSteps {
     Workspace::Place behind{};
   };
   std::map<Key, Step> steps_;
+  int64_t first_runs_ = 0;
 };
 
 }  // namespace calandra

@@ -13,8 +13,8 @@ StepCost pass_cost(const CausalLM& model, const SpeculativeConfig& config) {
 
 }  // namespace
 
-Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, const HardwareSpeed& speed,
-                       const SamplingContext& context, const Clock& clock, bool chains)
+Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, const SamplingContext& context,
+                       const Clock& clock, bool chains)
     : runner_(runner),
       config_(config),
       context_(context),
@@ -22,7 +22,7 @@ Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, con
       hash_seed_(std::random_device{}()),
       chains_(chains),
       length_(runner.model().step_cost(), pass_cost(runner.model(), config),
-              {config.num_speculative_tokens, config.adaptive, speed}) {
+              {config.num_speculative_tokens, config.adaptive, first_guess(runner.backend().device())}) {
   CHECK_LE(config.num_speculative_tokens, runner.limits().pending_capacity);
   CHECK(!uses_mtp() || runner.limits().hidden_ring > 0);
 }
@@ -79,6 +79,7 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
 // pass is one provisional entry of those who get another.
 void Speculator::run_drafter() {
   begun_ = clock_();
+  first_runs_ = runner_.first_runs();
   chained_ = chains_ && drafting_.size() <= static_cast<size_t>(ModelRunner::kLogitRows);
   started_ = read_ = 0;
   passes_.clear();
@@ -131,7 +132,7 @@ void Speculator::run_drafter() {
     const Tensor before = runner_.keep_hidden(hidden, rows_);
     hidden = runner_.draft(parts_, before, pass);
   }
-  if (!chained_) length_.observe_drafting(passes_, clock_() - begun_);
+  if (!chained_) observe_drafting();
 }
 
 void Speculator::Drafts::clear(std::span<const int32_t> token_ids) {
@@ -218,8 +219,12 @@ bool Speculator::finish() {
   if (started_ == 0 || !chained_) return false;
   read_started();
   started_ = read_ = 0;
-  length_.observe_drafting(passes_, clock_() - begun_);
+  observe_drafting();
   return true;
+}
+
+void Speculator::observe_drafting() {
+  if (runner_.first_runs() == first_runs_) length_.observe_drafting(passes_, clock_() - begun_);
 }
 
 // Entries up to `end` that are still to be written. Those whose hidden rows are gone are given up, and with them those

@@ -26,8 +26,8 @@ class Speculator {
  public:
   // With the method "mtp" the model must have a drafter, and the runner keep hidden rows. `chains`: drafts stay on the
   // device until finish(), where it has a stream. All must outlive the speculator.
-  Speculator(ModelRunner& runner, const SpeculativeConfig& config, const HardwareSpeed& speed,
-             const SamplingContext& context, const Clock& clock, bool chains);
+  Speculator(ModelRunner& runner, const SpeculativeConfig& config, const SamplingContext& context, const Clock& clock,
+             bool chains);
 
   // The most drafts of a choice.
   int most_drafts() const { return config_.num_speculative_tokens; }
@@ -65,6 +65,7 @@ class Speculator {
   void start_drafts(const Tensor& hidden, int64_t pass);
   void take_drafts(const Drafts& drafts, int64_t position);
   void read_started();
+  void observe_drafting();
 
   ModelRunner& runner_;
   SpeculativeConfig config_;
@@ -89,10 +90,11 @@ class Speculator {
   std::vector<ModelRunner::HiddenRows> hidden_;
   std::vector<int32_t> rows_;
   std::array<Drafts, kMostDraftPositions> sampling_;
-  bool chained_ = false;  // of the step at hand: drafts stay on the device
-  size_t started_ = 0;    // positions whose drafts were started,
-  size_t read_ = 0;       // and read
-  double begun_ = 0;      // when the first pass was launched
+  bool chained_ = false;    // of the step at hand: drafts stay on the device
+  size_t started_ = 0;      // positions whose drafts were started,
+  size_t read_ = 0;         // and read
+  double begun_ = 0;        // when the first pass was launched
+  int64_t first_runs_ = 0;  // of the runner, then
   std::vector<StepShape> passes_;
   ops::SamplingResult result_;
 };
