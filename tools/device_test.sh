@@ -155,7 +155,7 @@ part_bench() {
           --batch-size $batch --input-len 512 --output-len 64 --max-num-batched-tokens 2048 --repetitions 2 || failed=1
       done
       run_one "throughput.$shape${way/--/.}" "$folder/calandra" bench throughput --shape "$shape" --load-format dummy --backend cuda $way --json \
-        --num-prompts 32 --input-len 256 --output-len 64 --max-concurrency 1,16 || failed=1
+        --no-async-scheduling --num-prompts 32 --input-len 256 --output-len 64 --max-concurrency 1,16 || failed=1
     done
     run_one "throughput.$shape.ahead" "$folder/calandra" bench throughput --shape "$shape" --load-format dummy --backend cuda --json \
       --async-scheduling --num-prompts 32 --input-len 256 --output-len 64 --max-concurrency 1,16 || failed=1

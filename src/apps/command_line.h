@@ -63,7 +63,7 @@ struct EngineFlags {
   std::optional<int64_t> checkpoint_bytes, host_checkpoint_bytes;
   std::optional<int64_t> checkpoint_interval, checkpoints_per_prompt;
   std::string scheduling_policy = "fcfs";
-  bool async_scheduling = false;
+  std::optional<bool> async_scheduling;            // on where a device has a stream and there are no drafts
   std::optional<json::object> speculative_config;  // as given
   std::optional<SpeculativeConfig> speculative;    // as read; nothing with 0 drafts
   std::optional<int64_t> draft_vocab;              // 0: full
