@@ -273,6 +273,49 @@ class Forms(unittest.TestCase):
         self.assertEqual((status, json.loads(text)['error']['code']), (400, 'context_length_exceeded'))
         self.assertEqual(self.server.ok('/v1/responses', responses(truncation='auto'))['truncation'], 'auto')
 
+    def test_what_would_change_the_answer_and_is_not_there_is_refused(self):
+        for param, body in {'prompt': {'prompt': {'id': 'p'}}, 'conversation': {'conversation': 'c'}, 'include': {'include': ['message.output_text.logprobs']},
+                            'top_logprobs': {'top_logprobs': 2}, 'text.verbosity': {'text': {'verbosity': 'high'}}, 'truncation': {'truncation': 'middle'},
+                            'context_management': {'context_management': [{'type': 'compaction'}]}}.items():
+            status, _, text = self.server.ask('/v1/responses', responses(**body))
+            error = json.loads(text)['error']
+            self.assertEqual((status, error['type'], error['param']), (400, 'invalid_request_error', param), text)
+            self.assertTrue(error['message'].startswith(param), text)
+        for field, body in {'mcp_servers': {'mcp_servers': [{'type': 'url', 'url': 'https://x', 'name': 'x'}]}, 'container': {'container': 'c'},
+                            'context_management': {'context_management': {'edits': [{'type': 'clear_tool_uses_20250919'}]}},
+                            'output_config': {'output_config': {'format': {'type': 'xml'}}},
+                            'output_format': {'output_format': {'type': 'json_schema', 'schema': {}}}}.items():
+            for path in '/v1/messages', '/v1/messages/count_tokens':
+                status, _, text = self.server.ask(path, messages(**body))
+                error = json.loads(text)['error']
+                self.assertEqual((status, error['type']), (400, 'invalid_request_error'), (path, text))
+                self.assertTrue(error['message'].startswith(field), (path, text))
+        self.server.ok('/v1/responses', responses(service_tier='flex', max_tool_calls=1, context_management=[]))
+        self.server.ok('/v1/messages', messages(service_tier='auto', container=None, mcp_servers=[], metadata={'user_id': 'u'}, cache_control={'type': 'ephemeral'},
+                                                context_management={'edits': [{'type': 'clear_thinking_20251015', 'keep': 'all'}]}))
+
+    def test_messages_may_hide_thoughts(self):
+        shown = self.server.ok('/v1/messages', messages('thought'))
+        hidden = self.server.ok('/v1/messages', messages('thought', thinking={'type': 'enabled', 'display': 'omitted'}))
+        self.assertEqual([b['type'] for b in shown['content']], ['thinking', 'text'])
+        self.assertEqual(hidden['content'], shown['content'][1:])
+
+    def test_counting_reads_tools_as_creating_does(self):
+        bad = {'type': 'object', 'properties': {'a': {'not': {}}}}
+        for body in ({'tools': [{'name': '', 'input_schema': CITY}]}, {'tools': [{'name': 'f'}]}, {'tools': {}}, {'tool_choice': {'type': 'tool', 'name': 'other'}},
+                     {'tool_choice': {'type': 'any'}, 'tools': []}, {'tool_choice': {'type': 'auto', 'disable_parallel_tool_use': 5}},
+                     {'tools': [{'name': 'f', 'input_schema': CITY, 'strict': 5}]},
+                     {'tools': [{'name': 'f', 'input_schema': bad}], 'tool_choice': {'type': 'any'}}):
+            faults = [self.server.ask(path, messages(**body)) for path in ('/v1/messages', '/v1/messages/count_tokens')]
+            self.assertEqual([fault[0] for fault in faults], [400, 400], (body, faults))
+            self.assertEqual(faults[0][2], faults[1][2], body)
+        for body in ({'tools': [{'type': 'function', 'function': {}}]}, {'tools': {}}, {'tools': [5]}, {'tools': [CHAT_TOOL], 'tool_choice': 'some'}, {'tool_choice': 'required'},
+                     {'tools': [CHAT_TOOL], 'tool_choice': {'type': 'function', 'function': {'name': 'other'}}}, {'tools': [CHAT_TOOL], 'parallel_tool_calls': 5}):
+            body = {'messages': [{'role': 'user', 'content': 'a'}], **body}
+            faults = [self.server.ask(path, {'model': MODEL, **body}) for path in ('/v1/chat/completions', '/tokenize')]
+            self.assertEqual(faults[0][0], 400, faults)
+            self.assertEqual(faults[0][2], faults[1][2], body)
+
     def test_what_an_answer_may_take_is_bounded(self):
         for path, body in (('/v1/messages', messages('')), ('/v1/responses', responses(''))):
             for field, value in ('prompt_logprobs', -1), ('prompt_logprobs', 10**6), ('n', 10**4):

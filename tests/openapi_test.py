@@ -24,9 +24,9 @@ LEAST = {'/v1/completions': completion(max_tokens=2), '/v1/chat/completions': ch
 VALUES = {'string': 'x', 'integer': 7, 'number': 1.5, 'boolean': True, 'array': [], 'object': {}}
 # Sources whose readers look into bodies, and the names that they look for elsewhere than at the top of one, or only to refuse.
 READERS = ('batch_request', 'messages_request', 'openai_api', 'responses_api', 'responses_request', 'tool_choice')
-INNER = set('''allowed_tools arguments body budget_tokens call_id continuous_usage_stats custom_id data definition description disable_parallel_tool_use
-    effort format id image_url include_usage input_schema mcp_servers media_type method mode name refusal role source syntax tool_use_id
-    type url'''.split())
+INNER = set('''allowed_tools arguments body budget_tokens call_id continuous_usage_stats custom_id data definition description
+    disable_parallel_tool_use display edits effort format id image_url include_usage input_schema keep media_type method mode
+    name refusal role schema source strict syntax task_budget tool_use_id type url verbosity'''.split())
 
 
 def resolved(document, schema):

@@ -89,8 +89,8 @@ constexpr ApiField kFields[] = {
     {"add_special_tokens", kCompletionBody | kEmbeddingBody | kTokenizeBody, 0, kOther, kFlag},
     {"truncate_prompt_tokens", kGenerating, 0, kOther, R"({"type":"integer","minimum":-1,"not":{"const":0}})"},
     {"tools", kShownToTemplate, 0, kOther, R"({"type":"array","items":{"$ref":"#ChatTool"}})"},
-    {"tool_choice", kChatBody, 0, kOther, R"({"$ref":"#ChatToolChoice"})"},
-    {"parallel_tool_calls", kChatBody | kResponseBody, 0, kOther, kFlag},
+    {"tool_choice", kShownToTemplate, 0, kOther, R"({"$ref":"#ChatToolChoice"})"},
+    {"parallel_tool_calls", kShownToTemplate | kResponseBody, 0, kOther, kFlag},
     {"chat_template_kwargs", kShownToTemplate | kFormBodies, 0, kOther, kObject},
     {"reasoning_effort", kShownToTemplate, 0, kOther, kAny},  // the template's own affair
     {"documents", kShownToTemplate, 0, kOther, kAny},
@@ -127,6 +127,7 @@ constexpr ApiField kFields[] = {
     {"reasoning", kResponseBody, 0, kOther, R"({"$ref":"#ResponseReasoning"})"},
     {"max_output_tokens", kResponseBody, 0, kOther, kTokens},
     {"include", kResponseBody, 0, kOther, R"({"type":"array"})"},
+    {"max_tool_calls", kResponseBody, 0, kOther, R"({"type":"integer"})"},  // of tools that the server would call
     {"truncation", kResponseBody, 0, kOther, R"({"type":"string","enum":["auto","disabled"]})"},
     {"background", kResponseBody, 0, kOther, kFlag},
     {"store", kResponseBody, 0, kOther, kFlag},
@@ -145,7 +146,8 @@ constexpr ApiField kFields[] = {
     {"tool_choice", kMessageBody | kCountBody, 0, kOther, R"({"$ref":"#MessageToolChoice"})"},
     {"stop_sequences", kMessageBody, 0, kOther, kStops},
     {"thinking", kMessageBody | kCountBody, 0, kOther, R"({"$ref":"#MessageThinking"})"},
-    {"output_config", kMessageBody | kCountBody, 0, kOther, kObject},
+    {"output_config", kMessageBody | kCountBody, 0, kOther, R"({"$ref":"#MessageOutput"})"},
+    {"context_management", kMessageBody | kCountBody, 0, kOther, kObject},
 
     // That mean nothing here.
     {"user", kGenerating, 0, kOther, kAny},

@@ -119,11 +119,16 @@ std::variant<BatchBody, RequestError> BatchReader::read(Endpoint endpoint, const
 
 std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::object& body, const Gone& gone) {
   return as_value([&]() -> std::variant<BatchBody, RequestError> {
+    refuse_unsupported(body);
     BatchBody result;
-    if (find_field(body, "messages") != nullptr)
-      read_messages(body, gone, result);
-    else
+    if (find_field(body, "messages") == nullptr) {
       read_prompts(body, "prompt", result);
+      return result;
+    }
+    result.endpoint = Endpoint::kChatCompletions;
+    read_messages(body, gone, result);
+    std::optional<OutputForm> form;
+    if (auto error = add_form(body, result, form)) return *std::move(error);
     return result;
   });
 }

@@ -57,7 +57,8 @@ class BatchReader {
   BatchLine read(const std::string& line);
   // One body. Any thread may ask; it waits until the body's pictures are there.
   std::variant<BatchBody, RequestError> read(Endpoint endpoint, const json::object& body, const Gone& gone = {});
-  // The prompts of a body alone: its `messages`, or the field `prompt`.
+  // The prompts of a body alone: its `messages`, or the field `prompt`. Tools and their choice are read as for an
+  // answer.
   std::variant<BatchBody, RequestError> read_prompt(const json::object& body, const Gone& gone = {});
   const std::vector<std::string>& served() const { return served_; }
   int64_t longest() const { return longest_; }

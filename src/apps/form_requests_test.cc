@@ -102,6 +102,26 @@ TEST(FormRequests, AWholeConversationOfMessagesIsAChat) {
     "thinking_token_budget": 6, "chat_template_kwargs": {"enable_thinking": true}})"));
 }
 
+TEST(FormRequests, MessagesMayAskForAFormAndForNoThoughts) {
+  const json::object body = read(R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}],
+    "tools": [{"name": "f", "input_schema": {"type": "object"}, "strict": true}],
+    "thinking": {"type": "adaptive", "display": "omitted"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "integer"}}},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}})");
+  const auto form = chat_of_messages(body);
+  ASSERT_TRUE(std::holds_alternative<json::object>(form)) << std::get<RequestError>(form).message;
+  EXPECT_EQ(std::get<json::object>(form), read(R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": true}}],
+    "include_reasoning": false, "chat_template_kwargs": {"enable_thinking": true}, "reasoning_effort": "low",
+    "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}, "strict": true}}})"));
+}
+
+TEST(FormRequests, WhatHasNoEffectIsTaken) {
+  for (const char* body : {R"({"input": "a", "include": ["reasoning.encrypted_content"]})",
+                           R"({"input": "a", "text": {"verbosity": "medium"}, "max_tool_calls": 3})"})
+    EXPECT_TRUE(std::holds_alternative<ResponsesChat>(chat_of_responses(read(body), {}))) << body;
+}
+
 TEST(FormRequests, FaultsNameTheirField) {
   const std::pair<const char*, const char*> messages[] = {
       {R"({"messages": [{"role": "user", "content": "a"}]})", "max_tokens"},
@@ -115,7 +135,19 @@ TEST(FormRequests, FaultsNameTheirField) {
       {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "tools": [{"name": "x"}]})", "tools"},
       {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "tool_choice": {"type": "x"}})",
        "tool_choice"},
-      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "thinking": {"type": "x"}})", "thinking"}};
+      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "thinking": {"type": "x"}})", "thinking"},
+      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "thinking": {"type": "enabled", "display": "x"}})",
+       "thinking"},
+      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "output_config": {"format": {"type": "json_object"}}})",
+       "output_config"},
+      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "output_config": {"task_budget": {"total": 5}}})",
+       "output_config"},
+      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "context_management": {"edits": [
+        {"type": "clear_tool_uses_20250919"}]}})",
+       "context_management"},
+      {R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "context_management": {"edits": [
+        {"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}}]}})",
+       "context_management"}};
   for (const auto& [body, param] : messages) {
     const auto read_body = chat_of_messages(read(body));
     ASSERT_TRUE(std::holds_alternative<RequestError>(read_body)) << body;
@@ -137,7 +169,12 @@ TEST(FormRequests, FaultsNameTheirField) {
       {R"({"input": "a", "truncation": "x"})", "truncation"},
       {R"({"input": "a", "tool_choice": {"type": "web_search"}})", "tool_choice"},
       {R"({"input": "a", "tools": [{"type": "function"}]})", "tools"},
-      {R"({"input": "a", "text": 5})", "text"}};
+      {R"({"input": "a", "text": 5})", "text"},
+      {R"({"input": "a", "text": {"verbosity": "low"}})", "text.verbosity"},
+      {R"({"input": "a", "include": ["message.output_text.logprobs"]})", "include"},
+      {R"({"input": "a", "include": [5]})", "include"},
+      {R"({"input": "a", "prompt": {"id": "p"}})", "prompt"},
+      {R"({"input": "a", "max_tool_calls": "x"})", "max_tool_calls"}};
   for (const auto& [body, param] : responses) {
     const auto read_body = chat_of_responses(read(body), {});
     ASSERT_TRUE(std::holds_alternative<RequestError>(read_body)) << body;

@@ -22,6 +22,10 @@ constexpr std::pair<std::string_view, const char*> kRefused[] = {
     {"chat_template", "the model's own template is used"},
     {"functions", "use tools"},
     {"function_call", "use tool_choice"},
+    {"mcp_servers", "the server calls no tools"},
+    {"container", "the server runs no code"},
+    {"context_management", "conversations are not shortened"},
+    {"output_format", "use output_config.format"},
 };
 
 bool is_neutral(const json::value& value) {

@@ -167,6 +167,7 @@ json::array read_tools(const json::array& tools) {
     if (const json::value* description = find_field(tool.get_object(), "description"))
       function["description"] = *description;
     function["parameters"] = *schema;
+    if (flag_field(tool.get_object(), "strict", false)) function["strict"] = true;
     read.push_back({{"type", "function"}, {"function", std::move(function)}});
   }
   return read;
@@ -201,13 +202,42 @@ void read_thinking(const json::object& thinking, json::object& chat) {
   const auto budget = integer_field(thinking, "budget_tokens");
   if (budget && *budget < 1) refuse_field("thinking", "thinking must have a positive budget_tokens");
   if (budget && type == "enabled") chat["thinking_token_budget"] = *budget;
+  const std::string display = string_field(thinking, "display");
+  if (!display.empty() && display != "summarized" && display != "omitted")
+    refuse_field("thinking", "thinking must have the display summarized or omitted");
+  if (display == "omitted") chat["include_reasoning"] = false;
+}
+
+void read_output_config(const json::object& config, json::object& chat) {
+  if (const json::value* effort = find_field(config, "effort")) chat["reasoning_effort"] = *effort;
+  if (find_field(config, "task_budget") != nullptr)
+    refuse_field("output_config", "output_config may not have a task_budget", "unsupported_parameter");
+  const json::object* format = object_field(config, "format");
+  if (format == nullptr) return;
+  const json::value* schema = find_field(*format, "schema");
+  if (string_field(*format, "type") != "json_schema" || schema == nullptr)
+    refuse_field("output_config", "output_config must have a format of the type json_schema with a schema");
+  chat["response_format"] = {{"type", "json_schema"}, {"json_schema", {{"schema", *schema}, {"strict", true}}}};
+}
+
+// Agents ask for all thoughts to be kept, which changes nothing.
+void check_context_management(const json::object& management) {
+  const json::array* edits = array_field(management, "edits");
+  if (edits == nullptr) return;
+  for (const json::value& edit : *edits) {
+    const json::object* fields = edit.if_object();
+    const json::value* keep = fields == nullptr ? nullptr : find_field(*fields, "keep");
+    if (keep == nullptr || *keep != "all" || !string_field(*fields, "type").starts_with("clear_thinking_"))
+      refuse_field("context_management", "context_management may not have edits: conversations are not shortened",
+                   "unsupported_parameter");
+  }
 }
 
 json::object read_body(const json::object& body, bool counting) {
   // Said in other words below, or of no meaning here.
   constexpr std::string_view kTaken[] = {
-      "system",   "messages",      "tools",     "tool_choice", "stop_sequences", "thinking",          "mcp_servers",
-      "metadata", "output_config", "container", "betas",       "cache_control",  "context_management"};
+      "system",   "messages",      "tools", "tool_choice",   "stop_sequences",    "thinking",
+      "metadata", "output_config", "betas", "cache_control", "context_management"};
   json::object chat;
   for (const auto& [name, value] : body)
     if (std::find(std::begin(kTaken), std::end(kTaken), name) == std::end(kTaken)) chat[name] = value;
@@ -215,8 +245,6 @@ json::object read_body(const json::object& body, bool counting) {
   if (!most && !counting) refuse_field("max_tokens", "max_tokens is missing", "missing_parameter");
   if (most && *most < 1) refuse_field("max_tokens", "max_tokens must be at least 1");
   if (integer_field(body, "n").value_or(1) != 1) refuse_field("n", "n must be 1");
-  if (const json::array* servers = array_field(body, "mcp_servers"); servers != nullptr && !servers->empty())
-    refuse_field("mcp_servers", "mcp_servers cannot be set: the server calls no tools", "unsupported_parameter");
   chat["messages"] = read_messages(body);
   // The answer goes on with what the client has begun.
   if (const json::object& last = chat["messages"].get_array().back().get_object();
@@ -225,8 +253,8 @@ json::object read_body(const json::object& body, bool counting) {
   if (const json::array* tools = array_field(body, "tools")) chat["tools"] = read_tools(*tools);
   if (const json::object* choice = object_field(body, "tool_choice")) read_tool_choice(*choice, chat);
   if (const json::value* stop = find_field(body, "stop_sequences")) chat["stop"] = *stop;
-  if (const json::object* config = object_field(body, "output_config"))
-    if (const json::value* effort = find_field(*config, "effort")) chat["reasoning_effort"] = *effort;
+  if (const json::object* config = object_field(body, "output_config")) read_output_config(*config, chat);
+  if (const json::object* management = object_field(body, "context_management")) check_context_management(*management);
   if (const json::object* thinking = object_field(body, "thinking")) read_thinking(*thinking, chat);
   return chat;
 }

@@ -172,7 +172,27 @@ json::value read_tool_choice(const json::value& choice) {
   refuse_field("tool_choice", "tool_choice must be none, auto, required or a function", "unsupported_parameter");
 }
 
+// What else a response is asked to show. Agents ask for encrypted reasoning, and go on without it.
+void check_include(const json::object& body) {
+  constexpr std::string_view kWithoutEffect[] = {"reasoning.encrypted_content",
+                                                 "message.input_image.image_url",
+                                                 "file_search_call.results",
+                                                 "web_search_call.results",
+                                                 "web_search_call.action.sources",
+                                                 "code_interpreter_call.outputs",
+                                                 "computer_call_output.output.image_url"};
+  const json::array* names = array_field(body, "include");
+  if (names == nullptr) return;
+  for (const json::value& name : *names)
+    if (!name.is_string() ||
+        std::find(std::begin(kWithoutEffect), std::end(kWithoutEffect), name.get_string()) == std::end(kWithoutEffect))
+      refuse_field("include", fmt::format("include may not have {}", to_json(name)), "unsupported_parameter");
+}
+
 void read_text(const json::object& text, json::object& chat) {
+  if (const std::string verbosity = string_field(text, "verbosity"); !verbosity.empty() && verbosity != "medium")
+    refuse_field("text.verbosity", "text.verbosity cannot be set: templates have no word for it",
+                 "unsupported_parameter");
   const json::object* format = object_field(text, "format");
   if (format == nullptr) return;
   json::object form{{"type", string_field(*format, "type")}};
@@ -256,7 +276,8 @@ ResponsesChat read_body(const json::object& body, json::array earlier) {
     refuse_field("top_logprobs", "top_logprobs cannot be set: a response has no logprobs", "unsupported_parameter");
   object_field(body, "metadata");
   for (const std::string_view name : {"user", "prompt_cache_key", "safety_identifier"}) string_field(body, name);
-  array_field(body, "include");
+  integer_field(body, "max_tool_calls");
+  check_include(body);
 
   const json::value* input = find_field(body, "input");
   if (input == nullptr) refuse_field("input", "input is missing", "missing_parameter");

@@ -39,7 +39,9 @@ constexpr std::string_view kNotKept[] = {"not",
                                          "dependentSchemas",
                                          "propertyNames",
                                          "unevaluatedItems",
-                                         "unevaluatedProperties"};
+                                         "unevaluatedProperties",
+                                         "$dynamicRef",
+                                         "$recursiveRef"};
 // Of these it takes the first that is there, and nothing beside it.
 constexpr std::string_view kAlone[] = {"$ref", "const", "enum", "anyOf", "oneOf", "allOf"};
 // What is kept of a schema with a type.

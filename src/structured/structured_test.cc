@@ -392,6 +392,8 @@ TEST(Structured, BombsAndNonsenseAreRefused) {
       schema(R"({"type": "object", "properties": {"a": {"not": {}}}})"),
       schema(R"({"type": "no type"})"),
       schema(R"({"$ref": "#/nowhere"})"),
+      schema(R"({"$dynamicRef": "#a"})"),
+      schema(R"({"$recursiveRef": "#"})"),
       schema(R"(5)"),
       {.kind = OutputForm::Kind::kEbnf, .text = "root ::= "},
       {.kind = OutputForm::Kind::kEbnf, .text = "other ::= \"a\""},
@@ -404,6 +406,29 @@ TEST(Structured, BombsAndNonsenseAreRefused) {
     EXPECT_EQ(compiled.error->status, 400);
     EXPECT_EQ(compiled.grammar, nullptr);
   }
+}
+
+TEST(Structured, RulesAndNumbersWithBoundsAreTakenUpToTheirLimits) {
+  GrammarCompiler compiler(small_vocabulary(), {kEnd}, {.patience = std::chrono::minutes(2)});
+  const auto rules = [](int count) {
+    std::string text = "root ::= r1\n";
+    for (int i = 1; i < count; ++i) text += fmt::format("r{} ::= \"a\" r{} | \"b\"\n", i, i + 1 < count ? i + 1 : 1);
+    return OutputForm{.kind = OutputForm::Kind::kEbnf, .text = text};
+  };
+  const auto numbers = [](int count) {
+    json::array any;
+    for (int i = 0; i < count; ++i)
+      any.push_back({{"type", "integer"}, {i % 2 == 0 ? "minimum" : "exclusiveMaximum", i}});
+    return OutputForm::json_schema({{"anyOf", std::move(any)}}, false);
+  };
+  EXPECT_FALSE(compiler.compile(rules(1000)).error);
+  EXPECT_FALSE(compiler.compile(numbers(300)).error);
+  const auto is_refused_for = [&](const OutputForm& form, std::string_view why) {
+    const auto error = compiler.compile(form).error;
+    return error && error->message.find(why) != std::string::npos;
+  };
+  EXPECT_TRUE(is_refused_for(rules(1001), "more than 1000 rules"));
+  EXPECT_TRUE(is_refused_for(numbers(301), "more than 300 of its numbers have bounds"));
 }
 
 TEST(Structured, GrammarsAreKeptUpToABound) {
