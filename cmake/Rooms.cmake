@@ -42,6 +42,12 @@ function(calandra_link target)
   target_compile_options(${target} PRIVATE ${CALANDRA_WARNINGS})
 endfunction()
 
+# The target's own code runs briefly: under the sanitizers its compile takes longer than what optimization saves. (Not with the
+# configuration Tsan, where tensor/stamp.h would differ from that of optimized rooms.)
+function(calandra_runs_briefly target)
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Asan>:-O0>)
+endfunction()
+
 # calandra_test_objects(NAME SOURCES file... ROOMS room...): what several tests share, compiled once.
 function(calandra_test_objects name)
   if(NOT CALANDRA_TESTS)
@@ -69,8 +75,7 @@ function(calandra_test name)
   target_link_libraries(${name} PRIVATE ${ARG_OBJECTS} ${ARG_LIBRARIES} GTest::gtest GTest::gtest_main)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE CALANDRA_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  # A test's own code runs briefly: under sanitizers its compile takes longer than what optimization saves.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:Asan,Tsan>:-O0>)
+  calandra_runs_briefly(${name})
   add_test(NAME ${name} COMMAND ${name})
   set(labels ${ARG_LABELS})
   if(NOT "long" IN_LIST labels)
