@@ -72,7 +72,9 @@ struct ChunkProduct {
 // Blocks of a multiprocessor that their registers leave room for.
 constexpr int blocks_of_few_rows(bool f8, int rows, int ahead, int tiles) {
   if (rows > kMostRows) return tiles > 1 ? 1 : 2;
-  return ahead * tiles > 2 ? 2 : f8 || rows > 8 ? 3 : 4;
+  if (ahead * tiles > 2) return 2;
+  if (f8 || rows > 8) return 3;
+  return ahead * tiles == 1 ? 5 : 4;
 }
 
 // kRows: of a block, 8, 16, 32 or 64; experts: up to 16.
