@@ -221,12 +221,12 @@ class Page(unittest.TestCase):
         self.assertEqual(json.loads(self.one('.call pre').text), {'city': 'Paris', 'days': 3})
         self.shot('calls')
         next(b for b in self.all('.message.assistant button') if b.text == 'Give results').click()
-        self.one('.message textarea').send_keys('{"sky": "[[rich]]"}')
+        self.one('.message textarea').send_keys('{"sky": "[[thought]]"}')
         self.one('.message form .primary').click()
         self.ended(3)
         self.assertEqual(self.one('.message.tool h3').text, 'Result of weather')
-        self.assertEqual(json.loads(self.one('.message.tool pre').text), {'sky': '[[rich]]'})
-        self.assertIn('The best walk', self.answers()[-1].text)  # the model saw it
+        self.assertEqual(json.loads(self.one('.message.tool pre').text), {'sky': '[[thought]]'})
+        self.assertIn('The answer is 5.', self.answers()[-1].text)  # the model saw it
         self.shot('results')
 
     def test_hostile_markdown_is_text(self):
