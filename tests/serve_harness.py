@@ -105,6 +105,9 @@ class Server:
             except ConnectionError:
                 return b''
 
+    def resident_bytes(self):
+        return int(pathlib.Path(f'/proc/{self.process.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGESIZE')
+
     def metric(self, name, labels=''):
         text = self.ask('/metrics')[2].decode()
         found = re.search(r'^' + re.escape(name) + r'\{[^}]*' + re.escape(labels) + r'[^}]*\} (\S+)$', text, re.M)
