@@ -1,6 +1,6 @@
 # Makes a C++ source of files, as byte arrays:
 #   cmake -DOUTPUT=web_files.cc -DFOLDER=web "-DFILES=index.html style.css" -P EmbedFiles.cmake
-# It defines what apps/web_page.h declares.
+# It defines what apps/api/web_page.h declares.
 separate_arguments(FILES)
 set(arrays "")
 set(table "")
@@ -13,7 +13,7 @@ foreach(name ${FILES})
   string(APPEND arrays "constexpr unsigned char ${array}[] = {${bytes}};\n")
   string(APPEND table "    {\"${name}\", \"\\\"${hash}\\\"\", {reinterpret_cast<const char*>(${array}), sizeof ${array}}},\n")
 endforeach()
-file(WRITE "${OUTPUT}" "#include \"apps/web_page.h\"
+file(WRITE "${OUTPUT}" "#include \"apps/api/web_page.h\"
 
 namespace calandra::apps {
 namespace {

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "apps/batch_request.h"
-#include "apps/messages_request.h"
-#include "apps/responses_request.h"
+#include "apps/api/batch_request.h"
+#include "apps/api/messages_request.h"
+#include "apps/api/responses_request.h"
 #include "base/log.h"
 
 namespace {

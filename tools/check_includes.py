@@ -5,6 +5,7 @@ Rules
   - A room includes itself and the rooms of its row in MAY_INCLUDE, nothing else.
   - engine/ sees one header of models/: causal_lm.h. A model family never includes another family.
   - Only apps/ includes backends/* (a backend itself may, as its row says) or models/registry.h.
+  - Of apps/, api/ and bench/ do not include each other.
   - CUDA conditionals stand in backends/cuda and in at most one file of apps/.
   - Project headers are included by their path from src/, so that this check sees them.
   - Tests (*_test.cc, *_test.h, and the folders tests, bench, fuzz) may include anything; nothing else may include a test's header.
@@ -64,6 +65,8 @@ def check_include(includer, header):
         return 'only apps names the model registry'
     if room == 'engine' and target == 'models' and header != 'models/causal_lm.h':
         return 'engine sees of models only causal_lm.h'
+    if room == target == 'apps' and {pathlib.PurePosixPath(path).parts[1] for path in (includer, header)} == {'api', 'bench'}:
+        return 'api and bench do not include each other'
     if room == 'models' and target == 'models':
         here, there = (pathlib.PurePosixPath(path).parts for path in (includer, header))
         if len(here) > 2 and len(there) > 2 and here[1] != there[1]:

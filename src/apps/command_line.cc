@@ -7,7 +7,7 @@
 #include <span>
 
 #include "apps/arguments.h"
-#include "apps/bench_serve.h"
+#include "apps/bench/bench_serve.h"
 #include "apps/flag_groups.h"
 #include "apps/model_folder.h"
 #include "apps/output.h"

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "apps/bench_serve_flags.h"
+#include "apps/bench/bench_serve_flags.h"
 #include "base/json.h"
 #include "engine/speculative_config.h"
 
@@ -98,7 +98,7 @@ struct LoadOptions {
 // Pictures and videos in messages (serve, run-batch).
 struct MediaFlags {
   bool language_model_only = false;
-  std::optional<json::object> limit_mm_per_prompt, mm_processor_kwargs;  // as given; apps/media.cc reads them
+  std::optional<json::object> limit_mm_per_prompt, mm_processor_kwargs;  // as given; apps/api/media.cc reads them
   std::vector<std::string> allowed_media_domains;
   std::string allowed_local_media_path;
 };
@@ -155,7 +155,7 @@ struct Options {
 
   std::string batch_input, batch_output;  // run-batch
   std::vector<std::string> served_model_names;
-  std::optional<json::object> pooler_config;  // as given; apps/embedding_rules.cc reads it
+  std::optional<json::object> pooler_config;  // as given; apps/api/embedding_rules.cc reads it
   std::string generation_config = "auto";     // vllm: sampling defaults are vLLM's, not the model's
   bool disable_log_stats = false;
 

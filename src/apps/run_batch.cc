@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <fstream>
 
-#include "apps/batch_request.h"
-#include "apps/batch_response.h"
+#include "apps/api/batch_request.h"
+#include "apps/api/batch_response.h"
 #include "apps/engine_setup.h"
 #include "apps/input_text.h"
 #include "apps/output.h"

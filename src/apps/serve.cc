@@ -6,10 +6,10 @@
 #include <exception>
 #include <thread>
 
+#include "apps/api/served_model.h"
+#include "apps/api/web_page.h"
 #include "apps/output.h"
-#include "apps/served_model.h"
 #include "apps/verbs.h"
-#include "apps/web_page.h"
 #include "base/log.h"
 #include "server/http_server.h"
 #include "server/trace_exporter.h"

@@ -1,5 +1,5 @@
 // FormReply over the engine: the end of an answer is made elsewhere, and nobody is told before.
-#include "apps/form_reply.h"
+#include "apps/api/form_reply.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,43 @@
+#include "apps/api/api_routes.h"
+
+namespace calandra::apps {
+namespace {
+
+constexpr ApiRoute kRoutes[] = {
+    {"POST", "/v1/chat/completions", "The answer to a conversation", kChatBody, "ChatCompletion", true},
+    {"POST", "/v1/completions", "What follows a text", kCompletionBody, "Completion", true},
+    {"POST", "/v1/responses", "OpenAI's Responses", kResponseBody, "Response", true},
+    {"GET", "/v1/responses/{response_id}", "A response that was stored or runs in the background", kNoBody, "Response"},
+    {"DELETE", "/v1/responses/{response_id}", "Forgets a response", kNoBody, "DeletedResponse"},
+    {"POST", "/v1/responses/{response_id}/cancel", "Ends a response in the background", kNoBody, "Response"},
+    {"POST", "/v1/messages", "Anthropic's Messages", kMessageBody, "MessageAnswer", true},
+    {"POST", "/v1/messages/count_tokens", "Tokens of a prompt", kCountBody, "TokenCount"},
+    {"POST", "/v1/embeddings", "A vector for each text", kEmbeddingBody, "EmbeddingList"},
+    {"GET", "/v1/models", "The model, by all of its names", kNoBody, "ModelList"},
+    {"GET", "/v1/models/{model}", "The model", kNoBody, "Model"},
+    {"POST", "/tokenize", "Token ids of a text or a conversation", kTokenizeBody, "TokenList"},
+    {"POST", "/detokenize", "The text of token ids", kDetokenizeBody, "Text"},
+    {"GET", "/health", "200 while requests are taken and steps are made", kNoBody, "Health"},
+    {"GET", "/ping", "The same", kNoBody, "Health"},
+    {"POST", "/ping", "The same", kNoBody, "Health"},
+    {"GET", "/version", "The version", kNoBody, "Version"},
+    {"GET", "/load", "Requests in the engine", kNoBody, "Load"},
+    {"GET", "/metrics", "Prometheus text", kNoBody, ""},
+    {"GET", "/openapi.json", "This document", kNoBody, "Document"},
+};
+
+}  // namespace
+
+std::span<const ApiRoute> api_routes() { return kRoutes; }
+
+bool is_path_of(const ApiRoute& route, std::string_view path) {
+  const size_t open = route.path.find('{'), close = route.path.find('}');
+  if (open == std::string_view::npos) return path == route.path;
+  const std::string_view before = route.path.substr(0, open), behind = route.path.substr(close + 1);
+  if (!path.starts_with(before) || !path.ends_with(behind) || path.size() <= before.size() + behind.size())
+    return false;
+  const std::string_view name = path.substr(before.size(), path.size() - before.size() - behind.size());
+  return route.answer == "Model" || name.find('/') == std::string_view::npos;
+}
+
+}  // namespace calandra::apps

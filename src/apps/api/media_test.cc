@@ -1,0 +1,169 @@
+// Parts of messages, data: URLs, the ledger of bytes and the threads for pictures.
+#include <gtest/gtest.h>
+
+#include <future>
+#include <thread>
+
+#include "apps/api/byte_ledger.h"
+#include "apps/api/chat_messages.h"
+#include "apps/api/data_url.h"
+#include "apps/api/media_pool.h"
+#include "apps/picture_reader.h"
+
+namespace calandra::apps {
+namespace {
+
+ChatMessages read(const char* messages) {
+  auto result = chat_messages(parse_json(messages, "messages").as_array());
+  if (const auto* error = std::get_if<RequestError>(&result)) throw std::runtime_error(error->message);
+  return std::get<ChatMessages>(std::move(result));
+}
+
+TEST(ChatParts, PicturesKeepTheirPlaces) {
+  const ChatMessages chat = read(R"([
+    {"role": "system", "content": [{"type": "text", "text": "s"}]},
+    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u1"}},
+                                 {"type": "text", "text": "b"}, {"video_url": "u2"}, {"type": "input_image", "image_url": "u3"}]},
+    {"role": "assistant", "content": null},
+    {"role": "user", "content": [{"type": "text", "text": "c"}, {"type": "input_text", "text": "d"}]},
+    {"role": "user", "content": [{"type": "image", "url": "u4"}]}])");
+  ASSERT_EQ(chat.media.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(chat.media[i].url, "u" + std::to_string(i + 1));
+    EXPECT_EQ(chat.media[i].is_video, i == 1);
+  }
+  EXPECT_EQ(to_json(chat.messages), R"([{"role":"system","content":"s"},{"role":"user","content":[)"
+                                    R"({"type":"text","text":"a"},{"type":"image"},{"type":"text","text":"b"},)"
+                                    R"({"type":"video"},{"type":"image"}]},{"role":"assistant","content":""},)"
+                                    R"({"role":"user","content":"cd"},{"role":"user","content":[{"type":"image"}]}])");
+}
+
+TEST(ChatParts, BodiesThatMayHavePictures) {
+  for (const char* body :
+       {R"({"messages": [{"content": [{"type": "image_url"}]}]})",
+        R"({"messages": [{"content": [{"image_url": "x"}]}]})",
+        R"({"input": [{"type": "message", "content": [{"type": "input_image"}]}]})",
+        R"({"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image", "source": {}}]}]}]})",
+        R"({"messages": [{"content": [{"type": "video_url"}]}]})"})
+    EXPECT_TRUE(may_have_media(parse_json(body, "body"))) << body;
+  for (const char* body : {R"({"messages": [{"role": "user", "content": "image_url"}]})",
+                           R"({"messages": [{"content": [{"type": "text", "text": "image"}]}], "n": 1})", "[]", "7"})
+    EXPECT_FALSE(may_have_media(parse_json(body, "body"))) << body;
+}
+
+TEST(DataUrls, Base64) {
+  EXPECT_EQ(decode_base64(""), "");
+  EXPECT_EQ(decode_base64("Zg=="), "f");
+  EXPECT_EQ(decode_base64("Zg"), "f");
+  EXPECT_EQ(decode_base64("Zm8="), "fo");
+  EXPECT_EQ(decode_base64("Zm9vYmFy"), "foobar");
+  EXPECT_EQ(decode_base64("+/+/"), "\xfb\xff\xbf");
+  for (const char* text :
+       {"Z", "Zg=", "Zg===", "=", "====", "Zm9v=", "Z m8", "Zm8\n", "-_-_", "Zm\xc3\xa4", "Zg==Zg=="})
+    EXPECT_FALSE(decode_base64(text)) << text;
+}
+
+TEST(ByteLedgers, HoldAndGiveBack) {
+  ByteLedger ledger(10);
+  auto first = ledger.take(7);
+  EXPECT_TRUE(first);
+  EXPECT_FALSE(ledger.take(4));
+  EXPECT_FALSE(ledger.wait(4, [] { return true; }));
+  auto waiting = std::async(std::launch::async, [&] { return ledger.wait(4, {}).has_value(); });
+  first.reset();
+  EXPECT_TRUE(waiting.get());
+  EXPECT_EQ(ledger.held(), 0);
+}
+
+struct Woken {
+  std::promise<void> promise;
+  server::Wake wake() {
+    return [this] { promise.set_value(); };
+  }
+};
+
+TEST(MediaPools, AReplyBecomesThatOfTheWork) {
+  MediaPool pool(2);
+  Woken woken;
+  auto result =
+      pool.defer([](const auto&) -> MediaPool::Result { return server::HttpReply{.status = 418}; }, woken.wake());
+  auto& pending = std::get<std::unique_ptr<server::PendingReply>>(result);
+  woken.promise.get_future().wait();
+  ASSERT_TRUE(pending->is_ready());
+  EXPECT_FALSE(pending->is_stream());
+  server::HttpReply reply;
+  EXPECT_TRUE(pending->advance(reply));
+  EXPECT_EQ(reply.status, 418);
+}
+
+TEST(MediaPools, WorkEndsWhenItsClientHasLeft) {
+  MediaPool pool(1);
+  Woken woken;
+  std::promise<void> begun;
+  auto result = pool.defer(
+      [&](const auto& gone) -> MediaPool::Result {
+        begun.set_value();
+        while (!gone()) std::this_thread::yield();
+        return server::HttpReply{};
+      },
+      woken.wake());
+  begun.get_future().wait();
+  auto& pending = std::get<std::unique_ptr<server::PendingReply>>(result);
+  EXPECT_FALSE(pending->is_ready());
+  server::HttpReply reply;
+  EXPECT_FALSE(pending->is_stream());
+  EXPECT_FALSE(pending->advance(reply));
+  pending.reset();
+  woken.promise.get_future().wait();
+  // What waits behind it is not begun when nobody wants it; the pool's end ends what runs.
+  bool ran = false;
+  Woken never;
+  {
+    std::promise<void> runs;
+    auto other = pool.defer(
+        [&](const auto& gone) -> MediaPool::Result {
+          runs.set_value();
+          while (!gone()) std::this_thread::yield();
+          return server::HttpReply{};
+        },
+        [] {});
+    runs.get_future().wait();
+    auto dropped = pool.defer([&](const auto&) -> MediaPool::Result { return ran = true, server::HttpReply{}; }, [] {});
+    std::get<std::unique_ptr<server::PendingReply>>(dropped).reset();
+    pool.stop();
+    EXPECT_TRUE(std::get<std::unique_ptr<server::PendingReply>>(other)->is_ready());
+  }
+  EXPECT_FALSE(ran);
+  auto late = pool.defer([](const auto&) -> MediaPool::Result { return server::HttpReply{}; }, [] {});
+  EXPECT_EQ(std::get<server::HttpReply>(late).status, 503);
+}
+
+TEST(MediaPools, AFaultOfTheWorkIsAReply) {
+  MediaPool pool(1);
+  Woken woken;
+  auto result = pool.defer([](const auto&) -> MediaPool::Result { throw std::runtime_error("x"); }, woken.wake());
+  woken.promise.get_future().wait();
+  server::HttpReply reply;
+  EXPECT_TRUE(std::get<std::unique_ptr<server::PendingReply>>(result)->advance(reply));
+  EXPECT_EQ(reply.status, 500);
+}
+
+// C10b: what the tower would compute alike has one key, what it would not has two.
+TEST(PictureKeys, ByPatchesAndGrid) {
+  const std::vector<float> values(32, 0.5f);
+  const auto key = [&](std::vector<float> patches, PatchGrid grid) {
+    return make_picture(std::move(patches), grid).input->content_hash;
+  };
+  const auto same = key(values, {1, 4, 2});
+  EXPECT_EQ(key(values, {1, 4, 2}), same);
+  EXPECT_NE(key(values, {1, 2, 4}), same);
+  EXPECT_NE(key(values, {2, 2, 2}), same);
+  for (size_t i = 0; i < values.size(); ++i) {
+    std::vector<float> other = values;
+    other[i] = -0.5f;
+    EXPECT_NE(key(other, {1, 4, 2}), same) << i;
+  }
+}
+
+}  // namespace
+}  // namespace calandra::apps
