@@ -17,9 +17,10 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 struct Run {
   double prefill_s = 0;
-  double decode_s = 0;                       // of all decode steps
-  uint32_t launches = 0;                     // of the last decode step
-  std::vector<Backend::KernelTime> kernels;  // of one more step, if wanted
+  double decode_s = 0;                              // of all decode steps
+  uint32_t launches = 0;                            // of the last decode step
+  std::vector<Backend::KernelTime> kernels;         // of one more step, if wanted
+  std::vector<Backend::KernelTime> prompt_kernels;  // and of the prompts once more
 };
 
 // A step up to the point where the host could know a token: a device has computed its logits then.
@@ -29,31 +30,45 @@ void one_step(ModelRunner& runner, std::span<const ModelRunner::Part> parts, con
   runner.backend().copy_bytes(&first, logits.data(), sizeof first);
 }
 
-// Prompts of fixed pseudo-random ids. The next token is a fixed id too, not the argmax: the cost of a
-// step does not depend on it.
-Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t output_len, bool profile,
-             ProgressBar& bar) {
+// Prompts of fixed pseudo-random ids, with room for `output_len` more.
+std::vector<Sequence> reserve_prompts(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t output_len) {
   const auto vocab = static_cast<uint64_t>(runner.model().vocab_size());
   std::vector<Sequence> sequences(batch);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t i = 0; i < input_len; ++i)
       sequences[b].tokens.push_back(static_cast<int32_t>((i * 7919 + b * 104729 + 17) % vocab));
     sequences[b].prompt_size = input_len;
-    CHECK(runner.reserve(sequences[b], input_len + output_len + (profile ? 1 : 0)));
+    CHECK(runner.reserve(sequences[b], input_len + output_len));
   }
-  Run run;
-  auto start = std::chrono::steady_clock::now();
+  return sequences;
+}
+
+void read_prompts(ModelRunner& runner, std::vector<Sequence>& sequences) {
   const int64_t budget = runner.limits().max_num_batched_tokens;
   for (Sequence& sequence : sequences) {
-    while (sequence.computed < input_len) {
-      const ModelRunner::Part part{&sequence, std::min(budget, input_len - sequence.computed)};
+    while (sequence.computed < sequence.prompt_size) {
+      const ModelRunner::Part part{&sequence, std::min(budget, sequence.prompt_size - sequence.computed)};
       const Tensor hidden = runner.forward({&part, 1});
-      if (sequence.computed < input_len) continue;
+      if (sequence.computed < sequence.prompt_size) continue;
       const Tensor logits = runner.logits(hidden, std::vector<int32_t>{static_cast<int32_t>(part.rows - 1)});
       float first = 0;
       runner.backend().copy_bytes(&first, logits.data(), sizeof first);
     }
   }
+}
+
+// The next token is a fixed id too, not the argmax: the cost of a step does not depend on it.
+Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t output_len, bool profile,
+             ProgressBar& bar) {
+  Run run;
+  if (profile) {
+    std::vector<Sequence> sequences = reserve_prompts(runner, batch, input_len, 0);
+    run.prompt_kernels = runner.backend().time_kernels([&] { read_prompts(runner, sequences); });
+    for (Sequence& sequence : sequences) runner.release(sequence);
+  }
+  std::vector<Sequence> sequences = reserve_prompts(runner, batch, input_len, output_len + (profile ? 1 : 0));
+  auto start = std::chrono::steady_clock::now();
+  read_prompts(runner, sequences);
   run.prefill_s = seconds_since(start);
 
   std::vector<ModelRunner::Part> parts;
@@ -64,7 +79,8 @@ Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t outp
   }
   start = std::chrono::steady_clock::now();
   for (int64_t step = 0; step + 1 < output_len; ++step) {
-    for (Sequence& sequence : sequences) sequence.tokens.push_back(static_cast<int32_t>((step * 31 + 5) % vocab));
+    for (Sequence& sequence : sequences)
+      sequence.tokens.push_back(static_cast<int32_t>((step * 31 + 5) % runner.model().vocab_size()));
     const uint32_t before = runner.backend().launches();
     one_step(runner, parts, rows);
     run.launches = runner.backend().launches() - before;
@@ -87,11 +103,11 @@ json::array kernel_rows(const std::vector<Backend::KernelTime>& kernels) {
 }
 
 // The first are kernels that do nothing.
-void print_kernels(const std::vector<Backend::KernelTime>& kernels) {
+void print_kernels(std::string_view of, const std::vector<Backend::KernelTime>& kernels) {
   if (kernels.empty()) return;
   double sum = 0;
   for (const Backend::KernelTime& k : std::span(kernels).subspan(1)) sum += k.seconds;
-  put("  kernels of a step, each alone: {:.1f} us\n", 1e6 * sum);
+  put("  kernels of {}, each alone: {:.1f} us\n", of, 1e6 * sum);
   for (const Backend::KernelTime& k : kernels)
     put("  {:<32} {:>4} x {:>7.2f} us  {:>8.1f} us  {:>5.1f} %\n", k.name, k.launches,
         1e6 * k.seconds / static_cast<double>(k.launches), 1e6 * k.seconds, 100 * k.seconds / sum);
@@ -113,7 +129,7 @@ int bench_latency(const Options& options) {
 
   std::vector<double> prefill, decode;
   uint32_t launches = 0;
-  std::vector<Backend::KernelTime> kernels;
+  std::vector<Backend::KernelTime> kernels, prompt_kernels;
   const MachineProbe before = probe_of(*loaded.backend, threads);
   {
     ProgressBar bar("decoding", output - 1, "tokens");
@@ -123,6 +139,7 @@ int bench_latency(const Options& options) {
       decode.push_back(run.decode_s / static_cast<double>(output - 1));
       launches = run.launches;
       kernels = run.kernels;
+      prompt_kernels = run.prompt_kernels;
     }
   }
   const MachineProbe after = probe_of(*loaded.backend, threads);
@@ -162,7 +179,8 @@ int bench_latency(const Options& options) {
         {"decode_launches_per_step", launches},
         {"probe_read_bytes_per_s", read},
         {"probe_flops_per_s", fma},
-        {"kernels", kernel_rows(kernels)}});
+        {"kernels", kernel_rows(kernels)},
+        {"prompt_kernels", kernel_rows(prompt_kernels)}});
     return 0;
   }
   put("{} on {}, {} threads, {}; batch {}, {} + {} tokens, median of {}\n",
@@ -179,7 +197,8 @@ int bench_latency(const Options& options) {
       1e3 * decode_s, B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read,
       format_bytes(decode_bytes), launches,
       loaded.backend->device().kind == DeviceKind::kCpu ? "barriers" : "launches");
-  print_kernels(kernels);
+  print_kernels("a step", kernels);
+  print_kernels("the prompts", prompt_kernels);
   return 0;
 }
 
