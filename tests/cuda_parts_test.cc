@@ -87,7 +87,7 @@ TEST_F(CudaParts, SparseMoe) {
         weights.shared_down = matrix(s.D, s.Fs, 7, fp8);
         weights.shared_gate = matrix(1, s.D, 8, false);
       }
-      for (const int64_t T : {1, 3, 16, 17}) {
+      for (const int64_t T : {1, 3, 16, 17, 33, 300}) {
         const Tensor x = rows(T, s.D, 9), residual = rows(T, s.D, 10);
         equal("sparse_moe rows " + std::to_string(T),
               [&](ExecContext& ctx) { return Results{ops::sparse_moe(ctx, x, weights, {.top_k = s.k}, residual)}; });

@@ -1,9 +1,11 @@
 // Rotary positions, paged attention and the attention of vision towers (ops/attention.h, ops/vision.h).
 //   rope_table, rope, store_kv   one number or pair a thread; bound by memory
-//   paged_attention     bf16 on tensor cores: chunks of prompts by device/attend_queries.cuh, sequences of few rows by
-//                       device/attend_few.cuh; f32 by device/attend.cuh
+//   paged_attention     bf16 on tensor cores: chunks of prompts by device/attend_queries.cuh, heads of more than 128
+//                       numbers by device/attend_wide.cuh, sequences of few rows by device/attend_few.cuh; f32 by
+//                       device/attend.cuh
 //   segment_attention   bf16 on tensor cores, f32 by device/attend.cuh
 #include "backends/cuda/device/attend_few.cuh"
+#include "backends/cuda/device/attend_wide.cuh"
 #include "backends/cuda/device/types.cuh"
 
 namespace calandra {
@@ -180,11 +182,17 @@ void on_tile_width(int64_t Dh, F f) {
 }
 
 template <class Source>
-void run_tiles(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Tensor& q, int64_t key_heads,
+void run_tiles(cudaStream_t stream, const Source& source, QueryTiles tiles, const Tensor& q, int64_t key_heads,
                float scale, Tensor& out) {
+  const TileShape shape{q.size(1), q.size(2), scale};
+  auto* to = static_cast<bf16_t*>(out.data());
   on_tile_width(q.size(2), [&](auto D) {
-    attend_queries<D>(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads,
-                      TileShape{q.size(1), q.size(2), scale}, static_cast<bf16_t*>(out.data()));
+    if constexpr (D == kWideDim) {
+      tiles.size = kWideQueries;
+      attend_wide(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads, shape, to);
+    } else {
+      attend_queries<D>(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads, shape, to);
+    }
   });
 }
 

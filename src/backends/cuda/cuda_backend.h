@@ -149,6 +149,14 @@ class CudaBackend final : public Backend {
   bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                        cuda::SamplingFlight& flight, int32_t* tokens);
   void wait_for(cudaEvent_t event);
+  // Two ways of sparse_moe, and the sums at their end: out = residual + (weighted sum of y [T, k, D] + shared
+  // sigmoid(open)), where shared [T, D] and open [T, 1] may be absent.
+  void mixture_of_few_rows(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                           const ops::RouterOptions& options, const Tensor& residual, Tensor& out);
+  void mixture_of_many_rows(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                            const ops::RouterOptions& options, const Tensor& residual, Tensor& out);
+  void join(ExecContext& ctx, const Tensor& y, const Tensor& expert_weights, const Tensor& shared, const Tensor& open,
+            const Tensor& residual, Tensor& out);
   // After every launch: counts it and ends the process when it failed, with the kernel's name.
   void launched(const ExecContext& ctx, const char* kernel);
 

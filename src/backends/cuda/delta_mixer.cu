@@ -94,8 +94,8 @@ void CudaBackend::gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const T
                                     const Tensor& a, const ops::GatedDeltaWeights& weights, ConvState& conv,
                                     DeltaState& delta, const Tensor& accepted, const Batch& batch, Tensor& out) {
   // A dry run measures the parts, which take as much.
-  if (ctx.dry_run || ctx.taps != nullptr || batch.max_query_len > kMostSteps || delta.S.size(2) > 128 ||
-      delta.S.size(3) > 8 * kColumns)
+  if (ctx.dry_run || ctx.taps != nullptr || batch.max_query_len > kMostSteps || delta.S.size(2) != kHeadDim ||
+      delta.S.size(3) != kHeadDim)
     return Backend::gated_delta_mixer(ctx, qkv, z, b, a, weights, conv, delta, accepted, batch, out);
   const int64_t rows = qkv.size(0), C = qkv.size(1), W = weights.conv1d.size(1), Hk = delta.pending_k.size(2),
                 Dk = delta.S.size(2), Hv = delta.S.size(1), Dv = delta.S.size(3);
@@ -141,13 +141,10 @@ void CudaBackend::gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const T
                             delta.pending_g.as<float>(),
                             delta.pending_beta.as<float>()};
     const SegmentedBatch segments(batch, accepted);
-    const unsigned B = static_cast<unsigned>(batch.sequences()), blocks = blocks_for(Dv, kColumns);
-    const auto launch = [&](auto kernel) {
-      launch_clusters(kernel, dim3(B, static_cast<unsigned>(Hv), blocks), dim3(kRecurThreads), dim3(1, 1, blocks),
-                      delta_decode_bytes(shape.Dk, shape.Dv), stream_of(ctx), segments, in, shape, delta.S.as<float>(),
-                      rows_of<T>(heads), norm, static_cast<T*>(out.data()));
-    };
-    Dk <= 8 * kParts ? launch(delta_decode<T, 8>) : launch(delta_decode<T, 32>);
+    const unsigned B = static_cast<unsigned>(batch.sequences());
+    launch_follower(delta_decode<T>, dim3(static_cast<unsigned>(Hv), B), dim3(kDecodeThreads), kDeltaDecodeBytes,
+                    stream_of(ctx), segments, in, shape, delta.S.as<float>(), rows_of<T>(heads), norm,
+                    static_cast<T*>(out.data()));
     launched(ctx, "gated_delta_rule and norm");
     if (shape.M == 0) return;
     keep_pending<T, true><<<dim3(B, static_cast<unsigned>(shape.M)), kRecurThreads, 0, stream_of(ctx)>>>(

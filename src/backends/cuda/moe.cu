@@ -4,12 +4,14 @@
 //   moe_combine   one number a thread; bound by memory
 //   sparse_moe    few rows: five launches. What reads x is one (router, shared gate and up, shared gate), then route,
 //                 the experts' gate and up, then all products with D outputs, then every sum (join_outputs: four
-//                 numbers a thread, bound by latency).
+//                 numbers a thread, bound by latency). Many rows: choices are sorted by expert once (moe_gemm.cu), and
+//                 what lies between the products stays in that order.
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/linear_few_rows.h"
+#include "backends/cuda/moe_gemm.h"
 #include "backends/cuda/scratch.h"
 
 namespace calandra {
@@ -188,6 +190,12 @@ bool mixture_has_few_rows(DType x, const ops::SparseMoeWeights& w, int64_t top_k
          (has_few_rows(x, w.shared_down) && has_swiglu(x, w.shared_gate_up.parts()[0], w.shared_gate_up.parts()[1]));
 }
 
+// Whether many rows go through one mixture sorted once.
+bool mixture_has_many_rows(const Tensor& x, const ops::SparseMoeWeights& w) {
+  return has_grouped_gemm(x, w.gate) && has_grouped_gemm(x, w.up) && w.gate.dtype == w.up.dtype &&
+         has_grouped_gemm(x, w.down);
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -219,9 +227,18 @@ void CudaBackend::moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& w
 
 void CudaBackend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
                              const ops::RouterOptions& options, const Tensor& residual, Tensor& out) {
+  const int64_t T = x.size(0);
+  if (ctx.taps == nullptr && (T <= kMostRows || options_.deterministic) &&
+      mixture_has_few_rows(x.dtype(), weights, options.top_k))
+    return mixture_of_few_rows(ctx, x, weights, options, residual, out);
+  if (ctx.taps == nullptr && !options_.deterministic && mixture_has_many_rows(x, weights))
+    return mixture_of_many_rows(ctx, x, weights, options, residual, out);
+  Backend::sparse_moe(ctx, x, weights, options, residual, out);
+}
+
+void CudaBackend::mixture_of_few_rows(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                                      const ops::RouterOptions& options, const Tensor& residual, Tensor& out) {
   const int64_t T = x.size(0), k = options.top_k, D = x.size(1), F = weights.down.K, Fs = weights.shared_down.K;
-  if (ctx.taps != nullptr || (T > kMostRows && !options_.deterministic) || !mixture_has_few_rows(x.dtype(), weights, k))
-    return Backend::sparse_moe(ctx, x, weights, options, residual, out);
   const bool shared_expert = weights.shared_down.N > 0, gated = weights.shared_gate.N > 0;
   const Scratch scratch(ctx.workspace);
   Tensor logits = ctx.workspace.alloc(DType::kF32, {T, weights.router.N});
@@ -259,12 +276,60 @@ void CudaBackend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::Spars
   down.of(weights.down.dtype).experts(h, weights.down, routing.experts, y);
   count(down.run(stream_of(ctx)), "experts' down");
 
+  join(ctx, y, routing.weights, shared, open, residual, out);
+}
+
+void CudaBackend::mixture_of_many_rows(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
+                                       const ops::RouterOptions& options, const Tensor& residual, Tensor& out) {
+  const Scratch scratch(ctx.workspace);
+  const int64_t T = x.size(0), k = options.top_k, D = x.size(1), F = weights.down.K;
+  const cudaStream_t stream = stream_of(ctx);
+  const Tensor logits = ops::linear(ctx, x, weights.router, DType::kF32);
+  const ops::Routing routing = ops::route(ctx, logits, weights.bias, options);  // every choice is an expert
+  const ExpertOrder order(ctx, routing.experts, weights.gate.E);
+  Tensor h = ctx.workspace.alloc(x.dtype(), {T * k, F});
+  {
+    const Scratch inputs(ctx.workspace);
+    const Tensor sorted = ctx.workspace.alloc(x.dtype(), {T * k, D});
+    const Tensor gate = ctx.workspace.alloc(x.dtype(), {T * k, F}), up = ctx.workspace.alloc(x.dtype(), {T * k, F});
+    if (!ctx.dry_run) {
+      order.sort(stream);
+      launched(ctx, "experts' order");
+      order.gather(stream, x, sorted);
+      launched(ctx, "experts' rows");
+      GemmLaunch gemm(sorted, order.sorted());
+      gemm.experts(weights.gate, gate);
+      gemm.experts(weights.up, up);
+      gemm.run(stream);
+      launched(ctx, "experts' gate and up");
+      silu_mul(ctx, gate, up, h);
+    }
+  }
+  const Tensor y = ctx.workspace.alloc(x.dtype(), {T, k, D});
+  if (!ctx.dry_run) {
+    GemmLaunch gemm(h, order.scattered());
+    gemm.experts(weights.down, y);
+    gemm.run(stream);
+    launched(ctx, "experts' down");
+  }
+  Tensor shared, open;
+  if (weights.shared_down.N > 0) {
+    const auto [gate, up, unused_2, unused_3] = ops::linear(ctx, x, weights.shared_gate_up);
+    shared = ops::linear(ctx, ops::silu_mul(ctx, gate, up), weights.shared_down, x.dtype());
+  }
+  if (weights.shared_gate.N > 0) open = ops::linear(ctx, x, weights.shared_gate, x.dtype());
+  if (!ctx.dry_run) join(ctx, y, routing.weights, shared, open, residual, out);
+}
+
+void CudaBackend::join(ExecContext& ctx, const Tensor& y, const Tensor& expert_weights, const Tensor& shared,
+                       const Tensor& open, const Tensor& residual, Tensor& out) {
+  const int64_t T = y.size(0), k = y.size(1), D = y.size(2);
   const auto numbers = [](const Tensor& t) { return t ? static_cast<const bf16_t*>(t.data()) : nullptr; };
   const Join join{rows_of<bf16_t>(residual),
                   numbers(y),
                   numbers(shared),
                   numbers(open),
-                  routing.weights.as<float>(),
+                  expert_weights.as<float>(),
                   static_cast<int>(T),
                   static_cast<int>(k),
                   static_cast<int>(D),

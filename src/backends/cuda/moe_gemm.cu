@@ -7,7 +7,6 @@
 
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/types.cuh"
-#include "backends/cuda/linear_gemm.h"
 #include "backends/cuda/packed_rows.h"
 #include "backends/cuda/scratch.h"
 
@@ -36,6 +35,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_rows(const __grid_constant_
     const int e = a.experts[i / a.top_k][i % a.top_k];
     return e >= 0 && e < a.E ? e : -1;
   };
+#pragma unroll 8
   for (int i = thread; i < a.rows; i += kSortThreads) {
     const int e = expert_of(i);
     if (e >= 0) atomicAdd(&counts[e], 1);
@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_rows(const __grid_constant_
     if (thread == 0) *a.tile_count = tiles;
   }
   __syncthreads();
+#pragma unroll 8
   for (int i = thread; i < a.rows; i += kSortThreads) {
     const int e = expert_of(i);
     const int place = e >= 0 ? atomicAdd(&counts[e], 1) : -1;
@@ -86,6 +87,8 @@ __global__ void __launch_bounds__(kGatherRows* kWarp)
   for (int v = lane; v < K / 8; v += kWarp) row[v] = from[v];
 }
 
+int32_t* numbers(const Tensor& t) { return static_cast<int32_t*>(const_cast<void*>(t.data())); }
+
 }  // namespace
 
 bool has_grouped_gemm(const Tensor& x, const GroupedWeight& weight) {
@@ -93,34 +96,59 @@ bool has_grouped_gemm(const Tensor& x, const GroupedWeight& weight) {
          weight.packed.stride(0) % 16 == 0;
 }
 
+ExpertOrder::ExpertOrder(ExecContext& ctx, const Tensor& experts, int64_t E)
+    : experts_(experts),
+      choices_(experts.numel()),
+      E_(E),
+      tile_(choices_ > 96 * E ? 128 : 64),
+      place_(ctx.workspace.alloc(DType::kI32, {2, choices_})),
+      count_(ctx.workspace.alloc(DType::kI32, {1})),
+      tiles_(ctx.workspace.alloc(DType::kI32, {choices_ / 64 + E, 3})) {}
+
+void ExpertOrder::sort(cudaStream_t stream) const {
+  const SortedRows rows = scattered();
+  const Sort sort{rows_of<int32_t>(experts_),
+                  static_cast<int>(choices_),
+                  static_cast<int>(experts_.size(1)),
+                  static_cast<int>(E_),
+                  tile_,
+                  numbers(place_),
+                  const_cast<int32_t*>(rows.out_rows),
+                  const_cast<int32_t*>(rows.tile_count),
+                  const_cast<GemmRows*>(rows.tiles)};
+  sort_rows<<<1, kSortThreads, static_cast<size_t>(E_) * sizeof(int), stream>>>(sort);
+}
+
+void ExpertOrder::gather(cudaStream_t stream, const Tensor& x, const Tensor& sorted, const Tensor& out) const {
+  const int64_t K = sorted.size(1);
+  gather_sorted<<<blocks_for(choices_, kGatherRows), kGatherRows * kWarp, 0, stream>>>(
+      static_cast<const bf16_t*>(x.data()), x.stride(0), x.rank() == 3 ? K : 0, numbers(place_),
+      static_cast<int>(choices_), static_cast<int>(experts_.size(1)), static_cast<int>(K),
+      out ? static_cast<int>(out.size(2)) : 0, static_cast<bf16_t*>(const_cast<void*>(sorted.data())),
+      out ? static_cast<bf16_t*>(const_cast<void*>(out.data())) : nullptr);
+}
+
+SortedRows ExpertOrder::scattered() const {
+  return {tile_, choices_ / tile_ + E_, numbers(count_), reinterpret_cast<GemmRows*>(numbers(tiles_)),
+          numbers(place_) + choices_};
+}
+
+SortedRows ExpertOrder::sorted() const {
+  SortedRows rows = scattered();
+  rows.out_rows = nullptr;
+  return rows;
+}
+
 int grouped_gemm(ExecContext& ctx, const Tensor& x, const GroupedWeight& weight, const Tensor& experts, Tensor& out) {
-  const int64_t rows = experts.numel(), K = weight.K, E = weight.E;
-  const int tile = rows > 96 * E ? 128 : 64;
   const Scratch scratch(ctx.workspace);
-  const Tensor sorted = ctx.workspace.alloc(DType::kBF16, {rows, K});
-  const Tensor place = ctx.workspace.alloc(DType::kI32, {2, rows}), count = ctx.workspace.alloc(DType::kI32, {1}),
-               tiles = ctx.workspace.alloc(DType::kI32, {rows / 64 + E, 3});
+  const Tensor sorted = ctx.workspace.alloc(DType::kBF16, {experts.numel(), weight.K});
+  const ExpertOrder order(ctx, experts, weight.E);
   if (ctx.dry_run) return 0;
-  const cudaStream_t stream = stream_of(ctx);
-  const auto numbers = [](const Tensor& t) { return static_cast<int32_t*>(const_cast<void*>(t.data())); };
-  const auto list = reinterpret_cast<GemmRows*>(numbers(tiles));
-  const Sort sort{rows_of<int32_t>(experts),
-                  static_cast<int>(rows),
-                  static_cast<int>(experts.size(1)),
-                  static_cast<int>(E),
-                  tile,
-                  numbers(place),
-                  numbers(place) + rows,
-                  numbers(count),
-                  list};
-  sort_rows<<<1, kSortThreads, static_cast<size_t>(E) * sizeof(int), stream>>>(sort);
-  gather_sorted<<<blocks_for(rows, kGatherRows), kGatherRows * kWarp, 0, stream>>>(
-      static_cast<const bf16_t*>(x.data()), x.stride(0), x.rank() == 3 ? K : 0, sort.place, sort.rows, sort.top_k,
-      static_cast<int>(K), static_cast<int>(weight.N), static_cast<bf16_t*>(const_cast<void*>(sorted.data())),
-      static_cast<bf16_t*>(out.data()));
-  GemmLaunch gemm(sorted, {tile, rows / tile + E, sort.tile_count, list, sort.out_rows});
+  order.sort(stream_of(ctx));
+  order.gather(stream_of(ctx), x, sorted, out);
+  GemmLaunch gemm(sorted, order.scattered());
   gemm.experts(weight, out);
-  gemm.run(stream);
+  gemm.run(stream_of(ctx));
   return 3;
 }
 

@@ -1,10 +1,12 @@
 // Causal convolution and the gated delta rule (ops/recurrence.h).
-//   causal_conv1d_silu   one number a thread for the rows, W reads each; then one channel of a sequence a thread for
-//   the
-//                        windows and pending inputs, behind the rows, which read the old ones. Bound by memory.
+//   causal_conv1d_silu   four neighbouring channels a thread, 16 to 64 rows in order; then one channel of a sequence a
+//                        thread for the windows and pending inputs, behind the rows, which read the old ones. Bound by
+//                        memory.
 //   log_decay, l2_norm   one number, one head of a row a warp
 //   gated_delta_rule     device/recur.cuh; prompts in bf16: delta_chunks.h
 //   commit_slots         one block a sequence
+#include <algorithm>
+
 #include "backends/cuda/delta_chunks.h"
 #include "backends/cuda/device/conv.cuh"
 #include "backends/cuda/device/recur.cuh"
@@ -16,24 +18,72 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-template <class T>
-__global__ void __launch_bounds__(kThreads) convolve(SegmentedBatch batch, const int32_t* row_sequence, Rows<const T> x,
-                                                     const float* weight, ConvSlots<T> slots, T* out) {
-  const int t = blockIdx.x, c = blockIdx.y * kThreads + threadIdx.x, C = slots.C, W = slots.W;
+constexpr int kConvAhead = 8;  // rows that are asked for at once
+
+// N channels and rows_of_block rows a thread; N > 1: rows begin at multiples of 16 bytes, and N divides C. kTaps >= W.
+template <class T, int N, int kTaps>
+__global__ void __launch_bounds__(kThreads)
+    convolve(SegmentedBatch batch, const int32_t* row_sequence, Rows<const T> x, const float* weight,
+             ConvSlots<T> slots, int rows, int rows_of_block, T* out) {
+  const int begin = blockIdx.x * rows_of_block, end = min(begin + rows_of_block, rows),
+            c = (blockIdx.y * kThreads + threadIdx.x) * N, C = slots.C, W = slots.W;
   if (c >= C) return;
-  const int b = row_sequence[t];
-  float sum = 0;
-  if (batch.active[b]) {
-    const Segment first = batch.at(batch.first(b), b);
-    for (int j = 0; j < W; ++j) {
-      const int row = t - (W - 1) + j;
-      const float v =
-          row >= first.begin ? to_float(x[row][c]) : slots.before(first.src, first.folded, first.begin - row, c);
-      sum = fmaf(weight[c * W + j], v, sum);
-    }
-    sum = silu(sum);
+  float taps[kTaps][N], last[kTaps - 1][N];  // the W - 1 inputs before the row, oldest first
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    float own[kTaps];
+    load_some(weight + (c + i) * W, own, W, N > 1);
+#pragma unroll
+    for (int j = 0; j < kTaps; ++j) taps[j][i] = own[j];
   }
-  out[int64_t{t} * C + c] = from_float<T>(sum);
+  for (int t0 = begin; t0 < end;) {
+    const int b = row_sequence[t0], first_row = batch.query_start[b], stop = min(end, batch.query_start[b + 1]);
+    const bool active = batch.active[b];
+    Segment first{};
+    if (active && t0 - (W - 1) < first_row) first = batch.at(batch.first(b), b);
+#pragma unroll
+    for (int j = 0; j < kTaps - 1; ++j) {
+      if (!active || j >= W - 1) continue;
+      const int row = t0 - (W - 1) + j;
+      if (row >= first_row) {
+        load_floats(x[row] + c, last[j]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) last[j][i] = slots.before(first.src, first.folded, first_row - row, c + i);
+      }
+    }
+    Vec<T, N> own[kConvAhead], next[kConvAhead];
+    const auto load_rows = [&](int from) {
+#pragma unroll
+      for (int n = 0; n < kConvAhead; ++n)
+        if (from + n < stop) next[n] = *reinterpret_cast<const Vec<T, N>*>(x[from + n] + c);
+    };
+    load_rows(t0);
+    for (; t0 < stop; t0 += kConvAhead) {
+#pragma unroll
+      for (int n = 0; n < kConvAhead; ++n) own[n] = next[n];
+      load_rows(t0 + kConvAhead);
+#pragma unroll
+      for (int n = 0; n < kConvAhead; ++n) {
+        if (t0 + n >= stop) break;
+        Vec<T, N> y;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const float v = to_float(own[n].at[i]);
+          float sum = 0;
+#pragma unroll
+          for (int j = 0; j < kTaps; ++j)
+            if (j < W) sum = fmaf(taps[j][i], j < W - 1 ? last[min(j, kTaps - 2)][i] : v, sum);
+          y.at[i] = from_float<T>(active ? silu(sum) : 0.0f);
+#pragma unroll
+          for (int j = 0; j < kTaps - 1; ++j)
+            if (j < W - 1) last[j][i] = j + 1 < W - 1 ? last[min(j + 1, kTaps - 2)][i] : v;
+        }
+        *reinterpret_cast<Vec<T, N>*>(out + int64_t{t0 + n} * C + c) = y;
+      }
+    }
+    t0 = stop;
+  }
 }
 
 template <class T>
@@ -126,13 +176,22 @@ void CudaBackend::causal_conv1d_silu(ExecContext& ctx, const Tensor& x, const Te
   const SegmentedBatch segments(batch, accepted);
   on_type(x.dtype(), [&]<class T>(T) {
     const ConvSlots<T> slots{static_cast<T*>(state.window.data()), static_cast<T*>(state.pending.data()), C, W, M};
-    const unsigned channels = blocks_for(C, kThreads);
-    convolve<T><<<dim3(static_cast<unsigned>(x.size(0)), channels), kThreads, 0, stream_of(ctx)>>>(
-        segments, batch.row_sequence.as<int32_t>(), rows_of<T>(x), weight.as<float>(), slots,
-        static_cast<T*>(out.data()));
+    const int64_t rows_of_block = std::clamp<int64_t>(x.size(0) / 64, 16, 64);
+    const auto launch = [&](auto kernel, int64_t channels) {
+      kernel<<<dim3(blocks_for(x.size(0), rows_of_block), blocks_for(C, kThreads * channels)), kThreads, 0,
+               stream_of(ctx)>>>(segments, batch.row_sequence.as<int32_t>(), rows_of<T>(x), weight.as<float>(), slots,
+                                 static_cast<int>(x.size(0)), static_cast<int>(rows_of_block),
+                                 static_cast<T*>(out.data()));
+    };
+    constexpr int kTogether = 4;
+    if (W == 4 && C % kTogether == 0 && rows_aligned(x, 16) && rows_aligned(out, 16))
+      launch(convolve<T, kTogether, 4>, kTogether);
+    else
+      launch(convolve<T, 1, kMostTaps>, 1);
     launched(ctx, "causal_conv1d_silu");
-    keep_windows<T><<<dim3(static_cast<unsigned>(batch.sequences()), channels), kThreads, 0, stream_of(ctx)>>>(
-        segments, rows_of<T>(x), slots);
+    keep_windows<T>
+        <<<dim3(static_cast<unsigned>(batch.sequences()), blocks_for(C, kThreads)), kThreads, 0, stream_of(ctx)>>>(
+            segments, rows_of<T>(x), slots);
     launched(ctx, "causal_conv1d_silu windows");
   });
 }

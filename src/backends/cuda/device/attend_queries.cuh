@@ -25,13 +25,13 @@ constexpr size_t attend_queries_bytes() {
   return sizeof(bf16_t) * (kTileQueries + 2 * kTileKeys) * (D + kTilePadding) + 2 * sizeof(int64_t) * kTileKeys;
 }
 
-// Groups of rows [start[i], start[i + 1]) with `heads` queries each, cut into tiles of 64 queries. Tiles are numbered
-// so that a block finds its own without a count of those before it; some numbers have none.
+// Groups of rows [start[i], start[i + 1]) with `heads` queries each, cut into tiles of `size` queries. Tiles are
+// numbered so that a block finds its own without a count of those before it; some numbers have none.
 struct QueryTiles {
   const int32_t* start;
-  int groups, heads;
+  int groups, heads, size = kTileQueries;
   __device__ __forceinline__ int64_t first_tile(int group) const {
-    return int64_t{start[group]} * heads / kTileQueries + group;
+    return int64_t{start[group]} * heads / size + group;
   }
   // The group that tile `index` would be of.
   __device__ __forceinline__ int group_of(int64_t index) const {
@@ -42,9 +42,7 @@ struct QueryTiles {
     }
     return low;
   }
-  unsigned numbers(int64_t rows) const {
-    return blocks_for(rows * heads, kTileQueries) + static_cast<unsigned>(groups);
-  }
+  unsigned numbers(int64_t rows) const { return blocks_for(rows * heads, size) + static_cast<unsigned>(groups); }
 };
 
 struct TileShape {

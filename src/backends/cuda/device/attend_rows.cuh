@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "backends/cuda/device/attend.cuh"
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/device/segments.cuh"
 #include "ops/batch.h"
@@ -71,8 +72,6 @@ struct HeadRows {
   Rows<const Q> q;
   Rows<const P> extra;
 };
-
-constexpr int64_t kMultiprocessors = 132;
 
 struct AttendShape {
   int64_t T, H, Hkv, D;  // D: numbers of a value

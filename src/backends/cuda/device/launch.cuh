@@ -8,6 +8,8 @@
 
 namespace calandra::cuda {
 
+constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
+
 // The same with blocks in clusters; `cluster` divides the grid.
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster, size_t shared_bytes,
@@ -31,6 +33,18 @@ template <class... Parameters, class... Arguments>
 void launch_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                      Arguments&&... arguments) {
   launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, std::forward<Arguments>(arguments)...);
+}
+
+// How many blocks of `threads` threads run at once on the device: no more are started of a kernel whose blocks have one
+// row after the other, so that each has as many as the others, or one more.
+template <auto kKernel>
+int64_t resident_blocks(int threads) {
+  static const int of_multiprocessor = [threads] {
+    int blocks = 1;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, 0);
+    return blocks;
+  }();
+  return of_multiprocessor * kMultiprocessors;
 }
 
 }  // namespace calandra::cuda

@@ -23,6 +23,8 @@ template <int kLeft>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
+// The same of all, ended or not.
+__device__ __forceinline__ void wait_copies_of_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Four 8x8 blocks: lane i gives the address of row i % 8 of block i / 8; lane 4 g + t gets numbers 2 t and 2 t + 1 of
 // row g of each block.

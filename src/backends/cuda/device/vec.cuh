@@ -57,6 +57,17 @@ __device__ __forceinline__ void load_some(const T* from, float (&to)[N], int cou
   }
 }
 
+// The same as they are stored.
+template <class T, int N>
+__device__ __forceinline__ void copy_some(const T* from, Vec<T, N>& to, int count, bool aligned) {
+  if (aligned && count == N) {
+    to = *reinterpret_cast<const Vec<T, N>*>(from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to.at[i] = i < count ? from[i] : T(0.0f);
+  }
+}
+
 // Stores the first `count` numbers; aligned as above.
 template <class T, int N>
 __device__ __forceinline__ void store_some(T* to, const float (&from)[N], int count, bool aligned) {

@@ -51,6 +51,13 @@ __device__ __forceinline__ uint64_t describe_tile(const void* tile) {
 
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// A tile of rows of 64 bf16 whose rows are inputs, for wgmma_as_stored: outputs from 64 i on lie `next` bytes behind
+// those before, inputs from 16 i on are at + 128 i.
+__device__ __forceinline__ uint64_t describe_tile_as_stored(const void* tile, int next) {
+  return uint64_t{(shared_address(tile) & 0x3FFFF) >> 4} | static_cast<uint64_t>(next >> 4) << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
 // Until at most so many of the committed groups are not done.
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
@@ -98,6 +105,18 @@ __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, i
   asm volatile(CALANDRA_WGMMA("256", CALANDRA_N128, "%128", "%129", "%130")
                : CALANDRA_D32(0), CALANDRA_D32(32), CALANDRA_D32(64), CALANDRA_D32(96)
                : "l"(a), "l"(b), "r"(keep));
+}
+
+// D [64, 256] += A [64, 16] B [16, 256], A in registers: thread 4 g + t of warp w has inputs 2 t and 2 t + 1 of rows
+// 16 w + g (a[0]) and 16 w + g + 8 (a[1]), then inputs 2 t + 8 and 2 t + 9 of both. They may be changed behind
+// wgmma_wait only.
+__device__ __forceinline__ void wgmma_as_stored(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" CALANDRA_N128
+      "}, {%128, %129, %130, %131}, %132, p, 1, 1, 1;\n}\n"
+      : CALANDRA_D32(0), CALANDRA_D32(32), CALANDRA_D32(64), CALANDRA_D32(96)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
 #undef CALANDRA_D8
