@@ -23,6 +23,18 @@ TEST(RecordedSteps, TheirBoundDoublesUpToTheLongest) {
   EXPECT_EQ(RecordedSteps::bound_of(7, 100), 100);
 }
 
+TEST(RecordedSteps, TheirSizesAreFew) {
+  std::vector<int64_t> sizes;
+  for (int64_t n = 1; n <= 64; ++n) {
+    const int64_t size = RecordedSteps::rounded(n, 4);
+    ASSERT_GE(size, n);
+    if (sizes.empty() || sizes.back() != size) sizes.push_back(size);
+  }
+  EXPECT_EQ(sizes, (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64}));
+  EXPECT_EQ(RecordedSteps::rounded(5, 1), 8);
+  EXPECT_EQ(RecordedSteps::rounded(5, 2), 6);
+}
+
 // A device that records.
 class RecordingBackend : public ReferenceBackend {
  public:

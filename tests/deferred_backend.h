@@ -3,6 +3,7 @@
 //   DeferredBackend   the ops that the engine calls itself, uploads, and the sampler in two halves
 //   DeferredModel     a model's forward and logits as one piece of work each: their results have their places at once,
 //                     by a dry run, and their contents later; its drafter's likewise
+// With an odd seed it records steps too: the pieces of work of one, which are put into the queue again.
 // A vision tower waits for the queue and runs at once.
 #pragma once
 
@@ -26,6 +27,10 @@ class WorkQueue {
   explicit WorkQueue(uint64_t seed) : state_(seed), draws_(seed != 0) {}
 
   Ticket add(std::function<void()> work) {
+    if (recording_) {
+      recorded_.push_back(std::move(work));
+      return done_ + std::ssize(work_);
+    }
     work_.push_back(std::move(work));
     const Ticket ticket = done_ + std::ssize(work_);
     if (draws_)
@@ -53,6 +58,13 @@ class WorkQueue {
   void run_all() { run_until(done_ + std::ssize(work_)); }
   // Drawn; never with seed 0.
   bool one_in(uint64_t n) { return draws_ && draw() % n == 0; }
+  // What `work` adds, instead of adding it.
+  std::vector<std::function<void()>> record(const std::function<void()>& work) {
+    recording_ = true;
+    work();
+    recording_ = false;
+    return std::exchange(recorded_, {});
+  }
   int64_t emptied() const { return emptied_; }  // times that all there was to do was waited for
   bool running() const { return running_; }     // a piece of work: what it calls is done at once
 
@@ -62,7 +74,8 @@ class WorkQueue {
   std::deque<std::function<void()>> work_;
   Ticket done_ = 0;
   int64_t emptied_ = 0;
-  bool running_ = false;
+  bool running_ = false, recording_ = false;
+  std::vector<std::function<void()>> recorded_;
   uint64_t state_;
   const bool draws_;
 };
@@ -82,7 +95,7 @@ class DeferredBackend final : public Base {
  public:
   template <class... Args>
   explicit DeferredBackend(uint64_t seed, DeferredFaults faults, const Args&... args)
-      : Base(args...), queue_(seed), faults_(faults) {}
+      : Base(args...), queue_(seed), faults_(faults), records_(seed % 2 == 1) {}
 
   WorkQueue& queue() { return queue_; }
 
@@ -96,6 +109,10 @@ class DeferredBackend final : public Base {
   }
   void wait_for_upload(Backend::UploadId id) override {
     if (!faults_.reuses_early) queue_.run_until(id);
+  }
+  bool records() const override { return records_; }
+  std::unique_ptr<Backend::Recording> record(ExecContext&, const std::function<void()>& work) override {
+    return std::make_unique<Again>(queue_, queue_.record(work));
   }
   void gather_rows(ExecContext& ctx, const Tensor& x, const Tensor& rows, Tensor& out) override {
     later([this, ctx, x, rows, out]() mutable { Base::gather_rows(ctx, x, rows, out); });
@@ -151,6 +168,18 @@ class DeferredBackend final : public Base {
   }
 
  private:
+  class Again final : public Backend::Recording {
+   public:
+    Again(WorkQueue& queue, std::vector<std::function<void()>> pieces) : queue_(queue), pieces_(std::move(pieces)) {}
+    void run(ExecContext&) override {
+      for (const std::function<void()>& piece : pieces_) queue_.add(piece);
+    }
+
+   private:
+    WorkQueue& queue_;
+    std::vector<std::function<void()>> pieces_;
+  };
+
   void later(std::function<void()> work) {
     if (queue_.running()) return work();
     queue_.add(std::move(work));
@@ -158,6 +187,7 @@ class DeferredBackend final : public Base {
 
   WorkQueue queue_;
   const DeferredFaults faults_;
+  const bool records_;
   struct Flight {
     WorkQueue::Ticket sampled = 0;
     ops::SamplingResult result;

@@ -276,6 +276,17 @@ class VerbList {
     add_model_flags(acceptance, o_.model);
     add_engine_flags(acceptance, o_.engine);
 
+    CLI::App* startup =
+        add_verb(bench, "startup", "From the start of the process to the first token, by phases", Verb::kBenchStartup,
+                 "  calandra bench startup ./Qwen3.5-4B\n"
+                 "  calandra bench startup ./Qwen3.5-4B --backend cuda --json");
+    show_model(startup);
+    add_whole(startup, "--input-len", o_.input_len, 1, kMostTokens, "Tokens of the first prompt");
+    startup->add_flag("--json", o_.json, "One JSON line");
+    add_shape_flags(startup, o_.model);
+    add_model_flags(startup, o_.model);
+    add_engine_flags(startup, o_.engine);
+
     CLI::App* ops =
         add_verb(bench, "ops", "Each op in a release's shape, percent of the machine's roofline", Verb::kBenchOps,
                  "  calandra bench ops\n  calandra bench ops --shape ling-2.6-flash --filter linear");

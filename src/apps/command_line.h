@@ -30,6 +30,7 @@ enum class Verb {
   kBenchAcceptance,
   kBenchOps,
   kBenchServe,
+  kBenchStartup,
   kVersion
 };
 

@@ -152,7 +152,7 @@ int generate(const Options& options) {
           {"finish_reason", name_of(answer.finish_reason)},
           {"logprobs", request.params.logprobs ? json::value(logprobs_of(answer, tokenizer)) : json::value(nullptr)},
           {"timings",
-           {{"load_s", loaded.load_seconds},
+           {{"load_s", loaded.load_seconds.all()},
             {"ttft_s", ttft},
             {"prefill_tok_s", static_cast<double>(prompt_size) / ttft},
             {"decode_tok_s", several ? json::value(static_cast<double>(tokens - 1) / decode) : json::value(nullptr)}}},

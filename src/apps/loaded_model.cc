@@ -4,11 +4,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 #include <set>
 
 #include "apps/model_folder.h"
+#include "apps/stopwatch.h"
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cuda/plugin_loader.h"
 #include "backends/reference/reference.h"
@@ -168,7 +168,7 @@ int thread_count(const ModelOptions& options) {
 }
 
 LoadedModel load_model(const ModelOptions& options, ModelParts parts, bool weights, int64_t draft_vocab) {
-  const auto start = std::chrono::steady_clock::now();
+  Stopwatch watch;
   LoadedModel loaded;
   json::object config;
   std::string config_file;
@@ -204,28 +204,30 @@ LoadedModel load_model(const ModelOptions& options, ModelParts parts, bool weigh
                                                     : DType::kF32;
 
   if (draft_vocab > 0) parts.draft_ids = draft_ids(loaded, draft_vocab);
+  loaded.load_seconds.config = watch.lap();
 
   loaded.backend = make_backend(options);
+  loaded.load_seconds.backend = watch.lap();
   const bool dummy = options.load_format == "dummy" || !options.shape.empty();
   if (!dummy) loaded.checkpoint = std::make_unique<WeightFiles>(loaded.folder);
   loaded.store = std::make_unique<WeightStore>(*loaded.backend, loaded.checkpoint.get(), loaded.config.fp8);
   loaded.model = make_model(loaded.config, loaded.store->reader(), *loaded.backend, dtype, parts);
   loaded.parts = std::move(parts);
   check_longest(options, *loaded.model);
-  loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  loaded.load_seconds.model = watch.lap();
   if (weights) load_weights(loaded, options);
   return loaded;
 }
 
 void load_weights(LoadedModel& loaded, const ModelOptions& options) {
-  const auto start = std::chrono::steady_clock::now();
+  Stopwatch watch;
   if (loaded.parts.drafter) check_drafter(loaded);
   {
     ProgressBar bar(loaded.checkpoint == nullptr ? "making random weights" : "loading weights", 0, "B");
     const std::vector<UnusedTensors> unused = unused_tensors(loaded.config, loaded.parts);
     loaded.store->load(unused, thread_count(options), [&](int64_t done, int64_t total) { bar.update(done, total); });
   }
-  loaded.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  loaded.load_seconds.weights = watch.lap();
 }
 
 void check_drafter(const LoadedModel& loaded) {

@@ -15,6 +15,15 @@ namespace calandra::apps {
 std::unique_ptr<Backend> make_backend(const ModelOptions& options);
 int thread_count(const ModelOptions& options);  // --threads, or one per usable core
 
+// Seconds that the parts of a load took, in their order.
+struct LoadSeconds {
+  double config = 0;   // config, generation config, tokenizer
+  double backend = 0;  // the device's context, threads
+  double model = 0;    // headers of weight files, the model without weights
+  double weights = 0;  // reading and packing
+  double all() const { return config + backend + model + weights; }
+};
+
 struct LoadedModel {
   std::filesystem::path folder;  // empty with --shape
   ModelConfig config;
@@ -26,7 +35,7 @@ struct LoadedModel {
   std::optional<Tokenizer> tokenizer;  // absent when the folder has no tokenizer.json
   json::object generation_config;      // of the folder, may be empty
   std::vector<int32_t> eos_token_ids;  // of config, generation_config and tokenizer
-  double load_seconds = 0;
+  LoadSeconds load_seconds;
 };
 
 // Reads config and weights (with a progress bar). `weights` false: builds the model without reading any, for inspect

@@ -60,6 +60,8 @@ int run(const Options& options) {
       return bench_ops(options);
     case Verb::kBenchServe:
       return bench_serve(options);
+    case Verb::kBenchStartup:
+      return bench_startup(options);
     case Verb::kVersion:
       return version();
   }

@@ -28,5 +28,6 @@ int bench_throughput(const Options& options);
 int bench_acceptance(const Options& options);
 int bench_ops(const Options& options);
 int bench_serve(const Options& options);
+int bench_startup(const Options& options);
 
 }  // namespace calandra::apps

@@ -10,6 +10,8 @@
 namespace calandra {
 namespace {
 
+constexpr double kWarmUpSeconds = 1;
+
 double system_clock() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -393,6 +395,11 @@ const EngineStats& EngineCore::stats() {
     stats_.encoder_bytes = encoder_->bytes();
   }
   return stats_;
+}
+
+void EngineCore::warm_up() {
+  CHECK(idle());
+  runner_.record_steps(kWarmUpSeconds, options_.clock);
 }
 
 std::vector<std::vector<Answer>> EngineCore::run(const std::vector<Request>& requests, const OnToken& on_token,

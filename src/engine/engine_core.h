@@ -61,6 +61,9 @@ class EngineCore {
   std::vector<std::vector<Answer>> run(const std::vector<Request>& requests, const OnToken& on_token = {},
                                        const OnPrefill& on_prefill = {});
 
+  // While it is idle, and after a first request: steps that are likely are recorded where the backend can, so that
+  // those who come find the engine as fast as it gets. Takes about a second.
+  void warm_up();
   // Sends a running choice back to the queue. For tests: no token may change.
   void preempt(RequestId id, int32_t choice);
   // Both null without one.

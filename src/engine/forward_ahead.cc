@@ -40,7 +40,7 @@ Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {
   }
   const Step step = build(rows_, false);
 
-  const auto B = static_cast<int64_t>(parts.size());
+  const int64_t B = step.batch.sequences();  // the last may be there to fill it up
   int64_t total = 2 * B + 1;
   for (const AheadPart& part : parts) total += std::ssize(part.stop_ids);
   CHECK_LE(total * sizeof(int32_t), sources_.bytes());
@@ -48,8 +48,9 @@ Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {
   int32_t *begin = row + B, *ids = begin + B + 1;
   int32_t count = 0;
   for (int64_t b = 0; b < B; ++b) {
-    row[b] = parts[b].sampled;
     begin[b] = count;
+    row[b] = b < std::ssize(parts) ? parts[b].sampled : -1;
+    if (row[b] < 0) continue;
     std::copy(parts[b].stop_ids.begin(), parts[b].stop_ids.end(), ids + count);
     count += static_cast<int32_t>(parts[b].stop_ids.size());
   }

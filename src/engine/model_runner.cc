@@ -8,6 +8,8 @@
 namespace calandra {
 namespace {
 
+constexpr int64_t kWarmRows = 64;          // more than the kernels of few rows take
+constexpr int64_t kUsualTokens = 8192;     // of sequences whose steps are recorded at the start
 constexpr size_t kSmallUploads = 1 << 17;  // of two steps: logit rows, counts
 
 int64_t pages_for(int64_t tokens, int64_t block_size) { return (tokens + block_size - 1) / block_size; }
@@ -23,10 +25,17 @@ RunnerLimits complete(RunnerLimits limits) {
   return limits;
 }
 
-BatchSizes largest_batch(const CausalLM& model, const RunnerLimits& limits) {
+// With those that fill recorded steps up: they have what is added to the rows.
+int64_t most_sequences(const Backend& backend, const RunnerLimits& limits) {
+  const int64_t most = limits.max_num_seqs, added = most / limits.recorded_sizes + 1;
+  return backend.records() ? RecordedSteps::rounded(most + added, limits.recorded_sizes) : most;
+}
+
+BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
+  const int64_t sequences = most_sequences(backend, limits);
   return {.rows = limits.max_num_batched_tokens,
-          .sequences = limits.max_num_seqs,
-          .segments = limits.max_num_seqs + limits.max_cuts,
+          .sequences = sequences,
+          .segments = sequences + limits.max_cuts,
           .pages_per_sequence = pages_for(limits.max_model_len, limits.block_size),
           .image_rows = model.vision() != nullptr ? limits.max_num_batched_tokens : 0,
           .mtp = model.drafter() != nullptr};
@@ -56,7 +65,8 @@ int64_t sampled_bytes(const Backend& backend) {
 }
 int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
   if (backend.stream() == nullptr) return 0;
-  return std::max(limits.max_num_seqs * (2 + ModelRunner::kStopIds) + 1, 2 * limits.max_num_batched_tokens) *
+  return std::max(most_sequences(backend, limits) * (2 + ModelRunner::kStopIds) + 1,
+                  2 * limits.max_num_batched_tokens) *
          static_cast<int64_t>(sizeof(int32_t));
 }
 
@@ -92,7 +102,7 @@ Workspace measure(const CausalLM& model, Backend& backend, const RunnerLimits& l
     void tap(int, const char*, const Tensor&) override {}
   } no_taps;
   if (limits.taps) ctx.taps = &no_taps;
-  BatchSizes sizes = largest_batch(model, limits);
+  BatchSizes sizes = largest_batch(model, backend, limits);
   sizes.image_rows = 0;  // replaced in place
   Batch batch = lay_out(nullptr, sizes, backend.device());
   batch.max_query_len = limits.max_num_batched_tokens;
@@ -138,7 +148,7 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.slots = limits.num_state_slots;
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
-  plan.batch_bytes = batch_ints(largest_batch(model, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
+  plan.batch_bytes = batch_ints(largest_batch(model, backend, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
                      kept_bytes(model, limits) + sampled_bytes(backend) + source_bytes(backend, limits);
   plan.ring_bytes = ring_bytes(model, limits);
   return plan;
@@ -159,7 +169,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   Buffer workspace = backend.allocate(measured.bytes());
   workspace_memory_ = workspace.tensor(DType::kU8, {static_cast<int64_t>(measured.bytes())});
   workspace_ = Workspace(measured, std::move(workspace));
-  const size_t batch_bytes = batch_ints(largest_batch(model, limits_)) * sizeof(int32_t);
+  const size_t batch_bytes = batch_ints(largest_batch(model, backend, limits_)) * sizeof(int32_t);
   device_batch_ = backend.allocate(batch_bytes);
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
   const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
@@ -302,44 +312,64 @@ ExecContext ModelRunner::context(Taps* taps) {
   return ctx;
 }
 
-ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
-  BatchSizes sizes;
-  sizes.mtp = mtp;
-  int64_t max_query_len = 0, max_seq_len = 0, max_drafts = 0;
-  StepShape shape;
-  // Calls visit(row of the batch, embedding rows) for every run of rows that images replace.
-  const auto visit_images = [&](auto&& visit) {
-    int64_t row = 0;
-    for (const Rows& part : parts) {
-      for (const ImageSpan& image : part.sequence.images) {
-        const int64_t from = std::max(part.begin, image.begin);
-        const int64_t to = std::min(part.end(), image.begin + image.embeds.size(0));
-        if (from < to) visit(row + from - part.begin, image.embeds.slice(0, from - image.begin, to - image.begin));
-      }
-      row += part.end() - part.begin;
+// Calls visit(row of the batch, embedding rows) for every run of rows that images replace.
+template <class Visit>
+void ModelRunner::visit_images(std::span<const Rows> parts, const Visit& visit) {
+  int64_t row = 0;
+  for (const Rows& part : parts) {
+    for (const ImageSpan& image : part.sequence.images) {
+      const int64_t from = std::max(part.begin, image.begin);
+      const int64_t to = std::min(part.end(), image.begin + image.embeds.size(0));
+      if (from < to) visit(row + from - part.begin, image.embeds.slice(0, from - image.begin, to - image.begin));
     }
-  };
+    row += part.end() - part.begin;
+  }
+}
+
+ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp) const {
+  Bounds bounds;
+  BatchSizes& sizes = bounds.sizes;
+  sizes.mtp = mtp;
   for (const Rows& part : parts) {
     CHECK_GT(part.certain_end(), part.begin);
     CHECK_LE(static_cast<int64_t>(part.drafts.size()), limits_.pending_capacity);
     CHECK_LE(part.end(), static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
     sizes.rows += part.end() - part.begin;
-    shape.add(part.end() - part.begin, (part.begin + part.end() + 1) / 2, 0);
-    max_query_len = std::max(max_query_len, part.end() - part.begin);
-    max_seq_len = std::max(max_seq_len, part.end());
-    max_drafts = std::max(max_drafts, static_cast<int64_t>(part.drafts.size()));
+    bounds.max_query_len = std::max(bounds.max_query_len, part.end() - part.begin);
+    bounds.max_seq_len = std::max(bounds.max_seq_len, part.end());
+    bounds.max_drafts = std::max(bounds.max_drafts, static_cast<int64_t>(part.drafts.size()));
     sizes.segments += 1 + static_cast<int64_t>(part.cuts.size());
   }
-  visit_images([&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
+  visit_images(parts, [&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
   sizes.sequences = static_cast<int64_t>(parts.size());
-  const bool repeats = backend_.records() && sizes.image_rows == 0 && sizes.segments == sizes.sequences &&
-                       max_query_len <= limits_.pending_capacity + 1;
-  if (repeats) max_seq_len = RecordedSteps::bound_of(max_seq_len, limits_.max_model_len);
-  sizes.pages_per_sequence = pages_for(max_seq_len, limits_.block_size);
   CHECK_LE(sizes.rows, limits_.max_num_batched_tokens);
   CHECK_LE(sizes.sequences, limits_.max_num_seqs);
   CHECK_LE(sizes.segments, limits_.max_num_seqs + limits_.max_cuts);
+  bounds.repeats = backend_.records() && sizes.image_rows == 0 && sizes.segments == sizes.sequences &&
+                   bounds.max_query_len <= limits_.pending_capacity + 1;
+  if (bounds.repeats) round_up(bounds);
+  sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
+  return bounds;
+}
 
+void ModelRunner::round_up(Bounds& bounds) const {
+  BatchSizes& sizes = bounds.sizes;
+  bounds.max_seq_len = RecordedSteps::bound_of(bounds.max_seq_len, limits_.max_model_len);
+  if (sizes.sequences > 1 && bounds.max_query_len > 1) {
+    bounds.max_query_len = limits_.pending_capacity + 1;
+    if (bounds.max_drafts > 0) bounds.max_drafts = limits_.pending_capacity;
+  }
+  // The rows that are added are those of added sequences.
+  const int64_t rows = RecordedSteps::rounded(sizes.rows, limits_.recorded_sizes), added = rows - sizes.rows;
+  const int64_t sequences = RecordedSteps::rounded(
+      sizes.sequences + (added + bounds.max_query_len - 1) / bounds.max_query_len, limits_.recorded_sizes);
+  if (rows > limits_.max_num_batched_tokens || sequences > most_sequences(backend_, limits_)) return;
+  sizes.rows = rows;
+  sizes.sequences = sizes.segments = sequences;
+}
+
+ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& bounds) {
+  const BatchSizes& sizes = bounds.sizes;
   const Batch host = lay_out(uploads_->take<int32_t>(batch_ints(sizes)), sizes, Device{});
   int32_t row = 0, segment = 0;
   const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
@@ -348,7 +378,10 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
     host.state_src.as<int32_t>()[segment] = src;
     host.state_dst.as<int32_t>()[segment++] = dst;
   };
-  for (int32_t b = 0; b < static_cast<int32_t>(parts.size()); ++b) {
+  StepShape shape;
+  int32_t b = 0;
+  for (; b < static_cast<int32_t>(parts.size()); ++b) {
+    shape.add(parts[b].end() - parts[b].begin, (parts[b].begin + parts[b].end() + 1) / 2, 0);
     const Sequence& s = parts[b].sequence;
     host.query_start.as<int32_t>()[b] = row;
     int64_t segment_row = row;
@@ -364,7 +397,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
     host.seq_len.as<int32_t>()[b] = static_cast<int32_t>(parts[b].end());
     host.active.as<int32_t>()[b] = 1;
     host.draft_count.as<int32_t>()[b] = static_cast<int32_t>(parts[b].drafts.size());
-    if (mtp) host.mtp.first_key.as<int32_t>()[b] = static_cast<int32_t>(std::max<int64_t>(1, s.mtp_begin));
+    if (sizes.mtp) host.mtp.first_key.as<int32_t>()[b] = static_cast<int32_t>(std::max<int64_t>(1, s.mtp_begin));
     int32_t* table = host.block_table.as<int32_t>() + b * sizes.pages_per_sequence;
     const int64_t pages = std::min<int64_t>(sizes.pages_per_sequence, static_cast<int64_t>(s.block_table.size()));
     std::copy_n(s.block_table.begin(), pages, table);
@@ -375,14 +408,31 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
       host.row_sequence.as<int32_t>()[row] = b;
       for (int axis = 0; axis < 3; ++axis) {
         host.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index, axis);
-        if (mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index - 1, axis);
+        if (sizes.mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index - 1, axis);
       }
     }
   }
-  host.query_start.as<int32_t>()[parts.size()] = row;
+  const int64_t rows = row;
+  for (; b < sizes.sequences; ++b) {  // inactive
+    add_segment(b, row, -1, 0);
+    host.query_start.as<int32_t>()[b] = row;
+    host.seq_len.as<int32_t>()[b] = host.active.as<int32_t>()[b] = host.draft_count.as<int32_t>()[b] = 0;
+    if (sizes.mtp) host.mtp.first_key.as<int32_t>()[b] = 1;
+    std::fill_n(host.block_table.as<int32_t>() + b * sizes.pages_per_sequence, sizes.pages_per_sequence, 0);
+    for (int64_t i = 0; i < bounds.max_query_len && row < sizes.rows; ++i, ++row) {
+      host.token_ids.as<int32_t>()[row] = host.token_index.as<int32_t>()[row] = 0;
+      host.row_sequence.as<int32_t>()[row] = b;
+      for (int axis = 0; axis < 3; ++axis) {
+        host.positions.as<int32_t>()[axis * sizes.rows + row] = 0;
+        if (sizes.mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = 0;
+      }
+    }
+  }
+  CHECK_EQ(row, sizes.rows);
+  host.query_start.as<int32_t>()[b] = row;
   host.segment_start.as<int32_t>()[segment] = row;
   int64_t image_row = 0;
-  visit_images([&](int64_t first, const Tensor& embeds) {
+  visit_images(parts, [&](int64_t first, const Tensor& embeds) {
     backend_.copy_bytes(static_cast<std::byte*>(image_embeds_.data()) + image_row * row_bytes(model_), embeds.data(),
                         embeds.bytes());
     for (int64_t i = 0; i < embeds.size(0); ++i)
@@ -394,10 +444,10 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, bool mtp) {
   Batch batch = lay_out(static_cast<int32_t*>(device_batch_.data()), sizes, backend_.device());
   if (sizes.image_rows > 0)
     batch.image_embeds = image_embeds_.tensor(model_.dtype(), {sizes.image_rows, model_.hidden_size()});
-  batch.max_query_len = max_query_len;
-  batch.max_seq_len = max_seq_len;
-  batch.max_drafts = max_drafts;
-  return {batch, repeats, shape};
+  batch.max_query_len = bounds.max_query_len;
+  batch.max_seq_len = bounds.max_seq_len;
+  batch.max_drafts = bounds.max_drafts;
+  return {batch, bounds.repeats, rows, shape};
 }
 
 // work(), or what it was when a step of these shapes ran before.
@@ -413,7 +463,7 @@ Tensor ModelRunner::run(ExecContext& ctx, const Step& step, int64_t pass, const 
                           work)
           : work();
   after_forward_ = workspace_.mark();
-  return result;
+  return step.rows > 0 && step.rows < b.rows() ? result.slice(0, 0, step.rows) : result;
 }
 
 Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
@@ -505,10 +555,60 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
   }
   const Step pass = build(rows_, true);
   put_listed_tokens(pass.batch);
-  CHECK_EQ(hidden.size(0), pass.batch.rows());
+  CHECK_EQ(hidden.size(0), pass.rows);
+  CHECK(hidden.data() == hidden_.data());
+  return run_draft(pass, step, taps);
+}
+
+// Of the rows in hidden_; behind those of the parts lies what was kept before.
+Tensor ModelRunner::run_draft(const Step& step, int64_t pass, Taps* taps) {
   ExecContext ctx = context(taps);
-  return run(ctx, pass, step, hidden.data(),
-             [&] { return model_.drafter()->forward(ctx, pass.batch, caches_, hidden, step); });
+  const Tensor hidden = hidden_.tensor(model_.dtype(), {step.batch.rows(), model_.hidden_size()});
+  return run(ctx, step, pass, hidden.data(),
+             [&] { return model_.drafter()->forward(ctx, step.batch, caches_, hidden, pass); });
+}
+
+void ModelRunner::record_steps(double seconds, const Clock& clock) {
+  if (!backend_.records()) return;
+  const double end = clock() + seconds;
+  const auto run_one = [&](const Bounds& bounds, int64_t pass) {
+    const Step step = build({}, bounds);
+    const Tensor result = pass == RecordedSteps::kForward ? run_forward(step, nullptr) : run_draft(step, pass, nullptr);
+    std::byte first{};
+    backend_.copy_bytes(&first, result.data(), 1);  // the device has run it
+  };
+  const int64_t prompt = std::min({kWarmRows, limits_.max_num_batched_tokens, limits_.max_model_len});
+  run_one({.sizes = {.rows = prompt,
+                     .sequences = 1,
+                     .segments = 1,
+                     .pages_per_sequence = pages_for(prompt, limits_.block_size)},
+           .max_query_len = prompt,
+           .max_seq_len = prompt},
+          RecordedSteps::kForward);
+  const auto run_twice = [&](int64_t sequences, int64_t rows_each, int64_t drafts, int64_t tokens, int64_t pass) {
+    Bounds bounds;
+    bounds.sizes.mtp = pass != RecordedSteps::kForward;
+    bounds.sizes.rows = sequences * rows_each;
+    bounds.sizes.sequences = bounds.sizes.segments = sequences;
+    bounds.max_query_len = rows_each;
+    bounds.max_seq_len = tokens;
+    bounds.max_drafts = drafts;
+    bounds.repeats = true;
+    round_up(bounds);
+    bounds.sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
+    for (int time = 0; time < 2 && clock() < end && recorded_.recordings() < RecordedSteps::kMostAtStart; ++time)
+      run_one(bounds, pass);
+  };
+  const int64_t most_drafts = limits_.pending_capacity;
+  for (int64_t sequences = 1; sequences <= limits_.max_num_seqs; sequences *= 2)
+    for (int64_t tokens = 1; tokens <= std::min(kUsualTokens, limits_.max_model_len);
+         tokens = RecordedSteps::bound_of(tokens, limits_.max_model_len) + 1) {
+      for (int64_t drafts = 0; drafts <= most_drafts; ++drafts)
+        run_twice(sequences, 1 + drafts, drafts, tokens, RecordedSteps::kForward);
+      if (model_.drafter() == nullptr) continue;
+      for (int64_t rows = 1; rows <= most_drafts + 1; ++rows) run_twice(sequences, rows, 0, tokens, 0);
+      for (int64_t pass = 1; pass < most_drafts; ++pass) run_twice(sequences, 1, 0, tokens, pass);
+    }
 }
 
 Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {

@@ -9,7 +9,9 @@
 
 #include "cache/page_pool.h"
 #include "cache/slot_pool.h"
+#include "engine/batch_layout.h"
 #include "engine/checkpoint_store.h"
+#include "engine/clock.h"
 #include "engine/draft_time.h"
 #include "engine/recorded_steps.h"
 #include "engine/sequence.h"
@@ -29,6 +31,7 @@ struct RunnerLimits {
   int64_t pending_capacity = 0;          // drafts of one sequence
   int64_t max_cuts = 0;                  // states written inside the prompts of one step
   int64_t hidden_ring = 0;               // last hidden rows of each sequence that are kept for the drafter; 0: none
+  int64_t recorded_sizes = 4;            // numbers of rows, and of sequences, in recorded steps, to each doubling
   int64_t upload_bytes = 0;              // host memory of inputs on their way to the device; 0: those of two steps
   bool taps = false;  // forwards may be given taps: ops then run part by part and need more workspace
 };
@@ -141,6 +144,11 @@ class ModelRunner {
   void finish_sample(const ops::SamplingBatch& batch, int flight, ops::SamplingResult& result);
   static int32_t sampled_at(int flight, int64_t row) { return static_cast<int32_t>(flight * kLogitRows + row); }
 
+  // Where steps can be recorded: runs one as large as a prompt's, so that its kernels are there, and runs and records
+  // those that decoding begins with, the likeliest first, until `seconds` are over by `clock`; others are recorded when
+  // they have come. They are steps of no sequence and change nothing.
+  void record_steps(double seconds, const Clock& clock);
+  int64_t recorded_steps() const { return recorded_.recordings(); }
   // Passes so far that took longer than the next ones of their shape will.
   int64_t first_runs() const { return recorded_.first_runs(); }
   // Called before every pass, recorded or not, with what it runs but its logits: RecordedSteps::kForward, or the
@@ -175,16 +183,31 @@ class ModelRunner {
   };
   bool take_lane_and_slot(Sequence& sequence);
   bool share_pages(Sequence& sequence, std::span<const int32_t> pages, int64_t P, int64_t tokens);
+  // Sizes of a batch, and the bounds of its lengths.
+  struct Bounds {
+    BatchSizes sizes;
+    int64_t max_query_len = 0, max_seq_len = 0, max_drafts = 0;
+    // Steps of these shapes come again and again: sizes and bounds are rounded up, so that they are equal. What is more
+    // than the parts have are inactive sequences, which change nothing.
+    bool repeats = false;
+  };
   struct Step {
     Batch batch;
-    bool repeats;  // steps of these shapes come again and again: bounds are rounded up, so that they are equal
+    bool repeats;
+    int64_t rows;  // of the parts; the batch may have more
     StepShape shape;
   };
-  Step build(std::span<const Rows> parts, bool mtp);
+  Bounds bounds_of(std::span<const Rows> parts, bool mtp) const;
+  void round_up(Bounds& bounds) const;
+  Step build(std::span<const Rows> parts, bool mtp) { return build(parts, bounds_of(parts, mtp)); }
+  Step build(std::span<const Rows> parts, const Bounds& bounds);
+  template <class Visit>
+  static void visit_images(std::span<const Rows> parts, const Visit& visit);
   void put_listed_tokens(const Batch& batch);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
   Tensor run_forward(const Step& step, Taps* taps);
+  Tensor run_draft(const Step& step, int64_t pass, Taps* taps);
   ExecContext context(Taps* taps);
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void remember_hidden(std::span<const Part> parts, const Tensor& hidden);

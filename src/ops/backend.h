@@ -37,8 +37,8 @@ class Backend {
   virtual Buffer allocate(size_t bytes) = 0;
   // Zeroed host memory from which copies to the device, and back, are fastest. Throws as allocate.
   virtual Buffer allocate_host(size_t bytes) { return Buffer::host(bytes); }
-  // Packs a matrix once into `to`, packed_bytes of device memory at a multiple of kWeightAlignment, and returns the
-  // view of it. Called from several threads at load. packed_bytes looks at shape and format only.
+  // Packs a matrix into `to`, packed_bytes of device memory at a multiple of kWeightAlignment, or pieces of multiples
+  // of 128 rows and of block_n one behind the other. Several threads may. packed_bytes looks at shape and format only.
   virtual PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) = 0;
   virtual size_t packed_bytes(const StoredMatrix& source) const = 0;
   // Between host and device memory, or within the device. Complete on return.

@@ -20,7 +20,7 @@ void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, con
 
 // Which of the sampled tokens a sequence goes on with, and which of them end it. On the device.
 struct SampledSource {
-  Tensor row;         // [B] i32  of the step before
+  Tensor row;         // [B] i32  of the step before; -1: none, the sequence has no token
   Tensor stop_begin;  // [B + 1] i32  its stop ids are [stop_begin[b], stop_begin[b + 1]) of stop_ids
   Tensor stop_ids;    // [S] i32
 };

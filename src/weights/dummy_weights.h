@@ -1,4 +1,5 @@
-// Random weights for --load-format dummy: a fixed function of the tensor's name, of sensible scale, made fast.
+// Random weights for --load-format dummy and for checkpoints without meaning: a fixed function of the tensor's name and
+// of the row, of sensible scale, made fast.
 #pragma once
 
 #include <string_view>
@@ -7,8 +8,8 @@
 
 namespace calandra {
 
-// Fills a dense host tensor: bf16 or f8_e4m3 for matrices, f32 for small tensors. `row` is the first row that is taken
-// of a stored tensor, so that its parts differ.
+// Fills a dense host tensor: rows of a matrix [N, K] of bf16 or f8_e4m3, of which `row` is the number of the first in
+// the stored tensor, or all of a small tensor of f32.
 void fill_dummy(std::string_view name, int64_t row, const Tensor& tensor);
 
 // The scale of every block of such an f8_e4m3 matrix.

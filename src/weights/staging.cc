@@ -8,7 +8,7 @@ StagingBudget::Loan::Loan(StagingBudget& budget, size_t bytes) : budget_(budget)
   std::unique_lock lock(budget_.mutex_);
   if (bytes > budget_.bytes_) {
     budget_.returned_.wait(lock, [&] { return !budget_.oversized_lent_; });
-    buffer_ = Buffer::host(bytes);
+    buffer_ = budget_.allocate_(bytes);
     budget_.oversized_lent_ = true;
     return;
   }
@@ -16,7 +16,7 @@ StagingBudget::Loan::Loan(StagingBudget& budget, size_t bytes) : budget_(budget)
                          [&] { return budget_.take_spare(bytes, buffer_) || budget_.lent_ + bytes <= budget_.bytes_; });
   if (buffer_.bytes() < bytes) {
     budget_.make_room(bytes);
-    buffer_ = Buffer::host(bytes);
+    buffer_ = budget_.allocate_(bytes);
   }
   budget_.lent_ += buffer_.bytes();
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <vector>
 
@@ -12,7 +13,8 @@ namespace calandra {
 
 class StagingBudget {
  public:
-  explicit StagingBudget(size_t bytes) : bytes_(bytes) {}
+  using Allocate = std::function<Buffer(size_t bytes)>;
+  StagingBudget(size_t bytes, Allocate allocate) : bytes_(bytes), allocate_(std::move(allocate)) {}
 
   // Memory of one tensor, with undefined content, and its share of the budget until destruction.
   class Loan {
@@ -35,6 +37,7 @@ class StagingBudget {
   void make_room(size_t bytes);
 
   const size_t bytes_;
+  const Allocate allocate_;
   std::mutex mutex_;
   std::condition_variable returned_;
   size_t lent_ = 0;  // within the budget

@@ -11,7 +11,7 @@ namespace {
 
 TEST(StagingBudget, BoundsWhatIsLentAtOnce) {
   constexpr size_t kPage = 4096, kBudget = 10 * kPage, kLarge = 25 * kPage;
-  StagingBudget budget(kBudget);
+  StagingBudget budget(kBudget, Buffer::host);
   std::atomic<size_t> lent{0}, most{0};
   std::vector<std::jthread> team;
   for (int t = 0; t < 8; ++t) {
@@ -35,7 +35,7 @@ TEST(StagingBudget, BoundsWhatIsLentAtOnce) {
 }
 
 TEST(StagingBudget, ReturnedMemoryIsLentAgain) {
-  StagingBudget budget(100'000);
+  StagingBudget budget(100'000, Buffer::host);
   const std::byte* first = budget.borrow(60'000).data();
   EXPECT_EQ(budget.borrow(50'000).data(), first);
   budget.borrow(90'000).data()[89'999] = std::byte{1};  // the spare makes room

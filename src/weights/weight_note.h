@@ -9,6 +9,9 @@
 
 namespace calandra {
 
+// Of the name of an F8_E4M3 matrix's scales, behind the matrix's.
+inline const std::string kScaleSuffix = "_scale_inv";
+
 struct WeightNote {
   std::string name;
   std::vector<std::string> axes;  // names of the axes of the stored tensor, for errors

@@ -72,7 +72,7 @@ void WeightStore::check(WeightNote& note) const {
 
 // An F8_E4M3 matrix has scales, another one has none.
 void WeightStore::check_scales(WeightNote& note) const {
-  const std::string name = note.name + "_scale_inv", where = place_of(note.place);
+  const std::string name = note.name + kScaleSuffix, where = place_of(note.place);
   const WeightFiles::Place place = checkpoint_->find(name);
   if (note.place.entry->dtype != safetensors_name(DType::kF8E4M3)) {
     if (place.file != nullptr)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <numeric>
 #include <thread>
 
 #include "base/error.h"
@@ -18,24 +19,28 @@ namespace calandra {
 namespace {
 
 constexpr size_t kStagingBytes = size_t{256} << 20, kStagingBytesPerThread = size_t{64} << 20;
+// Read, looked through and packed while a core's caches hold it, and far above what starting a copy costs.
+constexpr int64_t kPieceBytes = int64_t{4} << 20;
+constexpr int64_t kPieceRows = 128;  // or a multiple of it (Backend::pack_weight)
 
 size_t aligned(size_t bytes) { return (bytes + kWeightAlignment - 1) / kWeightAlignment * kWeightAlignment; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls visit(first stored row, rows, row of the note's matrix) for every run of rows that a matrix takes.
+// The stored row that is row `row` of the note's matrix.
+int64_t stored_row(const WeightNote& note, int64_t row) {
+  if (!note.kept.empty()) return note.kept[row];
+  return row / note.rows.rows * note.rows.step + note.rows.first + row % note.rows.rows;
+}
+
+// Calls visit(first stored row, rows, row of the piece) for every run of stored rows that rows [first, first + rows) of
+// a note's matrix are.
 template <class Visit>
-void for_each_run(const WeightNote& note, const Visit& visit) {
-  if (!note.kept.empty()) {
-    for (size_t i = 0, next; i < note.kept.size(); i = next) {
-      for (next = i + 1; next < note.kept.size() && note.kept[next] == note.kept[next - 1] + 1;) ++next;
-      visit(note.kept[i], static_cast<int64_t>(next - i), static_cast<int64_t>(i));
-    }
-    return;
+void for_each_run(const WeightNote& note, int64_t first, int64_t rows, const Visit& visit) {
+  for (int64_t row = 0, next; row < rows; row = next) {
+    const int64_t stored = stored_row(note, first + row);
+    for (next = row + 1; next < rows && stored_row(note, first + next) == stored + next - row;) ++next;
+    visit(stored, next - row, row);
   }
-  if (note.rows.rows == note.rows.step) return visit(0, note.stored_N(), 0);
-  int64_t at = 0;
-  for (int64_t row = note.rows.first; row < note.stored_N(); row += note.rows.step, at += note.rows.rows)
-    visit(row, note.rows.rows, at);
 }
 
 // A dense matrix rounded to 8 bits, with a scale for each row and so many inputs.
@@ -88,12 +93,15 @@ std::vector<WeightStore::Target> WeightStore::targets(size_t& bytes) const {
   std::vector<Target> all;
   for (const WeightNote& note : notes_) {
     if (note.small != nullptr) {
-      all.push_back({DType::kF32, take(note.view.numel() * sizeof(float))});
+      const size_t size = note.view.numel() * sizeof(float);
+      all.push_back({DType::kF32, take(size), size});
     } else if (!note.kept.empty()) {
-      all.push_back({DType::kF8E4M3, take(backend_.packed_bytes(rounded_form(note.N(), note.K(), nullptr, nullptr)))});
+      const size_t size = backend_.packed_bytes(rounded_form(note.N(), note.K(), nullptr, nullptr));
+      all.push_back({DType::kF8E4M3, take(size), size});
     } else if (note.matrix != nullptr) {
       const DType dtype = stored_type(note);
-      all.push_back({dtype, take(backend_.packed_bytes(form(dtype, note.N(), note.K(), nullptr)))});
+      const size_t size = backend_.packed_bytes(form(dtype, note.N(), note.K(), nullptr));
+      all.push_back({dtype, take(size), size});
     } else {
       Target& group = groups.at(note.group);
       if (group.stride == 0) {
@@ -106,12 +114,17 @@ std::vector<WeightStore::Target> WeightStore::targets(size_t& bytes) const {
   return all;
 }
 
-// Gives the destinations their memory. What the backend says of a packed matrix is added when it is packed.
+// Gives the destinations their memory. A matrix's bias belongs to another note.
 void WeightStore::place(const std::vector<Target>& targets) {
   for (size_t i = 0; i < notes_.size(); ++i) {
     const WeightNote& note = notes_[i];
     const Target& target = targets[i];
     if (note.small != nullptr) *note.small = memory_.tensor(DType::kF32, note.view, target.offset);
+    if (note.matrix != nullptr) {
+      note.matrix->dtype = target.dtype;
+      note.matrix->packed = memory_.tensor(DType::kU8, {static_cast<int64_t>(target.bytes)}, target.offset);
+      note.matrix->block_k = target.dtype != DType::kF8E4M3 ? 0 : note.kept.empty() ? blocks_.K : kRoundedBlock;
+    }
     if (note.group != nullptr) {
       note.group->dtype = target.dtype;
       note.group->block_k = target.dtype == DType::kF8E4M3 ? blocks_.K : 0;
@@ -126,23 +139,23 @@ void WeightStore::remember_not_finite(const std::string& name) {
   not_finite_.insert(name);
 }
 
-// The values that the note takes, its rows one after another.
-void WeightStore::read(const WeightNote& note, const Tensor& to) {
-  if (checkpoint_ == nullptr) {
-    const int64_t row = note.is_matrix() ? note.element * note.stored_N() + note.rows.first : 0;
-    fill_dummy(note.name, row, to);
-    return;
-  }
-  const SafetensorsFile::Entry& entry = *note.place.entry;
+// The values that the piece takes, its rows one after another.
+void WeightStore::read(const Piece& piece, const Tensor& to) {
+  const WeightNote& note = notes_[piece.note];
   if (!note.is_matrix()) {
-    note.place.file->read(entry, 0, entry.bytes, to.data());
+    if (checkpoint_ == nullptr) return fill_dummy(note.name, 0, to);
+    note.place.file->read(*note.place.entry, 0, note.place.entry->bytes, to.data());
   } else {
     const int64_t row_bytes = note.K() * static_cast<int64_t>(size_of(to.dtype()));
-    const int64_t begin = note.element * note.stored_N() * row_bytes;
-    for_each_run(note, [&](int64_t first, int64_t count, int64_t at) {
-      note.place.file->read(entry, begin + first * row_bytes, count * row_bytes,
-                            static_cast<std::byte*>(to.data()) + at * row_bytes);
+    for_each_run(note, piece.first, piece.rows, [&](int64_t first, int64_t count, int64_t at) {
+      const int64_t row = note.element * note.stored_N() + first;
+      if (checkpoint_ == nullptr)
+        fill_dummy(note.name, row, to.slice(0, at, at + count));
+      else
+        note.place.file->read(*note.place.entry, row * row_bytes, count * row_bytes,
+                              static_cast<std::byte*>(to.data()) + at * row_bytes);
     });
+    if (checkpoint_ == nullptr) return;
   }
   if (has_nan_or_infinity(to)) remember_not_finite(note.name);
 }
@@ -171,14 +184,25 @@ std::vector<float> WeightStore::read_scales(const WeightNote& note) {
   return selected;
 }
 
-void WeightStore::pack_rounded(const WeightNote& note, const Target& target, const Tensor& values) {
-  const int64_t N = note.N(), K = note.K(), blocks = ceil_div(K, kRoundedBlock);
+// The scales of the piece's rows: those of its blocks, or one row of scales for each.
+std::vector<float> WeightStore::scales_of(const Piece& piece) {
+  const WeightNote& note = notes_[piece.note];
+  const std::vector<float> all = read_scales(note);
+  const int64_t block = note.rows.rows == note.rows.step ? blocks_.N : 1, columns = ceil_div(note.K(), blocks_.K);
+  return {all.begin() + piece.first / block * columns,
+          all.begin() + ceil_div(piece.first + piece.rows, block) * columns};
+}
+
+void WeightStore::pack_rounded(const Piece& piece, const Target& target, const Tensor& values) {
+  const WeightNote& note = notes_[piece.note];
+  const int64_t N = piece.rows, K = note.K(), blocks = ceil_div(K, kRoundedBlock);
   std::vector<float> wide = to_f32(values);
   if (values.dtype() == DType::kF8E4M3) {
     const std::vector<float> stored = read_scales(note);
     const int64_t columns = ceil_div(K, blocks_.K);
     for (int64_t n = 0; n < N; ++n)
-      for (int64_t k = 0; k < K; ++k) wide[n * K + k] *= stored[note.kept[n] / blocks_.N * columns + k / blocks_.K];
+      for (int64_t k = 0; k < K; ++k)
+        wide[n * K + k] *= stored[note.kept[piece.first + n] / blocks_.N * columns + k / blocks_.K];
   }
   std::vector<f8_e4m3> rounded(wide.size());
   std::vector<float> scales(static_cast<size_t>(N * blocks));
@@ -192,7 +216,8 @@ void WeightStore::pack_rounded(const WeightNote& note, const Target& target, con
       scales[n * blocks + k / kRoundedBlock] = scale;
       for (int64_t i = k; i < end; ++i) rounded[n * K + i] = f8_e4m3::nearest(wide[n * K + i] * factor);
     }
-  *note.matrix = backend_.pack_weight(rounded_form(N, K, rounded.data(), scales.data()), at(target.offset));
+  const size_t before = backend_.packed_bytes(rounded_form(piece.first, K, nullptr, nullptr));
+  backend_.pack_weight(rounded_form(N, K, rounded.data(), scales.data()), at(target.offset + before));
 }
 
 void WeightStore::pack_rearranged(const WeightNote& note, const Target& target, const StoredMatrix& stored) {
@@ -208,41 +233,8 @@ void WeightStore::pack_rearranged(const WeightNote& note, const Target& target, 
   }
 }
 
-void WeightStore::carry_out(const WeightNote& note, const Target& target, StagingBudget& staging) {
-  const DType dtype = stored_type(note);
-  const Shape shape = note.wanted();
-  const StagingBudget::Loan loan = staging.borrow(shape.numel() * size_of(dtype));
-  const Tensor values(loan.data(), dtype, shape);
-  read(note, values);
-  if (!note.is_matrix()) {
-    const std::vector<float> wide = to_f32(values);
-    backend_.copy_bytes(at(target.offset), wide.data(), wide.size() * sizeof(float));
-    return;
-  }
-  if (!note.kept.empty()) return pack_rounded(note, target, values);
-  StoredMatrix matrix = form(dtype, note.N(), note.K(), loan.data());
-  std::vector<float> scales, wide;
-  if (dtype == DType::kF8E4M3) {
-    scales = read_scales(note);
-    if (note.rows.rows != note.rows.step) matrix.block_n = 1;
-    matrix.scales = Tensor(scales.data(), DType::kF32, {ceil_div(matrix.N(), matrix.block_n), matrix.scales.size(1)});
-  }
-  if (note.move) return pack_rearranged(note, target, matrix);
-  if (target.dtype != dtype) {  // of a mixed group
-    wide = to_f32(matrix);
-    matrix = form(DType::kF32, note.N(), note.K(), wide.data());
-  }
-  if (note.matrix == nullptr) {
-    backend_.pack_weight(matrix, at(target.offset + note.expert * target.stride));
-    return;
-  }
-  const PackedWeight packed = backend_.pack_weight(matrix, at(target.offset));
-  note.matrix->dtype = packed.dtype;
-  note.matrix->packed = packed.packed;
-  note.matrix->block_k = packed.block_k;  // its bias belongs to another note
-}
-
-void WeightStore::carry_out_all(const std::vector<Target>& targets, int threads, const Progress& progress) {
+// In the order of the files.
+std::vector<WeightStore::Piece> WeightStore::pieces(const std::vector<Target>& targets) const {
   std::vector<size_t> order(notes_.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   if (checkpoint_ != nullptr)
@@ -251,27 +243,81 @@ void WeightStore::carry_out_all(const std::vector<Target>& targets, int threads,
       return std::tuple(a.place.file, a.place.entry->begin, a.element) <
              std::tuple(b.place.file, b.place.entry->begin, b.element);
     });
-  const auto bytes_of = [&](const WeightNote& note) {
-    return note.wanted().numel() * static_cast<int64_t>(size_of(stored_type(note)));
-  };
-  int64_t total = 0;
-  for (const WeightNote& note : notes_) total += bytes_of(note);
+  // Blocks of scales are not cut.
+  const int64_t unit = std::lcm(kPieceRows, blocks_.N);
+  std::vector<Piece> all;
+  for (const size_t i : order) {
+    const WeightNote& note = notes_[i];
+    const DType dtype = stored_type(note);
+    const bool mixed = note.kept.empty() && targets[i].dtype != dtype;
+    if (!note.is_matrix() || note.move || mixed) {
+      all.push_back({i, 0, note.is_matrix() ? note.N() : 0});
+      continue;
+    }
+    const int64_t row_bytes = std::max<int64_t>(1, note.K() * static_cast<int64_t>(size_of(dtype)));
+    const int64_t rows = std::max<int64_t>(1, kPieceBytes / row_bytes / unit) * unit;
+    for (int64_t first = 0; first < note.N(); first += rows)
+      all.push_back({i, first, std::min(rows, note.N() - first)});
+  }
+  return all;
+}
 
-  StagingBudget staging(std::max(kStagingBytes, kStagingBytesPerThread * std::max(threads, 1)));
+// As stored.
+int64_t WeightStore::bytes_of(const Piece& piece) const {
+  const WeightNote& note = notes_[piece.note];
+  const int64_t values = note.is_matrix() ? piece.rows * note.K() : note.view.numel();
+  return values * static_cast<int64_t>(size_of(stored_type(note)));
+}
+
+void WeightStore::carry_out(const Piece& piece, const Target& target, StagingBudget& staging) {
+  const WeightNote& note = notes_[piece.note];
+  const DType dtype = stored_type(note);
+  // All of one size, so that they are lent again and again.
+  const StagingBudget::Loan loan = staging.borrow(std::max(bytes_of(piece), kPieceBytes));
+  const Tensor values(loan.data(), dtype, note.is_matrix() ? Shape{piece.rows, note.K()} : note.view);
+  read(piece, values);
+  if (!note.is_matrix()) {
+    const std::vector<float> wide = to_f32(values);
+    backend_.copy_bytes(at(target.offset), wide.data(), wide.size() * sizeof(float));
+    return;
+  }
+  if (!note.kept.empty()) return pack_rounded(piece, target, values);
+  StoredMatrix matrix = form(dtype, piece.rows, note.K(), loan.data());
+  std::vector<float> scales, wide;
+  if (dtype == DType::kF8E4M3) {
+    scales = scales_of(piece);
+    if (note.rows.rows != note.rows.step) matrix.block_n = 1;
+    matrix.scales = Tensor(scales.data(), DType::kF32, {ceil_div(matrix.N(), matrix.block_n), matrix.scales.size(1)});
+  }
+  if (note.move) return pack_rearranged(note, target, matrix);
+  if (target.dtype != dtype) {  // of a mixed group
+    wide = to_f32(matrix);
+    matrix = form(DType::kF32, note.N(), note.K(), wide.data());
+  }
+  const size_t before = backend_.packed_bytes(form(target.dtype, piece.first, note.K(), nullptr));
+  backend_.pack_weight(matrix, at(target.offset + note.expert * target.stride + before));
+}
+
+void WeightStore::carry_out_all(const std::vector<Target>& targets, int threads, const Progress& progress) {
+  const std::vector<Piece> all = pieces(targets);
+  int64_t total = 0;
+  for (const Piece& piece : all) total += bytes_of(piece);
+
+  StagingBudget staging(std::max(kStagingBytes, kStagingBytesPerThread * std::max(threads, 1)),
+                        [&](size_t bytes) { return backend_.allocate_host(bytes); });
   std::atomic<size_t> next{0};
   std::atomic<int64_t> done{0};
   std::exception_ptr failure;
   const auto work = [&] {
-    for (size_t i = next++; i < order.size(); i = next++) {
-      const WeightNote& note = notes_[order[i]];
+    for (size_t i = next++; i < all.size(); i = next++) {
       try {
-        carry_out(note, targets[order[i]], staging);
-        done += bytes_of(note);
+        carry_out(all[i], targets[all[i].note], staging);
+        done += bytes_of(all[i]);
         if (progress) progress(done, total);
       } catch (...) {
         const std::lock_guard lock(mutex_);
         if (!failure) failure = std::current_exception();
-        next = order.size();
+        next = all.size();
         return;
       }
     }
@@ -301,6 +347,22 @@ void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const
   if (!not_finite_.empty())
     log_warning("{}: {} tensor{} NaN or infinite values: {}", checkpoint_->folder().string(), not_finite_.size(),
                 not_finite_.size() == 1 ? " holds" : "s hold", list_of_names({not_finite_.begin(), not_finite_.end()}));
+}
+
+std::vector<WeightStore::StoredTensor> WeightStore::stored_tensors() const {
+  std::map<std::string, StoredTensor> all;
+  for (const WeightNote& note : notes_) {
+    const DType dtype = stored_type(note);
+    all[note.name] = {note.name, dtype, note.shape, note.is_matrix() ? note.K() : 0};
+    if (dtype != DType::kF8E4M3) continue;
+    std::vector<int64_t> shape = note.shape;
+    shape[shape.size() - 2] = ceil_div(note.stored_N(), blocks_.N);
+    shape.back() = ceil_div(note.K(), blocks_.K);
+    all[note.name + kScaleSuffix] = {note.name + kScaleSuffix, DType::kF32, std::move(shape), note.K()};
+  }
+  std::vector<StoredTensor> tensors;
+  for (auto& [name, tensor] : all) tensors.push_back(std::move(tensor));
+  return tensors;
 }
 
 void WeightStore::give_back() {

@@ -48,6 +48,7 @@ TEST_F(AsyncEngine, EveryAnswerIsThatOfTheRequestAlone) {
     const SimCounts counts = run_seeds(0, 1500, without_drafts(async(only(by))));
     RecordProperty("counts", counts.words());
     EXPECT_GT(counts.steps_ahead, counts.steps / 5);
+    EXPECT_GT(counts.filled_up, 100);
     for (const int64_t happened : {counts.hits, counts.restores, counts.evictions, counts.preemptions, counts.cancels,
                                    counts.errors, counts.forks})
       EXPECT_GT(happened, 100);
@@ -60,6 +61,7 @@ TEST_F(AsyncEngine, DraftsThatTheDeviceReadsChangeNoToken) {
     const SimCounts counts = run_seeds(0, 1500, async(only(by)));
     RecordProperty("counts", counts.words());
     EXPECT_EQ(counts.drafted > 10'000, by != By::kTokens);
+    EXPECT_GT(counts.filled_up, 100);
     EXPECT_EQ(counts.cancels > 100 && counts.errors > 100, by != By::kDrafts);
     for (const int64_t happened :
          {counts.accepted, counts.hits, counts.restores, counts.evictions, counts.preemptions, counts.forks})
@@ -135,6 +137,17 @@ TEST_F(AsyncEngine, DraftsOfTheStepBeforePutIntoABatch) {
 TEST_F(AsyncEngine, UploadOverwrittenBeforeItWasRead) {
   // A batch that is half another one may also end the process.
   EXPECT_DEATH(CHECK_LE(reported(async(only(By::kTokens), {.reuses_early = true})), 50), "check failed");
+}
+
+// Rows that fill a recorded step up.
+TEST_F(AsyncEngine, SequencesThatFillAStepUpRun) {
+  SimOptions options = async(only(By::kAll));
+  options.world = [](SimWorld& world) { world.limits.recorded_sizes = 1; };
+  options.before_forward = [](EngineSim&, Batch& batch) {
+    for (int64_t b = 0; b < batch.sequences(); ++b)
+      if (ints(batch.seq_len)[b] == 0) ints(batch.active)[b] = 1;
+  };
+  EXPECT_GT(reported(options), 10);
 }
 
 TEST_F(AsyncEngine, SlotOverwrittenAfterAStop) {

@@ -30,8 +30,8 @@ void SimCounts::add(const SimCounts& o) {
   seeds += o.seeds, requests += o.requests, choices += o.choices, steps += o.steps, tokens += o.tokens;
   drafted += o.drafted, accepted += o.accepted, hits += o.hits, hit_tokens += o.hit_tokens, restores += o.restores;
   evictions += o.evictions, preemptions += o.preemptions, forks += o.forks, cancels += o.cancels, errors += o.errors;
-  images += o.images, steps_ahead += o.steps_ahead, checkpoints += o.checkpoints, waits += o.waits,
-      states_compared += o.states_compared;
+  images += o.images, steps_ahead += o.steps_ahead, filled_up += o.filled_up, checkpoints += o.checkpoints,
+      waits += o.waits, states_compared += o.states_compared;
   most_natural_preemptions = std::max(most_natural_preemptions, o.most_natural_preemptions);
 }
 
@@ -52,6 +52,7 @@ EngineSim::EngineSim(uint64_t seed, SimOptions options)
       world_(seed,
              [this](SimWorld& world) {
                if (options_.async) world.limits.upload_bytes = static_cast<int64_t>(mix(seed_, 0x57e6) % 2);
+               world.limits.recorded_sizes = 1 + static_cast<int64_t>(mix(seed_, 0x57e7) % 4);
                if (options_.world) options_.world(world);
              }),
       draw_(mix(seed, 0xd157)),
@@ -69,6 +70,8 @@ EngineSim::EngineSim(uint64_t seed, SimOptions options)
   model_.before_forward([this](Batch& batch) {
     now_ += (1e-4 + 1e-6 * static_cast<double>(batch.rows())) * (0.5 + draw_.real(0, 1));
     for (int64_t i = 0; i < batch.rows(); ++i) note(static_cast<uint64_t>(at(batch.token_ids, i)));
+    const int32_t* lengths = batch.seq_len.as<int32_t>();
+    counts_.filled_up += std::count(lengths, lengths + batch.sequences(), 0) > 0;
     if (options_.drafts && world_.options.speculative) note_drafts(batch);
     if (options_.before_forward) options_.before_forward(*this, batch);
   });

@@ -24,7 +24,7 @@ namespace calandra::hashsim {
 struct SimCounts {
   int64_t seeds = 0, requests = 0, choices = 0, steps = 0, tokens = 0, drafted = 0, accepted = 0, hits = 0,
           hit_tokens = 0, restores = 0, evictions = 0, preemptions = 0, forks = 0, cancels = 0, errors = 0, images = 0,
-          checkpoints = 0, steps_ahead = 0, waits = 0, states_compared = 0, most_natural_preemptions = 0;
+          checkpoints = 0, steps_ahead = 0, filled_up = 0, waits = 0, states_compared = 0, most_natural_preemptions = 0;
   void add(const SimCounts& other);
   std::string words() const;
 };

@@ -8,6 +8,7 @@
 
 #include "backends/reference/reference.h"
 #include "engine/model_runner.h"
+#include "tests/deferred_backend.h"
 #include "tests/hashsim/hash_model.h"
 #include "tests/hashsim/hash_shadow.h"
 
@@ -192,6 +193,63 @@ TEST(RunnerSteps, DraftsCutsAndHiddenRowsEqualTheShadow) {
   RecordProperty("resumed", resumed);
   RecordProperty("accepted_drafts", std::to_string(accepted));
   RecordProperty("hidden_rows", std::to_string(rows));
+}
+
+// What a runner's caches hold.
+std::vector<std::byte> content(ModelRunner& runner) {
+  std::vector<std::byte> all;
+  const auto add = [&](const Tensor& tensor) {
+    const auto* bytes = static_cast<const std::byte*>(tensor.data());
+    all.insert(all.end(), bytes, bytes + tensor.bytes());
+  };
+  const size_t layers = runner.model().cache_specs().size() + runner.model().drafter()->cache_specs().size();
+  for (size_t layer = 0; layer < layers; ++layer) {
+    for (const Tensor& tensor : runner.pages().layer(static_cast<int>(layer))) add(tensor);
+    for (const Tensor& tensor : runner.slots().layer(static_cast<int>(layer))) add(tensor);
+  }
+  add(runner.slots().N());
+  add(runner.slots().accepted());
+  add(runner.slots().hidden());
+  return all;
+}
+
+TEST(RunnerSteps, ThoseRecordedAtTheStartChangeNothingAndComeAgain) {
+  if (CALANDRA_STAMPS) GTEST_SKIP() << "skipped: stamps want every tensor to be used when it was made";
+  HashModelConfig config;
+  config.mtp_layers = 1;
+  HashModel model(config);
+  DeferredBackend<ReferenceBackend> stream(1, DeferredFaults{});
+  const DeferredModel deferred(model, stream.queue());
+  ModelRunner runner(deferred, stream,
+                     {.max_num_seqs = 20,
+                      .max_num_batched_tokens = 64,
+                      .max_model_len = 160,
+                      .block_size = 4,
+                      .pending_capacity = 2,
+                      .hidden_ring = 8});
+  const std::vector<std::byte> before = content(runner);
+  runner.record_steps(1, [] { return 0.0; });
+  stream.queue().run_all();
+  EXPECT_EQ(content(runner), before);
+  EXPECT_GT(runner.recorded_steps(), 20);
+
+  const int64_t first_runs = runner.first_runs();
+  std::deque<Sequence> sequences(1);
+  const std::vector<int32_t> drafts{3, 4};
+  for (int step = 0; step < 8; ++step) {
+    std::vector<ModelRunner::Part> parts;
+    for (Sequence& s : sequences) {
+      s.tokens.push_back(step);
+      ASSERT_TRUE(runner.reserve(s, s.size() + 2));
+      parts.push_back({&s, 1, std::span(drafts).first(static_cast<size_t>(step % 3))});
+    }
+    EXPECT_EQ(runner.forward(parts).size(0), std::ssize(parts) * (1 + step % 3));
+    if (step == 3) sequences.resize(2);
+  }
+  EXPECT_EQ(runner.first_runs(), first_runs);
+  stream.queue().run_all();
+  EXPECT_EQ(model.violations(), std::vector<std::string>{});
+  for (Sequence& s : sequences) runner.release(s);
 }
 
 }  // namespace

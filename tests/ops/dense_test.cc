@@ -1,4 +1,5 @@
 // Dense ops on every backend against the reference, and against numbers made by hand.
+#include "backends/cpu/experts_for_test.h"
 #include "tests/ops/op_setting.h"
 
 namespace calandra {
@@ -58,6 +59,33 @@ TEST_P(DenseOps, LinearOfFp8InBlocks) {
             return Results{on.run([&](ExecContext& ctx) { return ops::embedding(ctx, ids, packed, dtype); })};
           });
         }
+}
+
+// WeightStore::load packs large matrices so.
+TEST_P(DenseOps, PiecesPackedOneBehindTheOtherAreTheWhole) {
+  const int64_t kRows = 128, N = 3 * kRows + 5, K = 200;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
+    F8Experts f8(1, N, K, 64, 128, 7);
+    const StoredMatrix whole = dtype == DType::kF8E4M3 ? f8.matrices[0] : StoredMatrix{random(pool, dtype, {N, K}, 7)};
+    const auto rows = [&](int64_t begin, int64_t end) {
+      StoredMatrix part = whole;
+      part.values = whole.values.slice(0, begin, end);
+      if (dtype == DType::kF8E4M3) part.scales = whole.scales.slice(0, begin / 64, (end + 63) / 64);
+      return part;
+    };
+    const PackedWeight want = tested.weight(whole);
+    Backend& backend = tested.backend();
+    const Buffer memory = backend.allocate(static_cast<size_t>(want.packed.bytes()));
+    for (const int64_t begin : {int64_t{0}, kRows, 3 * kRows}) {
+      const int64_t end = begin == 0 ? kRows : begin == kRows ? 3 * kRows : N;
+      const size_t before = begin == 0 ? 0 : backend.packed_bytes(rows(0, begin));
+      backend.pack_weight(rows(begin, end), static_cast<std::byte*>(memory.data()) + before);
+    }
+    std::vector<std::byte> got(memory.bytes()), all(memory.bytes());
+    backend.copy_bytes(got.data(), memory.data(), got.size());
+    backend.copy_bytes(all.data(), want.packed.data(), all.size());
+    EXPECT_EQ(got, all) << name_of(dtype);
+  }
 }
 
 TEST_P(DenseOps, LinearAddAndSwigluMlp) {

@@ -283,20 +283,20 @@ TEST_P(Sampler, PutsTokensIntoABatch) {
 // A sequence goes on with its token, or has none, or ends with it.
 TEST_P(Sampler, NextTokensOfABatch) {
   const Tensor sampled = pool.ints({5, -1, 7, 9, 9, 0});
-  const ops::SampledSource source{pool.ints({3, 1, 2, 4, 0, 5}), pool.ints({0, 0, 1, 3, 3, 4, 6}),
+  const ops::SampledSource source{pool.ints({3, 1, 2, 4, 0, 5, -1}), pool.ints({0, 0, 1, 3, 3, 4, 6, 6}),
                                   pool.ints({-1, 6, 7, 6, 1, 0})};
   Batch batch;
-  batch.token_ids = pool.ints({3, 3, 3, 3, 3, 3});
-  batch.active = pool.ints({1, 1, 1, 1, 1, 1});
-  batch.seq_len = pool.ints({1, 1, 1, 1, 1, 1});
+  batch.token_ids = pool.ints({3, 3, 3, 3, 3, 3, 3});
+  batch.active = pool.ints({1, 1, 1, 1, 1, 1, 1});
+  batch.seq_len = pool.ints({1, 1, 1, 1, 1, 1, 1});
   tested.run([&](ExecContext& ctx) {
     ops::next_tokens(ctx, sampled, source, batch);
     return 0;
   });
   const auto* ids = batch.token_ids.as<int32_t>();
   const auto* active = batch.active.as<int32_t>();
-  EXPECT_EQ(std::vector<int32_t>(ids, ids + 6), (std::vector<int32_t>{9, 0, 0, 9, 5, 0}));
-  EXPECT_EQ(std::vector<int32_t>(active, active + 6), (std::vector<int32_t>{1, 0, 0, 1, 1, 0}));
+  EXPECT_EQ(std::vector<int32_t>(ids, ids + 7), (std::vector<int32_t>{9, 0, 0, 9, 5, 0, 0}));
+  EXPECT_EQ(std::vector<int32_t>(active, active + 7), (std::vector<int32_t>{1, 0, 0, 1, 1, 0, 0}));
 }
 
 CALANDRA_ON_ALL_BACKENDS(Sampler);

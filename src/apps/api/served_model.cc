@@ -106,6 +106,7 @@ void ServedModel::warm_up() {
   if (const auto* error = std::get_if<RequestError>(&submitted)) throw LoadError("warming up: " + error->message);
   while (auto event = std::get<std::shared_ptr<Stream>>(submitted)->next())
     if (event->answer && event->answer->error) throw LoadError("warming up: " + event->answer->error->message);
+  engine_.between_steps([](EngineCore& core) { core.warm_up(); });
 }
 
 server::HttpReply reply_while_loading(const server::HttpRequest& request, const Options& options) {

@@ -18,16 +18,21 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 struct Run {
   double prefill_s = 0;
   double decode_s = 0;                              // of all decode steps
+  double host_s = 0;                                // of them, until the device had been given all it has to do
   uint32_t launches = 0;                            // of the last decode step
   std::vector<Backend::KernelTime> kernels;         // of one more step, if wanted
   std::vector<Backend::KernelTime> prompt_kernels;  // and of the prompts once more
 };
 
-// A step up to the point where the host could know a token: a device has computed its logits then.
-void one_step(ModelRunner& runner, std::span<const ModelRunner::Part> parts, const std::vector<int32_t>& rows) {
+// A step up to the point where the host could know a token: a device has computed its logits then. Returns the seconds
+// until the device had been given the step.
+double one_step(ModelRunner& runner, std::span<const ModelRunner::Part> parts, const std::vector<int32_t>& rows) {
+  const auto start = std::chrono::steady_clock::now();
   const Tensor logits = runner.logits(runner.forward(parts), rows);
+  const double given = seconds_since(start);
   float first = 0;
   runner.backend().copy_bytes(&first, logits.data(), sizeof first);
+  return given;
 }
 
 // Prompts of fixed pseudo-random ids, with room for `output_len` more.
@@ -82,7 +87,7 @@ Run run_once(ModelRunner& runner, int64_t batch, int64_t input_len, int64_t outp
     for (Sequence& sequence : sequences)
       sequence.tokens.push_back(static_cast<int32_t>((step * 31 + 5) % runner.model().vocab_size()));
     const uint32_t before = runner.backend().launches();
-    one_step(runner, parts, rows);
+    run.host_s += one_step(runner, parts, rows);
     run.launches = runner.backend().launches() - before;
     bar.update(step + 1);
   }
@@ -127,7 +132,7 @@ int bench_latency(const Options& options) {
   ModelRunner runner(*loaded.model, *loaded.backend, runner_limits(loaded, options.model, sizes, sizes));
   const int threads = thread_count(options.model);
 
-  std::vector<double> prefill, decode;
+  std::vector<double> prefill, decode, host;
   uint32_t launches = 0;
   std::vector<Backend::KernelTime> kernels, prompt_kernels;
   const MachineProbe before = probe_of(*loaded.backend, threads);
@@ -137,6 +142,7 @@ int bench_latency(const Options& options) {
       const Run run = run_once(runner, batch, input, output, options.profile, bar);
       prefill.push_back(run.prefill_s);
       decode.push_back(run.decode_s / static_cast<double>(output - 1));
+      host.push_back(run.host_s / static_cast<double>(output - 1));
       launches = run.launches;
       kernels = run.kernels;
       prompt_kernels = run.prompt_kernels;
@@ -166,12 +172,13 @@ int bench_latency(const Options& options) {
         {"batch_size", batch},
         {"input_len", input},
         {"output_len", output},
-        {"load_s", loaded.load_seconds},
+        {"load_s", loaded.load_seconds.all()},
         {"prefill_s", prefill_s},
         {"prefill_tok_s", B * T / prefill_s},
         {"prefill_flops_per_s", prefill_flops / prefill_s},
         {"prefill_fraction_of_fma_probe", fma > 0 ? json::value(prefill_flops / prefill_s / fma) : json::value()},
         {"decode_step_s", decode_s},
+        {"host_step_s", loaded.backend->stream() != nullptr ? json::value(median(host)) : json::value()},
         {"decode_tok_s", B / decode_s},
         {"decode_bytes_per_step", decode_bytes},
         {"decode_bytes_per_s", decode_bytes / decode_s},
@@ -188,15 +195,15 @@ int bench_latency(const Options& options) {
       name_of(loaded.model->dtype()), batch, input, output, options.repetitions);
   put("  probe     read {:.1f} GB/s{} (before and after, mean)\n", read / 1e9,
       fma > 0 ? fmt::format(", f32 FMA {:.0f} GFLOP/s", fma / 1e9) : "");
-  put("  load      {:.2f} s\n", loaded.load_seconds);
+  put("  load      {:.2f} s\n", loaded.load_seconds.all());
   put("  prefill   {:.3f} s  {:.1f} tok/s  {:.0f} GFLOP/s{}\n", prefill_s, B * T / prefill_s,
       prefill_flops / prefill_s / 1e9,
       fma > 0 ? fmt::format(" = {:.0f} % of the FMA probe", 100 * prefill_flops / prefill_s / fma) : "");
   put("  decode    {:.2f} ms/step  {:.2f} tok/s  {:.1f} GB/s = {:.0f} % of the read probe ({} and {} {} "
-      "per step)\n",
+      "per step){}\n",
       1e3 * decode_s, B / decode_s, decode_bytes / decode_s / 1e9, 100 * decode_bytes / decode_s / read,
-      format_bytes(decode_bytes), launches,
-      loaded.backend->device().kind == DeviceKind::kCpu ? "barriers" : "launches");
+      format_bytes(decode_bytes), launches, loaded.backend->device().kind == DeviceKind::kCpu ? "barriers" : "launches",
+      loaded.backend->stream() != nullptr ? fmt::format(", of them {:.0f} us the host's", 1e6 * median(host)) : "");
   print_kernels("a step", kernels);
   print_kernels("the prompts", prompt_kernels);
   return 0;

@@ -101,7 +101,7 @@ int bench_throughput(const Options& options) {
         options.input_len, options.output_len,
         is_agent(options) ? fmt::format(" a turn, {} turns after {} tokens", turns_of(options), prefix_of(options))
                           : "",
-        subject.loaded.load_seconds);
+        subject.loaded.load_seconds.all());
   for (const int64_t level : levels) {
     const std::vector<BenchConversation> conversations = conversations_of(options, subject.prompts);
     EngineCore core(engine.runner, tokenizer, engine.setup.options);
@@ -136,7 +136,7 @@ int bench_throughput(const Options& options) {
                       {"num_prompts", std::ssize(conversations)},
                       {"input_len", options.input_len},
                       {"output_len", options.output_len},
-                      {"load_s", subject.loaded.load_seconds}};
+                      {"load_s", subject.loaded.load_seconds.all()}};
     line["request_rate"] = options.load.request_rate ? json::value(*options.load.request_rate) : json::value(nullptr);
     summary.add_to(line);
     line["steps"] = stats.steps;

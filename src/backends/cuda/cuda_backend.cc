@@ -125,31 +125,58 @@ size_t CudaBackend::packed_bytes(const StoredMatrix& source) const {
   return static_cast<size_t>(source.N()) * cuda::packed_row(source.dtype(), source.K(), source.block_k);
 }
 
-// Rows as stored, each padded with zeros (packed_rows.h); scales of f8 behind the values of their row.
+namespace {
+
+// Rows of `width` bytes in the order of this thread's stream.
+void put_rows(void* to, size_t to_stride, const void* from, size_t from_stride, size_t width, size_t rows) {
+  if (to_stride == width && from_stride == width)
+    CUDA_CHECK(cudaMemcpyAsync(to, from, rows * width, cudaMemcpyDefault, cudaStreamPerThread));
+  else
+    CUDA_CHECK(
+        cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, rows, cudaMemcpyDefault, cudaStreamPerThread));
+}
+
+}  // namespace
+
+// Rows as stored, each padded with zeros (packed_rows.h); scales of f8 behind the values of their row. Each thread has
+// its stream, so that one's copies overlap with what the others read. Rows that lie otherwise than on the host are
+// copied as they are and set out on the device, whose memory is many times as fast as the way there.
 PackedWeight CudaBackend::pack_weight(const StoredMatrix& source, std::byte* to) {
   const int64_t N = source.N(), K = source.K();
   const DType dtype = source.dtype();
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF8E4M3);
   const size_t row = cuda::packed_row(dtype, K, source.block_k), width = static_cast<size_t>(K) * size_of(dtype);
-  const auto bytes = static_cast<int64_t>(CudaBackend::packed_bytes(source));
-  if (bytes > 0) {
-    CUDA_CHECK(cudaSetDevice(options_.device));
-    if (row != width) CUDA_CHECK(cudaMemset(to, 0, static_cast<size_t>(bytes)));
-    CUDA_CHECK(cudaMemcpy2D(to, row, source.values.data(),
-                            static_cast<size_t>(source.values.stride(0)) * size_of(dtype), width,
-                            static_cast<size_t>(N), cudaMemcpyDefault));
-    if (dtype == DType::kF8E4M3) {
-      const size_t blocks = static_cast<size_t>(source.scales.size(1)) * sizeof(float);
-      std::vector<std::byte> repeated(static_cast<size_t>(N) * blocks);  // a row of scales for each row of values
-      for (int64_t n = 0; n < N; ++n)
-        std::memcpy(repeated.data() + static_cast<size_t>(n) * blocks, source.scales[n / source.block_n].data(),
-                    blocks);
-      CUDA_CHECK(cudaMemcpy2D(to + cuda::padded_values(dtype, K), row, repeated.data(), blocks, blocks,
-                              static_cast<size_t>(N), cudaMemcpyDefault));
-    }
-    CUDA_CHECK(cudaStreamSynchronize(nullptr));
+  const size_t stride = static_cast<size_t>(source.values.stride(0)) * size_of(dtype);
+  const auto rows = static_cast<size_t>(N), bytes = CudaBackend::packed_bytes(source);
+  const PackedWeight packed{N, K, dtype, Tensor(to, DType::kU8, {static_cast<int64_t>(bytes)}, device()),
+                            source.block_k};
+  if (bytes == 0) return packed;
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  const void* values = source.values.data();
+  if (row == width) {
+    put_rows(to, row, values, stride, width, rows);
+    CUDA_CHECK(cudaStreamSynchronize(cudaStreamPerThread));
+    return packed;
   }
-  return {N, K, dtype, Tensor(to, DType::kU8, {bytes}, device()), source.block_k};
+  const size_t blocks = dtype == DType::kF8E4M3 ? static_cast<size_t>(source.scales.size(1)) * sizeof(float) : 0;
+  std::vector<std::byte> repeated(rows * blocks);  // a row of scales for each row of values
+  for (size_t n = 0; n < rows && blocks > 0; ++n)
+    std::memcpy(repeated.data() + n * blocks, source.scales[static_cast<int64_t>(n) / source.block_n].data(), blocks);
+  static thread_local Buffer room;  // goes with the thread, when the load ends
+  if (room.bytes() < rows * (width + blocks) || room.device() != device()) {
+    room = {};
+    room = allocate(rows * (width + blocks));
+  }
+  auto* const dense = static_cast<std::byte*>(room.data());
+  put_rows(dense, width, values, stride, width, rows);
+  CUDA_CHECK(cudaMemsetAsync(to, 0, bytes, cudaStreamPerThread));
+  put_rows(to, row, dense, width, width, rows);
+  if (blocks > 0) {
+    put_rows(dense + rows * width, blocks, repeated.data(), blocks, blocks, rows);
+    put_rows(to + cuda::padded_values(dtype, K), row, dense + rows * width, blocks, blocks, rows);
+  }
+  CUDA_CHECK(cudaStreamSynchronize(cudaStreamPerThread));
+  return packed;
 }
 
 void CudaBackend::launched(const ExecContext& ctx, const char* kernel) {

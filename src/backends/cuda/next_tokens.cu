@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
           int32_t* token_ids, int32_t* active, int sequences) {
   const int b = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (b >= sequences) return;
-  const int32_t token = sampled[row[b]];
+  const int32_t token = row[b] < 0 ? -1 : sampled[row[b]];
   bool goes_on = token >= 0;
   for (int32_t i = stop_begin[b]; i < stop_begin[b + 1]; ++i) goes_on = goes_on && stop_ids[i] != token;
   token_ids[b] = goes_on ? token : 0;

@@ -27,7 +27,7 @@ void ReferenceBackend::next_tokens(ExecContext&, const Tensor& sampled, const op
                                    const Batch& batch) {
   const int32_t *begin = source.stop_begin.as<int32_t>(), *ids = source.stop_ids.as<int32_t>();
   for (int64_t b = 0; b < batch.sequences(); ++b) {
-    const int32_t token = sampled.as<int32_t>()[source.row.as<int32_t>()[b]];
+    const int32_t row = source.row.as<int32_t>()[b], token = row < 0 ? -1 : sampled.as<int32_t>()[row];
     const bool goes_on = token >= 0 && std::find(ids + begin[b], ids + begin[b + 1], token) == ids + begin[b + 1];
     batch.token_ids.as<int32_t>()[b] = goes_on ? token : 0;
     batch.active.as<int32_t>()[b] = goes_on;
