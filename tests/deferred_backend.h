@@ -66,7 +66,8 @@ class WorkQueue {
     return std::exchange(recorded_, {});
   }
   int64_t emptied() const { return emptied_; }  // times that all there was to do was waited for
-  bool running() const { return running_; }     // a piece of work: what it calls is done at once
+  bool empty() const { return work_.empty(); }
+  bool running() const { return running_; }  // a piece of work: what it calls is done at once
 
  private:
   uint64_t draw() { return (state_ = state_ * 6364136223846793005u + 1442695040888963407u) >> 33; }
@@ -88,6 +89,13 @@ struct DeferredFaults {
   bool puts_early = false;          // the device reads tokens of drafts before they were chosen
   bool always_active = false;       // the row of a sequence that ended runs
   bool loses_drafts = false;        // rows of drafts have no token, now and then, as if their logits were not finite
+  // Of steps that are launched before the tokens of the one before were read, with drafts:
+  bool keeps_count = false;    // the slot's count is the one before the step
+  bool first_token = false;    // the sequence goes on with the first token of the step
+  bool first_entry = false;    // the first draft is chosen from the row of the first entry
+  bool stays_behind = false;   // a pass is where no draft was kept
+  bool noise_behind = false;   // a draft has the noise of that place
+  bool ended_entries = false;  // passes write the entries of a sequence that ended, where it stood
 };
 
 template <class Base>
@@ -134,7 +142,9 @@ class DeferredBackend final : public Base {
     if (queue_.one_in(16)) return false;  // as if there were no memory for it
     Flight& f = flights_[static_cast<size_t>(flight)];
     const bool lost = faults_.loses_drafts && flight > 0 && queue_.one_in(4);
-    f.sampled = queue_.add([=, this, &f]() mutable {
+    f.sampled = queue_.add([=, this, &f, batch = batch]() mutable {
+      for (ops::SamplingRow& row : batch.rows)
+        if (faults_.noise_behind) row.moved_by = -1;
       f.result.rows.resize(batch.rows.size());
       Base::sample(ctx, logits, batch, f.result);
       for (size_t r = 0; lost && r < batch.rows.size(); r += 2)
@@ -158,12 +168,31 @@ class DeferredBackend final : public Base {
                        to, batch);
     });
   }
-  void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
-                   const Batch& batch) override {
+  void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
+                     ops::VerifiedTokens& out) override {
     later([=, this]() mutable {
-      Base::next_tokens(ctx, sampled, source, batch);
-      for (int64_t b = 0; faults_.always_active && b < batch.sequences(); ++b)
-        batch.active.template as<int32_t>()[b] = 1;
+      const auto ints = [](const Tensor& tensor) { return tensor.template as<int32_t>(); };
+      const std::vector<int32_t> before(ints(slots.accepted), ints(slots.accepted) + slots.accepted.numel());
+      Base::accept_drafts(ctx, sampled, rows, slots, out);
+      if (faults_.keeps_count) std::copy(before.begin(), before.end(), ints(slots.accepted));
+      for (int64_t b = 0; b < rows.row.size(0); ++b) {
+        if (faults_.first_token && ints(out.active)[b]) ints(out.last)[b] = ints(sampled)[ints(rows.row)[b]];
+        if (faults_.first_entry) ints(out.entry_row)[b] = ints(rows.entry_row)[b];
+      }
+    });
+  }
+  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override {
+    later([=, this]() mutable {
+      const auto ints = [](const Tensor& tensor) { return tensor.template as<int32_t>(); };
+      const std::vector<int32_t> before(ints(batch.token_index), ints(batch.token_index) + batch.rows());
+      Base::advance(ctx, verified, batch);
+      if (batch.mtp.positions)
+        for (int64_t t = 0; t < batch.rows(); ++t) {
+          int32_t& active = ints(batch.active)[ints(batch.row_sequence)[t]];
+          if (faults_.stays_behind || (faults_.ended_entries && !active)) ints(batch.token_index)[t] = before[t];
+          if (faults_.ended_entries) active = 1;
+        }
+      for (int64_t b = 0; faults_.always_active && b < batch.sequences(); ++b) ints(batch.active)[b] = 1;
     });
   }
 

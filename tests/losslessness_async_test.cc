@@ -1,11 +1,12 @@
 // The losslessness matrix on a device with a stream: whole models, whose answers must be those of each request alone on
-// a device without one. Without drafts steps are launched before the tokens of the one before were read; with them the
-// device reads the drafts, which must be those of a device without a stream. The device is a queue of work on the CPU,
-// or what CALANDRA_LOSSLESS_BACKEND says.
+// a device without one. Steps are launched before the tokens of the one before were read; with drafts the device reads
+// these as well, and they must be those of a device without a stream. The device is a queue of work on the CPU, or what
+// CALANDRA_LOSSLESS_BACKEND says.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <utility>
 
@@ -56,6 +57,8 @@ class LosslessAhead : public ::testing::TestWithParam<std::string> {
     }
   }
 
+  Tally run_with_drafts();
+
   Subject& s = *subject(GetParam());
   const bool few = s.demo && !s.on_device() && !whole_matrix();  // it is slow
   std::vector<const AskedRequest*> requests;
@@ -87,7 +90,25 @@ TEST_P(LosslessAhead, Matrix) {
   EXPECT_EQ(tally.differences, 0) << tally.first;
 }
 
-TEST_P(LosslessAhead, DraftsOnTheDevice) {
+// Its rows of drafts depend on which tokens stand before them, so that no step with it is launched ahead.
+bool reads_drafts(const AskedRequest& asked) {
+  const Request& r = asked.request;
+  const SamplingParams& p = r.params;
+  return r.grammar || !r.processors.empty() || p.repetition_penalty != 1 || p.frequency_penalty != 0 ||
+         p.presence_penalty != 0 || !p.bad_words_token_ids.empty() || !p.bad_words.empty() || p.thinking_token_budget;
+}
+
+// All numbers of drafts, of requests of every kind, and of those alone with which steps are launched ahead.
+TEST_P(LosslessAhead, DraftsOnTheDevice) { run_with_drafts(); }
+
+TEST_P(LosslessAhead, StepsWithDrafts) {
+  std::erase_if(requests, [](const AskedRequest* asked) { return reads_drafts(*asked); });
+  EXPECT_GT(requests.size(), 5u);
+  const Tally tally = run_with_drafts();
+  EXPECT_GT(tally.steps_ahead, tally.steps / 10);
+}
+
+Tally LosslessAhead::run_with_drafts() {
   using enum DraftMethod;
   const std::vector<Drafting> all{{kMtp, 1}, {kMtp, 2}, {kMtp, 3}, {kMtp, 4}, {kMtp, 4, true}, {kNgram, 3}};
   Tally tally;
@@ -95,8 +116,8 @@ TEST_P(LosslessAhead, DraftsOnTheDevice) {
   const auto run = [&](const Drafting& drafting, uint64_t number, bool async, bool ample, OnStream* stream) {
     Setting setting{.drafting = drafting,
                     .cache = number % 2 == 1,
-                    .batch = number % 3 == 0 ? 33 : 7,
-                    .preemptions = static_cast<int>(number % 3),
+                    .batch = std::array{33, 7, 1}[(number + number / all.size()) % 3],
+                    .preemptions = static_cast<int>(number / 2 % 3),
                     .seed = number + 1,
                     .async = async && drafting.method == kMtp};
     ample ? ample_limits(setting, longest) : draw_limits(setting, longest);
@@ -118,6 +139,7 @@ TEST_P(LosslessAhead, DraftsOnTheDevice) {
   if (s.one_order) {
     EXPECT_EQ(tally.draft_differences, 0) << tally.first;
   }
+  return tally;
 }
 
 INSTANTIATE_TEST_SUITE_P(Subjects, LosslessAhead, ::testing::ValuesIn(own_subjects()), [](const auto& subject) {

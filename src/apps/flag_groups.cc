@@ -86,7 +86,7 @@ void add_engine_flags(CLI::App* app, EngineFlags& e) {
   add_choice(app, "--scheduling-policy", e.scheduling_policy, {"fcfs", "priority"}, "Who runs first")->group(group);
   app->add_flag_function(
          "--async-scheduling,!--no-async-scheduling", [&e](int64_t count) { e.async_scheduling = count > 0; },
-         "cuda backend: the device goes on with tokens, or with drafts, before the host has read them; no token "
+         "cuda backend: the device goes on with tokens and drafts before the host has read them; no token "
          "changes (on without --speculative-config)")
       ->group(group);
   add_object(app, "--speculative-config", e.speculative_config,

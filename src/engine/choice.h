@@ -39,6 +39,7 @@ struct Choice {
   // Where the device has them (ModelRunner::sampled_at), when it went on with them before the host knew them: then
   // `drafts` are those that the host has read, in the end all that are tokens.
   std::vector<int32_t> drafts_at;
+  std::vector<int32_t> ahead_drafts_at;  // of the step behind, when that was launched before this one has its tokens
   SequenceAcceptance acceptance;
   std::optional<NgramDrafter> ngrams;
   std::vector<std::shared_ptr<const ImageEmbeds>> embeds;  // of the pictures that were encoded for its prompt

@@ -44,11 +44,10 @@ double DraftLength::drafting_seconds(std::span<const StepShape> passes) const {
   return sum > 0 ? drafting_correction_.factor(passes[0].rows) * sum : 0;
 }
 
-void DraftLength::observe_step(const StepShape& shape, double seconds) {
-  if (measuring_plain_) {
+void DraftLength::observe_step(const StepShape& shape, double seconds, bool plain) {
+  if (plain) {
     const bool faster = seconds < kFaster * step_seconds(shape);
     plain_again_ = faster && plain_again_ < kMostAgain ? plain_again_ + 1 : 0;
-    measuring_plain_ = false;
   }
   if (shape.rows > 0) step_correction_.observe(shape.rows, roofline_seconds(target_, options_.speed, shape), seconds);
 }
@@ -243,6 +242,7 @@ bool DraftLength::fills(const StepShape& pass) {
 
 void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_prompts, std::vector<int>& k) {
   k.assign(candidates.size(), 0);
+  measuring_plain_ = false;
   for (const DraftCandidate& candidate : candidates) CHECK_LE(0, candidate.most_drafts);
   if (candidates.empty() || options_.most_drafts == 0) return;
   if (!options_.adaptive) {

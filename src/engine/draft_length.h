@@ -47,9 +47,11 @@ class DraftLength {
   // made, and else for a bounded share of time, so that some sequences show what drafts would be worth.
   bool fills(const StepShape& pass);
 
+  // The last choice was no drafts, only to measure how long that takes.
+  bool measures_plain() const { return measuring_plain_; }
   // Measured: a step of the target that reads no prompts, from its launch to its tokens, without drafting; and all
-  // draft passes after a step.
-  void observe_step(const StepShape& shape, double seconds);
+  // draft passes after a step. `plain`: it was chosen to be measured.
+  void observe_step(const StepShape& shape, double seconds, bool plain);
   void observe_drafting(std::span<const StepShape> passes, double seconds);
   // The first `accepted` of `drafted` > 0 drafts of a sequence were accepted.
   void observe_drafts(SequenceAcceptance& sequence, int drafted, int accepted);
@@ -88,19 +90,19 @@ class DraftLength {
   DraftLengthOptions options_;
   TimeCorrection step_correction_, drafting_correction_;
   DraftAcceptance acceptance_;
-  bool drafting_ = false;   // the last choice had drafts
-  bool decided_ = false;    // there was one
-  double plain_saved_ = 0;  // seconds saved up for steps without drafts
-  int plain_again_ = 0;     // such steps so far that were faster than predicted, in a row
-  bool measuring_plain_ = false;
-  int64_t drafted_steps_ = 0;  // since drafts began
-  int64_t next_plain_ = 0;     // how many of them there are before a step without
-  double fill_seconds_ = 0;    // saved up for entries that no draft waits for
-  double probe_seconds_ = 0;   // saved up for probes
-  double trial_seconds_ = 0;   // saved up for other numbers of drafts
-  int next_trial_ = 1;         // drafts of each sequence
-  double plain_seconds_ = 0;   // of the step at hand without drafts
-  double token_seconds_ = 0;   // of one token without drafts
+  bool drafting_ = false;         // the last choice had drafts
+  bool decided_ = false;          // there was one
+  double plain_saved_ = 0;        // seconds saved up for steps without drafts
+  int plain_again_ = 0;           // such steps so far that were faster than predicted, in a row
+  bool measuring_plain_ = false;  // in the last choice
+  int64_t drafted_steps_ = 0;     // since drafts began
+  int64_t next_plain_ = 0;        // how many of them there are before a step without
+  double fill_seconds_ = 0;       // saved up for entries that no draft waits for
+  double probe_seconds_ = 0;      // saved up for probes
+  double trial_seconds_ = 0;      // saved up for other numbers of drafts
+  int next_trial_ = 1;            // drafts of each sequence
+  double plain_seconds_ = 0;      // of the step at hand without drafts
+  double token_seconds_ = 0;      // of one token without drafts
 
   Plan plain_, chosen_, plan_;  // scratch, kept for its memory
   std::vector<Draft> drafts_;

@@ -159,7 +159,7 @@ Outcome simulate(const Machine& machine, const Truth& truth, int fixed, uint32_t
     if (fixed < 0) {
       const double factor = slower ? slower(i, step.rows) : 1;
       const auto noisy = [&](double s) { return s * factor * (0.96 + 0.08 * uniform()) * (uniform() < 0.005 ? 4 : 1); };
-      length.observe_step(step, noisy(step_seconds));
+      length.observe_step(step, noisy(step_seconds), length.measures_plain());
       length.observe_drafting(passes, noisy(drafting));
     }
     outcome.tokens += tokens;
@@ -196,7 +196,7 @@ void measure(DraftLength& length, int sequences, int64_t context) {
   for (const int rows : {1, 3}) {
     StepShape step;
     for (int i = 0; i < sequences; ++i) step.add(rows, context, rows);
-    for (int i = 0; i < 4; ++i) length.observe_step(step, length.step_seconds(step));
+    for (int i = 0; i < 4; ++i) length.observe_step(step, length.step_seconds(step), false);
   }
 }
 
@@ -317,7 +317,7 @@ TEST(DraftLength, EntriesAreWrittenWhereDraftsPay) {
       length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 4, 0}}, false, k);
       StepShape step;
       step.add(1 + k[0], machine.context, 1 + k[0]);
-      length.observe_step(step, machine.step_seconds(step));
+      length.observe_step(step, machine.step_seconds(step), length.measures_plain());
       if (k[0] > 0) length.observe_drafts(sequence, k[0], acceptance > 0 ? k[0] : 0);
       if (i < 100) continue;
       seconds += machine.step_seconds(step);

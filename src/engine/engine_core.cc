@@ -71,8 +71,9 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
   if (runner.backend().stream() == nullptr || drafts_by_lookup)
     log_warning("asynchronous scheduling has no effect {}",
                 drafts_by_lookup ? "together with drafts by prompt lookup" : "on a device without a stream");
-  else if (!speculator_)
-    look_ahead_ = std::make_unique<LookAhead>(runner, *scheduler_, options_.eos_token_ids);
+  else
+    look_ahead_ =
+        std::make_unique<LookAhead>(runner, *scheduler_, speculator_.get(), options_.eos_token_ids, options_.clock);
 }
 
 EngineCore::~EngineCore() {
@@ -314,6 +315,8 @@ bool EngineCore::step() {
     ++stats_.steps_ahead;
     first_rows_ = launched->rows;
     sample(plan, launched->hidden);
+    if (const auto seconds = launched->seconds(); speculator_ && seconds)
+      speculator_->observe_step(launched->shape, *seconds);
   } else {
     if (speculator_) speculator_->draft(plan);
     forward(plan);
@@ -328,6 +331,7 @@ bool EngineCore::step() {
 void EngineCore::finish_step(Plan plan) {
   // Entries of the drafter: of prompts, whose hidden rows the next step may overwrite, and wherever pages will be
   // shared.
+  const bool ahead = look_ahead_ && look_ahead_->pending();
   complete_.clear();
   for (const Scheduler::Planned& planned : plan) {
     Choice& choice = *planned.choice;
@@ -340,9 +344,13 @@ void EngineCore::finish_step(Plan plan) {
     }
     const bool ends_well = choice.sequence.finished && !choice.answer.error;
     const bool read_prompt = choice.sequence.computed - planned.rows < choice.sequence.prompt_size;
-    if (planned.rows > 1 || read_prompt || ends_well || scheduler_->will_publish(planned)) complete_.push_back(&choice);
+    if (planned.rows > 1 || read_prompt || ends_well || (!ahead && scheduler_->will_publish(planned)))
+      complete_.push_back(&choice);
   }
-  if (speculator_ && !complete_.empty()) speculator_->complete_entries(complete_);
+  if (speculator_ && !complete_.empty()) {
+    if (ahead) look_ahead_->set_aside();
+    speculator_->complete_entries(complete_);
+  }
   for (const Scheduler::Planned& planned : plan) {
     Choice& choice = *planned.choice;
     if (choice.sequence.computed < choice.sequence.prompt_size || choice.embeds.empty()) continue;
@@ -350,7 +358,7 @@ void EngineCore::finish_step(Plan plan) {
     choice.sequence.images.clear();
   }
   // Nobody leaves a checkpoint where a step was launched ahead.
-  if (!look_ahead_ || !look_ahead_->pending()) scheduler_->publish(plan);
+  if (!ahead) scheduler_->publish(plan);
   for (const Scheduler::Planned& planned : plan) {
     RequestState& state = planned.choice->request;
     if (state.choices.size() == 1 || planned.choice->sequence.outputs() != 1) continue;

@@ -34,7 +34,7 @@ struct EngineOptions {
   std::optional<SpeculativeConfig> speculative = {};
   int64_t encoder_cache_bytes = 256 << 20;  // of the vision tower's results that nobody uses at the moment
   int64_t encoder_budget = 16384;           // rows of pictures that are encoded in one step; one picture may be larger
-  bool async_scheduling = false;            // LookAhead, or drafts that stay on the device; where that has a stream
+  bool async_scheduling = false;            // LookAhead, and drafts that stay on the device; where that has a stream
   Clock clock = {};                         // empty: the system's
 };
 

@@ -35,8 +35,9 @@ void add_scoring_row(ops::SamplingBatch& batch, const SamplingParams& params, in
 }  // namespace
 
 void EngineCore::forward(Plan plan) {
-  double start = options_.clock();
-  const int64_t first_runs = runner_.first_runs();
+  StepTimer timer(runner_, options_.clock);
+  timer.launch();
+  const double start = options_.clock();
   StepShape shape;
   bool reads_prompts = false;
   parts_.clear();
@@ -59,7 +60,7 @@ void EngineCore::forward(Plan plan) {
   }
   const Tensor hidden = runner_.forward(parts_);
   scheduler_->after_forward();
-  if (speculator_ && speculator_->finish()) start = options_.clock();  // the device turns to the step about now
+  if (speculator_ && speculator_->finish()) timer.start();  // the device turns to the step about now
   for (size_t i = 0; i < plan.size(); ++i) {
     Scheduler::Planned& planned = plan[i];
     const int64_t begin = planned.choice->sequence.computed - planned.rows;
@@ -73,8 +74,8 @@ void EngineCore::forward(Plan plan) {
     if (planned.choice->sequence.params.prompt_logprobs) score_prompt(planned, hidden, first_rows_[i]);
   }
   sample(plan, hidden);
-  if (speculator_ && !reads_prompts && runner_.first_runs() == first_runs)
-    speculator_->observe_step(shape, options_.clock() - start);
+  if (const auto seconds = timer.seconds(); speculator_ && !reads_prompts && seconds)
+    speculator_->observe_step(shape, *seconds);
 }
 
 // Adds the step's hidden rows of a prompt to its vector.
@@ -192,11 +193,13 @@ void EngineCore::take_tokens(Choice& choice, std::span<const ops::SampledRow> ro
     tell(choice, choice.answer.error ? -1 : s.tokens.back(), text);
     if (finished || choice.request.cancelled || j == choice.drafts.size() || s.tokens.back() != choice.drafts[j]) break;
   }
+  const int64_t emitted = s.outputs() - before;
+  const int accepted = choice.drafts.empty() ? 0 : static_cast<int>(std::max<int64_t>(0, emitted - 1));
+  if (!(look_ahead_ && look_ahead_->took(choice, accepted)) && !choice.drafts.empty()) runner_.accept(s, accepted);
   if (s.finished) {
     finished_.push_back(&choice);
     if (look_ahead_) look_ahead_->ended(choice, choice.answer.error ? -1 : s.tokens.back());
   }
-  const int64_t emitted = s.outputs() - before;
   stats_.generation_tokens += emitted;
   if (emitted > 0) {
     if (before == 0)
@@ -208,8 +211,6 @@ void EngineCore::take_tokens(Choice& choice, std::span<const ops::SampledRow> ro
   }
   if (before == 0 && s.choice == choice.request.request.first_choice) stats_.prompt_tokens += s.prompt_size;
   if (choice.drafts.empty()) return;
-  const int accepted = static_cast<int>(std::max<int64_t>(0, emitted - 1));
-  runner_.accept(s, accepted);
   speculator_->observe(choice, accepted);
   const size_t drafted = choice.drafts.size();
   Answer& answer = choice.answer;

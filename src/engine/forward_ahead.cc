@@ -1,5 +1,6 @@
 // ModelRunner's launches whose tokens the host does not know yet.
 #include <algorithm>
+#include <limits>
 
 #include "engine/model_runner.h"
 
@@ -7,7 +8,7 @@ namespace calandra {
 namespace {
 
 Tensor all_sampled(const Buffer& sampled) {
-  return sampled.tensor(DType::kI32, {ops::kSamplesAtOnce * ModelRunner::kLogitRows});
+  return sampled.tensor(DType::kI32, {(ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows});
 }
 
 }  // namespace
@@ -28,44 +29,75 @@ void ModelRunner::put_listed_tokens(const Batch& batch) {
   ops::put_tokens(ctx, all_sampled(sampled_), both.slice(0, 0, count), both.slice(0, count, 2 * count), batch);
 }
 
+ops::VerifiedTokens ModelRunner::verified(int64_t count) const {
+  const ops::VerifiedTokens& v = verified_;
+  return {v.accepted.slice(0, 0, count), v.active.slice(0, 0, count), v.last.slice(0, 0, count),
+          v.entry_row.slice(0, 0, count)};
+}
+
+void ModelRunner::accept_ahead(std::span<const VerifiedPart> parts) {
+  const auto B = static_cast<int64_t>(parts.size());
+  int64_t D = 0, S = 0;
+  for (const VerifiedPart& part : parts) {
+    D += std::ssize(part.drafts);
+    S += std::ssize(part.stop_ids);
+  }
+  const int64_t total = 6 * B + 2 + D + S;
+  CHECK_LE(total * sizeof(int32_t), sources_.bytes());
+  auto* const memory = uploads_->take<int32_t>(total);
+  const Tensor lists = sources_.tensor(DType::kI32, {total});
+  int64_t used = 0;
+  // Memory for `count` values, and where the device has them.
+  const auto take = [&](int64_t count, Tensor& on_device) {
+    on_device = lists.slice(0, used, used + count);
+    used += count;
+    return memory + used - count;
+  };
+  ops::VerifiedRows rows;
+  int32_t *row = take(B, rows.row), *most = take(B, rows.most), *slot = take(B, rows.slot),
+          *entry_row = take(B, rows.entry_row), *draft_begin = take(B + 1, rows.draft_begin),
+          *stop_begin = take(B + 1, rows.stop_begin), *drafts = take(D, rows.drafts),
+          *stop_ids = take(S, rows.stop_ids);
+  draft_begin[0] = stop_begin[0] = 0;
+  for (int64_t b = 0; b < B; ++b) {
+    const VerifiedPart& part = parts[b];
+    CHECK_EQ(part.sequence->source, part.sequence->slot);
+    row[b] = part.sampled;
+    most[b] = static_cast<int32_t>(std::min<int64_t>(part.most, std::numeric_limits<int32_t>::max()));
+    slot[b] = part.sequence->slot;
+    entry_row[b] = static_cast<int32_t>(part.entry_row);
+    std::copy(part.drafts.begin(), part.drafts.end(), drafts + draft_begin[b]);
+    std::copy(part.stop_ids.begin(), part.stop_ids.end(), stop_ids + stop_begin[b]);
+    draft_begin[b + 1] = draft_begin[b] + static_cast<int32_t>(part.drafts.size());
+    stop_begin[b + 1] = stop_begin[b] + static_cast<int32_t>(part.stop_ids.size());
+  }
+  ExecContext ctx = context(nullptr);
+  uploads_->send(ctx, sources_.data());
+  ops::VerifiedTokens out = verified(B);
+  ops::accept_drafts(ctx, all_sampled(sampled_), rows, caches_.slots, out);
+}
+
 Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {
   static constexpr int32_t kUnknown = 0;
   rows_.clear();
-  for (const AheadPart& part : parts) {
+  int32_t row = 0;
+  for (size_t b = 0; b < parts.size(); ++b) {
+    const AheadPart& part = parts[b];
     const Sequence& s = *part.sequence;
     CHECK_EQ(s.computed, s.size());
     CHECK_EQ(s.source, s.slot);
-    CHECK_EQ(s.accepted, 0);
-    rows_.push_back({s, s.computed, {&kUnknown, 1}});
+    rows_.push_back({s, s.computed, {&kUnknown, 1}, std::span<const int32_t>(unknown_).first(part.drafts_at.size())});
+    rows_.back().verified = part.verified;
+    tokens_at_.push_back(sampled_at(ops::kSamplesAtOnce, static_cast<int64_t>(b)));
+    tokens_at_.insert(tokens_at_.end(), part.drafts_at.begin(), part.drafts_at.end());
+    for (size_t j = 0; j <= part.drafts_at.size(); ++j) token_rows_.push_back(row++);
   }
   const Step step = build(rows_, false);
-
-  const int64_t B = step.batch.sequences();  // the last may be there to fill it up
-  int64_t total = 2 * B + 1;
-  for (const AheadPart& part : parts) total += std::ssize(part.stop_ids);
-  CHECK_LE(total * sizeof(int32_t), sources_.bytes());
-  auto* const row = uploads_->take<int32_t>(total);
-  int32_t *begin = row + B, *ids = begin + B + 1;
-  int32_t count = 0;
-  for (int64_t b = 0; b < B; ++b) {
-    begin[b] = count;
-    row[b] = b < std::ssize(parts) ? parts[b].sampled : -1;
-    if (row[b] < 0) continue;
-    std::copy(parts[b].stop_ids.begin(), parts[b].stop_ids.end(), ids + count);
-    count += static_cast<int32_t>(parts[b].stop_ids.size());
-  }
-  begin[B] = count;
+  put_listed_tokens(step.batch);
   ExecContext ctx = context(nullptr);
-  uploads_->send(ctx, sources_.data());
-  const Tensor lists = sources_.tensor(DType::kI32, {total});
-  ops::next_tokens(ctx, all_sampled(sampled_),
-                   {lists.slice(0, 0, B), lists.slice(0, B, 2 * B + 1), lists.slice(0, 2 * B + 1, total)}, step.batch);
-
+  ops::advance(ctx, verified(std::ssize(parts)), step.batch);
   const Tensor hidden = run_forward(step, nullptr);
-  for (const AheadPart& part : parts) {
-    Sequence& s = *part.sequence;
-    s.ring_begin = ++s.computed;  // no hidden row is kept: there is no drafter that would read it
-  }
+  for (const AheadPart& part : parts) ++part.sequence->computed;
   return hidden;
 }
 

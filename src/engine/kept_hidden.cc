@@ -1,6 +1,7 @@
 // ModelRunner's hidden rows that outlive their step, for the drafter: the ring of each lane, the rows of a step that do
 // not fit into it, and what is gathered of both for a pass.
 #include <algorithm>
+#include <numeric>
 
 #include "engine/model_runner.h"
 
@@ -21,6 +22,7 @@ int32_t ModelRunner::step_row(int64_t row) const {
 // Rows from_rows_ of `from` to the places to_rows_ of `to`; empties the lists.
 void ModelRunner::copy_listed_rows(const Tensor& from, Tensor to) {
   const auto count = static_cast<int64_t>(from_rows_.size());
+  if (count == 0) return;
   CHECK_LE(count, limits_.max_num_batched_tokens);
   CHECK_EQ(to_rows_.size(), from_rows_.size());
   auto* lists = uploads_->take<int32_t>(2 * count);
@@ -39,28 +41,42 @@ const ModelRunner::StepRows* ModelRunner::step_rows(const Sequence& s) const {
   return steps_ > 0 && rows.step == steps_ ? &rows : nullptr;
 }
 
-// Rows of drafts go into the ring as well: those that are accepted count from then on, the others are overwritten. What
-// does not fit into the ring together with the row before it is kept beside.
-void ModelRunner::remember_hidden(std::span<const Part> parts, const Tensor& hidden) {
+// Lists the rows of tokens [begin, begin + count) of a sequence for the ring, those of its drafts too: those that are
+// accepted count from then on, the others are overwritten. What does not fit into the ring together with the row before
+// it is kept beside.
+void ModelRunner::remember_hidden(const Sequence& s, int64_t begin, int64_t count, const Tensor& hidden, int64_t row) {
+  if (limits_.hidden_ring == 0) return;
+  const int64_t end = begin + count;
+  if (count >= limits_.hidden_ring) {
+    backend_.copy_bytes(kept_[step_row(row)].data(), hidden[row].data(), count * kept_[0].bytes());
+    const bool before = begin > 0 && s.ring_begin < begin;
+    if (before)
+      backend_.copy_bytes(kept_[row_before(s)].data(), kept_[ring_row(s, begin - 1)].data(), kept_[0].bytes());
+    step_rows_[s.lane] = {steps_, begin, end, row, before};
+  }
+  for (int64_t token = std::max(begin, end - limits_.hidden_ring); token < end; ++token) {
+    from_rows_.push_back(static_cast<int32_t>(row + token - begin));
+    to_rows_.push_back(ring_row(s, token));
+  }
+}
+
+void ModelRunner::remember_ahead(std::span<const AheadRows> parts, const Tensor& hidden) {
   ++steps_;
-  int64_t row = 0;
-  for (const Part& part : parts) {
-    const Sequence& s = *part.sequence;
-    const int64_t count = part.rows + part.draft_count(), end = s.computed + count;
-    if (count >= limits_.hidden_ring) {
-      backend_.copy_bytes(kept_[step_row(row)].data(), hidden[row].data(), count * kept_[0].bytes());
-      const bool before = s.computed > 0 && s.ring_begin < s.computed;
-      if (before)
-        backend_.copy_bytes(kept_[row_before(s)].data(), kept_[ring_row(s, s.computed - 1)].data(), kept_[0].bytes());
-      step_rows_[s.lane] = {steps_, s.computed, end, row, before};
-    }
-    for (int64_t token = std::max(s.computed, end - limits_.hidden_ring); token < end; ++token) {
-      from_rows_.push_back(static_cast<int32_t>(row + token - s.computed));
-      to_rows_.push_back(ring_row(s, token));
-    }
-    row += count;
+  for (const AheadRows& part : parts) {
+    Sequence& s = *part.sequence;
+    remember_hidden(s, s.computed - 1, 1 + part.drafts, hidden, part.row);
+    s.ring_begin = std::max(s.ring_begin, s.computed + part.drafts - limits_.hidden_ring);
   }
   copy_listed_rows(hidden, kept_);
+}
+
+Tensor ModelRunner::set_aside(const Tensor& hidden) {
+  for (int64_t row = 0; row < hidden.size(0); ++row) {
+    from_rows_.push_back(static_cast<int32_t>(row));
+    to_rows_.push_back(step_row(row));
+  }
+  copy_listed_rows(hidden, kept_);
+  return kept_.slice(0, step_row(0), step_row(0) + hidden.size(0));
 }
 
 int64_t ModelRunner::first_hidden(const Sequence& s) const {
@@ -73,7 +89,7 @@ Tensor ModelRunner::gather_hidden(std::span<const HiddenRows> parts) {
   for (const HiddenRows& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(first_hidden(s), part.begin);
-    CHECK_LE(part.end, s.computed);
+    CHECK_LE(part.end, s.computed + limits_.pending_capacity);
     const StepRows* step = step_rows(s);
     for (int64_t token = part.begin; token < part.end; ++token, ++rows) {
       CHECK_LT(rows, limits_.max_num_batched_tokens);
@@ -117,6 +133,16 @@ Tensor ModelRunner::keep_hidden(const Tensor& hidden, std::span<const int32_t> r
   for (size_t i = 0; i < rows.size(); ++i) to_rows_.push_back(static_cast<int32_t>(i));
   const Tensor kept = hidden_.tensor(hidden.dtype(), {std::ssize(rows), hidden.size(1)});
   copy_listed_rows(hidden, kept);
+  return kept;
+}
+
+Tensor ModelRunner::keep_hidden(const Tensor& hidden, LastEntries rows) {
+  auto* to_rows = uploads_->take<int32_t>(rows.count);
+  std::iota(to_rows, to_rows + rows.count, 0);
+  ExecContext ctx = context(nullptr);
+  uploads_->send(ctx, lists_.data());
+  Tensor kept = hidden_.tensor(hidden.dtype(), {rows.count, hidden.size(1)});
+  ops::copy_rows(ctx, hidden, verified(rows.count).entry_row, kept, lists_.tensor(DType::kI32, {rows.count}));
   return kept;
 }
 

@@ -57,17 +57,20 @@ int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
   return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
 }
 
-// Tokens that launches read on the device, and what they are told of them: forward_ahead of each sequence, others of
-// each row.
+// Tokens that launches read on the device: of all flights, then those that accept_ahead found. What they are told of
+// them: accept_ahead of each sequence, others of each row.
 int64_t sampled_bytes(const Backend& backend) {
   if (backend.stream() == nullptr) return 0;
-  return ops::kSamplesAtOnce * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
+  return (ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
 }
 int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
   if (backend.stream() == nullptr) return 0;
-  return std::max(most_sequences(backend, limits) * (2 + ModelRunner::kStopIds) + 1,
+  return std::max(limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2,
                   2 * limits.max_num_batched_tokens) *
          static_cast<int64_t>(sizeof(int32_t));
+}
+int64_t verified_bytes(const Backend& backend, const RunnerLimits& limits) {
+  return backend.stream() == nullptr ? 0 : 3 * limits.max_num_seqs * static_cast<int64_t>(sizeof(int32_t));
 }
 
 // Rows of one step that images replace, the hidden rows that a draft pass reads, and those of the last forward.
@@ -149,7 +152,8 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
   plan.batch_bytes = batch_ints(largest_batch(model, backend, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
-                     kept_bytes(model, limits) + sampled_bytes(backend) + source_bytes(backend, limits);
+                     kept_bytes(model, limits) + sampled_bytes(backend) + source_bytes(backend, limits) +
+                     verified_bytes(backend, limits);
   plan.ring_bytes = ring_bytes(model, limits);
   return plan;
 }
@@ -188,6 +192,12 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   if (backend.stream() != nullptr) {
     sampled_ = backend.allocate(sampled_bytes(backend));
     sources_ = backend.allocate(source_bytes(backend, limits_));
+    verified_memory_ = backend.allocate(verified_bytes(backend, limits_));
+    const int64_t B = limits_.max_num_seqs, last = sampled_at(ops::kSamplesAtOnce, 0);
+    const Tensor three = verified_memory_.tensor(DType::kI32, {3 * B});
+    verified_ = {three.slice(0, 0, B), three.slice(0, B, 2 * B),
+                 sampled_.tensor(DType::kI32, {last + kLogitRows}).slice(0, last, last + kLogitRows),
+                 three.slice(0, 2 * B, 3 * B)};
     tokens_at_.reserve(limits_.max_num_batched_tokens);
     token_rows_.reserve(limits_.max_num_batched_tokens);
   }
@@ -207,7 +217,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
              static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_) + sampled_bytes(backend) +
-                 source_bytes(backend, limits_),
+                 source_bytes(backend, limits_) + verified_bytes(backend, limits_),
              ring_bytes(model, limits_)};
 }
 
@@ -333,10 +343,10 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
   for (const Rows& part : parts) {
     CHECK_GT(part.certain_end(), part.begin);
     CHECK_LE(static_cast<int64_t>(part.drafts.size()), limits_.pending_capacity);
-    CHECK_LE(part.end(), static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
+    CHECK_LE(part.end() + part.verified, static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
     sizes.rows += part.end() - part.begin;
     bounds.max_query_len = std::max(bounds.max_query_len, part.end() - part.begin);
-    bounds.max_seq_len = std::max(bounds.max_seq_len, part.end());
+    bounds.max_seq_len = std::max(bounds.max_seq_len, part.end() + part.verified);
     bounds.max_drafts = std::max(bounds.max_drafts, static_cast<int64_t>(part.drafts.size()));
     sizes.segments += 1 + static_cast<int64_t>(part.cuts.size());
   }
@@ -495,7 +505,14 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   const Step step = build(rows_, false);
   put_listed_tokens(step.batch);
   const Tensor hidden = run_forward(step, taps);
-  if (limits_.hidden_ring > 0) remember_hidden(parts, hidden);
+  ++steps_;
+  row = 0;
+  for (const Part& part : parts) {
+    const int64_t count = part.rows + part.draft_count();
+    remember_hidden(*part.sequence, part.sequence->computed, count, hidden, row);
+    row += count;
+  }
+  copy_listed_rows(hidden, kept_);
   for (const Part& part : parts) {
     Sequence& s = *part.sequence;
     s.computed += part.rows;
@@ -544,17 +561,20 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
   int64_t row = 0;
   for (const DraftPart& part : parts) {
     CHECK_GE(part.first_entry, 1);
-    if (part.token_at >= 0) {
-      tokens_at_.push_back(part.token_at);
-      token_rows_.push_back(static_cast<int32_t>(row));
+    rows_.push_back({*part.sequence, part.first_entry, part.token_ids});
+    rows_.back().verified = std::max<int64_t>(0, part.verified);
+    row += std::ssize(part.token_ids);
+    for (size_t j = 0; j < part.tokens_at.size(); ++j) {
+      tokens_at_.push_back(part.tokens_at[j]);
+      token_rows_.push_back(static_cast<int32_t>(row - std::ssize(part.tokens_at) + static_cast<int64_t>(j)));
     }
-    const std::span<const int32_t> ids =
-        part.token_at >= 0 ? std::span<const int32_t>(unknown_).first(1) : part.token_ids;
-    rows_.push_back({*part.sequence, part.first_entry, ids});
-    row += std::ssize(ids);
   }
   const Step pass = build(rows_, true);
   put_listed_tokens(pass.batch);
+  if (parts.front().verified >= 0) {
+    ExecContext ctx = context(nullptr);
+    ops::advance(ctx, verified(std::ssize(parts)), pass.batch);
+  }
   CHECK_EQ(hidden.size(0), pass.rows);
   CHECK(hidden.data() == hidden_.data());
   return run_draft(pass, step, taps);
@@ -630,6 +650,12 @@ Tensor ModelRunner::logits(const Tensor& hidden, std::span<const int32_t> rows) 
 Tensor ModelRunner::draft_logits(const Tensor& hidden, std::span<const int32_t> rows) {
   ExecContext ctx = context(nullptr);
   return model_.drafter()->logits(ctx, gather_rows(ctx, hidden, rows));
+}
+
+Tensor ModelRunner::draft_logits(const Tensor& hidden, LastEntries rows) {
+  ExecContext ctx = context(nullptr);
+  workspace_.release(after_forward_);
+  return model_.drafter()->logits(ctx, ops::gather_rows(ctx, hidden, verified(rows.count).entry_row));
 }
 
 void ModelRunner::sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result) {

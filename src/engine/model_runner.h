@@ -89,33 +89,61 @@ class ModelRunner {
   // accepted = 0 and `computed` has grown by the rows.
   //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
-  // The same for the tokens behind all that are known, before the host knows them: one row for each sequence, the token
-  // at `sampled`. Where that is one of `stop_ids`, or none, the sequence's row is inactive and its state stays; the
-  // host still counts the row in `computed`.
+  // Launches behind a step whose tokens the host does not know yet (engine/look_ahead.h). First, once its sampler was
+  // started, what its rows verify: the device then knows how many drafts each sequence keeps, and who ends.
   static constexpr int64_t kStopIds = 32;  // of a sequence, on average
+  struct VerifiedPart {
+    const Sequence* sequence;
+    int32_t sampled;  // sampled_at of the row of its last known token; those of its drafts follow
+    std::span<const int32_t> drafts;
+    std::span<const int32_t> stop_ids;
+    int64_t most;           // accepted drafts with which it is as long as it may get
+    int64_t entry_row = 0;  // row of the first draft pass behind, of the entry of the first token that is not known
+  };
+  void accept_ahead(std::span<const VerifiedPart> parts);
+  // How many drafts the first `count` sequences of accept_ahead keep, on the device, for SamplingBatch::moves.
+  Tensor accepted_ahead(int64_t count) const { return verified_.accepted.slice(0, 0, count); }
+  // forward for the token that each of those sequences goes on with, one row, and further drafts. The row of one that
+  // ends is inactive and its state stays. The host counts the row in `computed` all the same.
   struct AheadPart {
     Sequence* sequence;
-    int32_t sampled;  // sampled_at
-    std::span<const int32_t> stop_ids;
+    int64_t verified;                    // drafts that it may keep of the step before
+    std::span<const int32_t> drafts_at;  // sampled_at
   };
   Tensor forward_ahead(std::span<const AheadPart> parts);
+  // Its hidden rows, once the host knows what they are: `row` is that of token computed - 1, those of drafts follow.
+  struct AheadRows {
+    Sequence* sequence;
+    int64_t row, drafts;
+  };
+  void remember_ahead(std::span<const AheadRows> parts, const Tensor& hidden);
+  // Its hidden rows where another pass does not overwrite them; until the next forward.
+  Tensor set_aside(const Tensor& hidden);
   // Keeps the first `count` drafts of the sequence's last step.
   void accept(Sequence& sequence, int32_t count);
   // The model's MTP layers over entries of sequences (models/causal_lm.h, Drafter): entry e is the pair (hidden row of
   // token e - 1, token e). Pages must be reserved up to the last entry.
   struct DraftPart {
     Sequence* sequence;
-    int64_t first_entry;                 // at least 1
-    std::span<const int32_t> token_ids;  // of first_entry and the entries after it
-    int32_t token_at = -1;               // sampled_at of the token of first_entry, the only one, instead of token_ids
+    int64_t first_entry;                      // at least 1
+    std::span<const int32_t> token_ids;       // of first_entry and the entries after it
+    std::span<const int32_t> tokens_at = {};  // sampled_at of the last ones, where the host does not know them yet
+    // Behind a step whose tokens it does not know yet: drafts that may be kept of that, so first_entry is meant for
+    // none. The parts are the first sequences of accept_ahead. -1: not so.
+    int64_t verified = -1;
   };
   //   hidden [T, D] from keep_hidden, one row per entry   returns [T, D], as forward does
   Tensor draft(std::span<const DraftPart> parts, const Tensor& hidden, int64_t step, Taps* taps = nullptr);
   // Copies rows of a result out of the workspace, so that they outlive it. Valid until the next call.
   Tensor keep_hidden(const Tensor& hidden, std::span<const int32_t> rows);
   Tensor keep_hidden(const Tensor& hidden);  // all of them
+  // The rows of the last tokens of the first `count` sequences of accept_ahead, out of the first draft pass behind.
+  struct LastEntries {
+    int64_t count;
+  };
+  Tensor keep_hidden(const Tensor& hidden, LastEntries rows);
   // Hidden rows of tokens [begin, end) of sequences, out of the last forward or the ring: inputs of a draft pass.
-  // Every one must be there (first_hidden). Valid as keep_hidden.
+  // Every one must be there (first_hidden); those of drafts are there behind `computed`. Valid as keep_hidden.
   struct HiddenRows {
     const Sequence* sequence;
     int64_t begin, end;
@@ -136,6 +164,7 @@ class ModelRunner {
   Tensor logits(const Tensor& hidden, std::span<const int32_t> rows);
   // The same through the drafter's head, [N, columns] (Drafter::token_ids).
   Tensor draft_logits(const Tensor& hidden, std::span<const int32_t> rows);
+  Tensor draft_logits(const Tensor& hidden, LastEntries rows);
   // One token for each row of logits.
   void sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result);
   // The same in two halves (ops/look_ahead.h). What is launched in between finds the token of row r at
@@ -175,6 +204,7 @@ class ModelRunner {
     std::span<const int32_t> tokens;
     std::span<const int32_t> drafts = {};
     std::span<const Cut> cuts = {};
+    int64_t verified = 0;  // it may stand so much further
     int64_t certain_end() const { return begin + std::ssize(tokens); }
     int64_t end() const { return certain_end() + std::ssize(drafts); }
     int32_t token(int64_t index) const {
@@ -210,7 +240,8 @@ class ModelRunner {
   Tensor run_draft(const Step& step, int64_t pass, Taps* taps);
   ExecContext context(Taps* taps);
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
-  void remember_hidden(std::span<const Part> parts, const Tensor& hidden);
+  void remember_hidden(const Sequence& sequence, int64_t begin, int64_t count, const Tensor& hidden, int64_t row);
+  ops::VerifiedTokens verified(int64_t count) const;
   // Places in kept_rows_.
   int32_t ring_row(const Sequence& sequence, int64_t token) const;
   int32_t row_before(const Sequence& sequence) const;
@@ -231,6 +262,8 @@ class ModelRunner {
   std::optional<UploadRing> uploads_;
   Buffer device_batch_;
   Buffer sampled_, sources_;                     // tokens by sampled_at; what a launch is told of those that it reads
+  Buffer verified_memory_;                       // of verified_
+  ops::VerifiedTokens verified_;                 // of accept_ahead, [max_num_seqs]
   std::vector<int32_t> unknown_;                 // as many as a sequence may have drafts
   std::vector<int32_t> tokens_at_, token_rows_;  // of put_listed_tokens, filled before it
   Buffer logit_rows_;

@@ -183,14 +183,16 @@ void Scheduler::plan_step() {
   plan_cuts();
 }
 
-// Drafts take what budget decoding left, but never more than half of it while others read prompts, and never a page
-// that is not free.
+// What decoding left, but never more than half of it while others read prompts.
+int64_t Scheduler::draft_budget(int64_t decoding) const {
+  const int64_t budget = runner_.limits().max_num_batched_tokens - decoding;
+  return decoding < std::ssize(running_) || !waiting_.empty() ? budget / 2 : budget;
+}
+
+// Drafts never take a page that is not free.
 void Scheduler::plan_drafts() {
   if (options_.most_drafts == 0) return;
-  const int64_t decoding = std::ssize(plan_);
-  int64_t budget = runner_.limits().max_num_batched_tokens - decoding;
-  if (decoding < std::ssize(running_) || !waiting_.empty()) budget /= 2;
-  int64_t left = decoding;
+  int64_t left = std::ssize(plan_), budget = draft_budget(left);
   for (Planned& planned : plan_) {
     const Choice& choice = *planned.choice;
     Sequence& s = planned.choice->sequence;
@@ -371,13 +373,13 @@ void Scheduler::after_forward() {
   for (const Planned& planned : plan_) unpin(*planned.choice);
 }
 
-bool Scheduler::will_publish(const Planned& planned) const {
+bool Scheduler::will_publish(const Planned& planned, int64_t more) const {
   const Choice& choice = *planned.choice;
   const Sequence& s = choice.sequence;
   if (!planned.cuts.empty()) return true;
   if (!wants_checkpoint(choice)) return false;
   return std::binary_search(choice.cuts.begin(), choice.cuts.end(), s.computed) ||
-         (s.outputs() > 0 && choice.next_interval > 0 && s.computed >= choice.next_interval);
+         (s.outputs() > 0 && choice.next_interval > 0 && s.computed + more >= choice.next_interval);
 }
 
 void Scheduler::publish(std::span<Planned> step) {

@@ -74,8 +74,10 @@ class Scheduler {
   // Pages for so many tokens of a running choice, of those that are free or that checkpoints keep. False when there are
   // none: nobody is preempted.
   bool reserve(Choice& choice, int64_t tokens);
-  // Of a planned choice: will publish() share its pages?
-  bool will_publish(const Planned& planned) const;
+  // Of a planned choice: will publish() share its pages, once it has run `more` tokens more?
+  bool will_publish(const Planned& planned, int64_t more = 0) const;
+  // Rows that drafts of `decoding` choices may take.
+  int64_t draft_budget(int64_t decoding) const;
 
   std::span<Choice* const> running() const { return running_; }
   int64_t waiting() const { return std::ssize(waiting_); }

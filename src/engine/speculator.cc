@@ -18,11 +18,11 @@ Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, con
     : runner_(runner),
       config_(config),
       context_(context),
-      clock_(clock),
       hash_seed_(std::random_device{}()),
       chains_(chains),
       length_(runner.model().step_cost(), pass_cost(runner.model(), config),
-              {config.num_speculative_tokens, config.adaptive, first_guess(runner.backend().device())}) {
+              {config.num_speculative_tokens, config.adaptive, first_guess(runner.backend().device())}),
+      timer_(runner, clock) {
   CHECK_LE(config.num_speculative_tokens, runner.limits().pending_capacity);
   CHECK(!uses_mtp() || runner.limits().hidden_ring > 0);
 }
@@ -65,6 +65,7 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
     choices_.push_back(&choice);
   }
   length_.choose(candidates_, candidates_.size() < step.size(), k_);
+  plain_ = length_.measures_plain();
   if (!uses_mtp()) {
     for (size_t i = 0; i < k_.size(); ++i) choices_[i]->drafts.resize(static_cast<size_t>(k_[i]));
     return;
@@ -78,8 +79,7 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
 // The first pass writes the true entries up to that of the last token, whose result gives the first draft; each further
 // pass is one provisional entry of those who get another.
 void Speculator::run_drafter() {
-  begun_ = clock_();
-  first_runs_ = runner_.first_runs();
+  timer_.launch();
   chained_ = chains_ && drafting_.size() <= static_cast<size_t>(ModelRunner::kLogitRows);
   started_ = read_ = 0;
   passes_.clear();
@@ -122,11 +122,11 @@ void Speculator::run_drafter() {
       const Choice& choice = *drafting.choice;
       rows_.push_back(drafting.row);
       drafting.row = static_cast<int32_t>(rows_.size() - 1);
-      parts_.push_back({&drafting.choice->sequence, choice.sequence.size() - 1 + pass, {}});
+      const int64_t entry = choice.sequence.size() - 1 + pass;
       if (chained_)
-        parts_.back().token_at = choice.drafts_at.back();
+        parts_.push_back({&drafting.choice->sequence, entry, kUnknown.first(1), std::span(choice.drafts_at).last(1)});
       else
-        parts_.back().token_ids = std::span(choice.drafts).last(1);
+        parts_.push_back({&drafting.choice->sequence, entry, std::span(choice.drafts).last(1)});
       shape.add(1, choice.sequence.size() + pass, 1);
     }
     const Tensor before = runner_.keep_hidden(hidden, rows_);
@@ -165,7 +165,6 @@ void Speculator::choose_drafts(const Tensor& hidden, int64_t pass) {
 
 // The same, but the device chooses them when it comes to that.
 void Speculator::start_drafts(const Tensor& hidden, int64_t pass) {
-  static constexpr std::array<int32_t, kMostDraftPositions> kUnknown{};
   const auto reads = [&](const Drafting& drafting) { return reads_drafts(drafting.choice->sequence, context_); };
   if (std::any_of(drafting_.begin(), drafting_.end(), reads)) read_started();
   Drafts& drafts = sampling_[static_cast<size_t>(pass - 1)];
@@ -175,8 +174,7 @@ void Speculator::start_drafts(const Tensor& hidden, int64_t pass) {
     Choice& choice = *drafting.choice;
     const bool known = std::ssize(choice.drafts) == pass - 1;
     if (!known && reads(drafting)) continue;  // one before is no token
-    const auto before = known ? std::span<const int32_t>(choice.drafts)
-                              : std::span<const int32_t>(kUnknown).first(static_cast<size_t>(pass - 1));
+    const auto before = known ? std::span<const int32_t>(choice.drafts) : kUnknown.first(static_cast<size_t>(pass - 1));
     if (!add_sampling_row(drafts.batch, choice.sequence, before, static_cast<int32_t>(rows_.size()), context_, false))
       continue;
     choice.drafts_at.push_back(ModelRunner::sampled_at(static_cast<int>(pass), std::ssize(rows_)));
@@ -201,6 +199,7 @@ void Speculator::start_drafts(const Tensor& hidden, int64_t pass) {
 // Those of result_. What stands behind a draft that is no token is none either.
 void Speculator::take_drafts(const Drafts& drafts, int64_t position) {
   for (size_t i = 0; i < drafts.choices.size(); ++i) {
+    if (drafts.choices[i] == nullptr) continue;
     std::vector<int32_t>& to = drafts.choices[i]->drafts;
     if (std::ssize(to) == position && result_.rows[i].status == ops::RowStatus::kOk)
       to.push_back(result_.rows[i].token);
@@ -224,7 +223,7 @@ bool Speculator::finish() {
 }
 
 void Speculator::observe_drafting() {
-  if (runner_.first_runs() == first_runs_) length_.observe_drafting(passes_, clock_() - begun_);
+  if (const auto seconds = timer_.seconds()) length_.observe_drafting(passes_, *seconds);
 }
 
 // Entries up to `end` that are still to be written. Those whose hidden rows are gone are given up, and with them those

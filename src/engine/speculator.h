@@ -14,13 +14,24 @@
 #include <span>
 #include <vector>
 
-#include "engine/clock.h"
 #include "engine/draft_length.h"
 #include "engine/sampling_row.h"
 #include "engine/scheduler.h"
 #include "engine/speculative_config.h"
+#include "engine/step_timer.h"
 
 namespace calandra {
+
+// A choice of a step whose tokens the host does not know yet, and what the step behind it gets (LookAhead).
+struct AheadMember {
+  Choice* choice;               // null: it left
+  int32_t sampled;              // row of the sampler for its last known token; those of its drafts follow
+  int64_t verified;             // drafts of the step
+  int most_drafts;              // that the step behind may have,
+  int k = 0;                    // and has
+  int64_t entry_row = 0;        // ModelRunner::VerifiedPart
+  size_t stop_begin, stop_end;  // of LookAhead's stop ids
+};
 
 class Speculator {
  public:
@@ -40,11 +51,30 @@ class Speculator {
   // The first `accepted` of the choice's drafts were.
   void observe(Choice& choice, int accepted);
   // How long a step took, from its launch to its tokens.
-  void observe_step(const StepShape& shape, double seconds) { length_.observe_step(shape, seconds); }
+  void observe_step(const StepShape& shape, double seconds) { length_.observe_step(shape, seconds, plain_); }
+
+  // Drafts for the step behind one whose tokens the host does not know yet, of chains only. Are the sampler's rows for
+  // drafts of this choice the same whatever those tokens are?
+  bool can_draft_ahead(const Choice& choice) const;
+  // Chooses how many drafts each member gets, and puts those with most first.
+  void choose_ahead(std::span<AheadMember> members);
+  // After accept_ahead: starts them, for Choice::ahead_drafts_at. False: the device does not do it.
+  bool draft_ahead(std::span<const AheadMember> members);
+  // The device turns to them about now.
+  void start_ahead() { timer_.start(); }
+  // Waits for them, when the step that they are for begins. False: there are none.
+  bool begin_ahead();
+  // Waits for them, and nobody gets them.
+  void drop_ahead();
+  // This choice does not.
+  void drop_ahead(const Choice& choice);
 
   const DraftLength& length() const { return length_; }
 
  private:
+  // Ids of tokens that only the device knows.
+  static constexpr std::array<int32_t, kMostDraftPositions> kZeros{};
+  static constexpr std::span<const int32_t> kUnknown = kZeros;
   // Entries [begin, end) of a choice to be written from true hidden rows.
   struct Entries {
     Choice* choice;
@@ -70,7 +100,6 @@ class Speculator {
   ModelRunner& runner_;
   SpeculativeConfig config_;
   const SamplingContext& context_;
-  const Clock& clock_;
   const uint64_t hash_seed_;  // of the n-gram tables; no client knows it
   const bool chains_;
   DraftLength length_;
@@ -90,11 +119,12 @@ class Speculator {
   std::vector<ModelRunner::HiddenRows> hidden_;
   std::vector<int32_t> rows_;
   std::array<Drafts, kMostDraftPositions> sampling_;
-  bool chained_ = false;    // of the step at hand: drafts stay on the device
-  size_t started_ = 0;      // positions whose drafts were started,
-  size_t read_ = 0;         // and read
-  double begun_ = 0;        // when the first pass was launched
-  int64_t first_runs_ = 0;  // of the runner, then
+  bool chained_ = false;                      // of the step at hand: drafts stay on the device
+  size_t started_ = 0;                        // positions whose drafts were started,
+  size_t read_ = 0;                           // and read
+  StepTimer timer_;                           // of the passes
+  bool plain_ = false, plain_ahead_ = false;  // DraftLength::measures_plain of the step at hand, and the one behind
+  std::vector<int32_t> tokens_, tokens_at_;   // of the entries of a pass ahead
   std::vector<StepShape> passes_;
   ops::SamplingResult result_;
 };

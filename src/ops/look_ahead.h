@@ -1,8 +1,9 @@
 // What launches need that begin before the host knows the tokens of those before them.
-//   R sampled rows   B sequences   S stop ids of all sequences   I tokens
+//   R sampled rows   B sequences   D drafts and S stop ids of all sequences   I tokens
 #pragma once
 
 #include "ops/batch.h"
+#include "ops/cache_views.h"
 #include "ops/sampling.h"
 
 namespace calandra::ops {
@@ -18,15 +19,34 @@ void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, Sam
 //   from, to [I] i32
 void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch);
 
-// Which of the sampled tokens a sequence goes on with, and which of them end it. On the device.
-struct SampledSource {
-  Tensor row;         // [B] i32  of the step before; -1: none, the sequence has no token
-  Tensor stop_begin;  // [B + 1] i32  its stop ids are [stop_begin[b], stop_begin[b + 1]) of stop_ids
-  Tensor stop_ids;    // [S] i32
+// The rows of a step, sampled, and what they verify. On the device.
+struct VerifiedRows {
+  Tensor row;          // [B] i32  sampled row of the sequence's last token; those of its drafts follow
+  Tensor draft_begin;  // [B + 1] i32  its drafts are [draft_begin[b], draft_begin[b + 1]) of drafts
+  Tensor drafts;       // [D] i32
+  Tensor stop_begin;   // [B + 1] i32  its stop ids likewise, of stop_ids
+  Tensor stop_ids;     // [S] i32
+  Tensor most;         // [B] i32  accepted drafts with which the sequence is as long as it may get
+  Tensor slot;         // [B] i32  that its state stands in
+  Tensor entry_row;    // [B] i32  row of a launch behind that is the first token behind the step's certain ones
 };
 
-// Puts tokens that were sampled into a batch of one row for each sequence: batch.token_ids. A sequence without a token,
-// or with one that ends it, becomes inactive: batch.active 0, token id 0.
-void next_tokens(ExecContext& ctx, const Tensor& sampled, const SampledSource& source, const Batch& batch);
+// What a launch behind the step reads of it. On the device.
+struct VerifiedTokens {
+  Tensor accepted;   // [B] i32  drafts that equal what was sampled, up to one of the stop ids or a row without a token
+  Tensor active;     // [B] i32  0: the sequence ends, with a stop id, without a token, or by its length
+  Tensor last;       // [B] i32  the token it goes on with; -1 when it ends
+  Tensor entry_row;  // [B] i32  that of the last token: entry_row + accepted
+};
+
+// Also writes slots.accepted of every sequence's slot. Where a row has no token the one before it was the last, so its
+// draft does not count.
+void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& rows, SlotCounts& slots,
+                   VerifiedTokens& out);
+
+// Moves a batch that was built for no accepted drafts behind those that were: token_index, positions and seq_len grow
+// by their number, mtp.positions too if there are any. Sequences that ended become inactive. Sequences of the batch
+// behind those that were verified stay as they are.
+void advance(ExecContext& ctx, const VerifiedTokens& verified, const Batch& batch);
 
 }  // namespace calandra::ops

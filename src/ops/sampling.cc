@@ -26,6 +26,7 @@ void check_rows(const Tensor& logits, const SamplingBatch& batch) {
     check_range(row.allowed, batch.ids.size());
     check_range(row.forbidden, batch.ids.size());
     check_range(row.logprob_ids, batch.ids.size());
+    if (row.moved_by >= 0) CHECK_LT(row.moved_by, batch.moves.size(0));
     if (row.grammar >= 0) CHECK_LE(row.grammar + mask_words, static_cast<int64_t>(batch.grammar.size()));
   }
 }
@@ -39,10 +40,12 @@ void SamplingBatch::clear() {
   ids.clear();
   grammar.clear();
   token_ids = {};
+  moves = {};
 }
 
 void sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, SamplingResult& result) {
   check_rows(logits, batch);
+  CHECK(!batch.moves);
   result.rows.resize(batch.rows.size());
   if (ctx.dry_run) return;
   ctx.backend.sample(ctx, logits, batch, result);
@@ -70,16 +73,39 @@ void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, con
   if (!ctx.dry_run && !from.empty()) ctx.backend.put_tokens(ctx, sampled, from, to, batch);
 }
 
-void next_tokens(ExecContext& ctx, const Tensor& sampled, const SampledSource& source, const Batch& batch) {
-  const Scope scope("next_tokens");
-  match_shapes("next_tokens", {{sampled, "R", DType::kI32},
-                               {source.row, "B", DType::kI32},
-                               {source.stop_begin, "B1", DType::kI32},
-                               {source.stop_ids, "S", DType::kI32},
-                               {batch.token_ids, "B", DType::kI32},
-                               {batch.active, "B", DType::kI32}});
-  CHECK_EQ(source.stop_begin.size(0), batch.sequences() + 1);
-  if (!ctx.dry_run && batch.sequences() > 0) ctx.backend.next_tokens(ctx, sampled, source, batch);
+void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& rows, SlotCounts& slots,
+                   VerifiedTokens& out) {
+  const Scope scope("accept_drafts");
+  const Dims d = match_shapes("accept_drafts", {{sampled, "R", DType::kI32},
+                                                {rows.row, "B", DType::kI32},
+                                                {rows.draft_begin, "B1", DType::kI32},
+                                                {rows.drafts, "D", DType::kI32},
+                                                {rows.stop_begin, "B1", DType::kI32},
+                                                {rows.stop_ids, "S", DType::kI32},
+                                                {rows.most, "B", DType::kI32},
+                                                {rows.slot, "B", DType::kI32},
+                                                {rows.entry_row, "B", DType::kI32},
+                                                {slots.accepted, "slots", DType::kI32},
+                                                {out.accepted, "B", DType::kI32},
+                                                {out.active, "B", DType::kI32},
+                                                {out.last, "B", DType::kI32},
+                                                {out.entry_row, "B", DType::kI32}});
+  CHECK_EQ(d["B1"], d["B"] + 1);
+  if (!ctx.dry_run && d["B"] > 0) ctx.backend.accept_drafts(ctx, sampled, rows, slots, out);
+}
+
+void advance(ExecContext& ctx, const VerifiedTokens& verified, const Batch& batch) {
+  const Scope scope("advance");
+  match_shapes("advance", {{verified.accepted, "B", DType::kI32},
+                           {verified.active, "B", DType::kI32},
+                           {batch.seq_len, "all", DType::kI32},
+                           {batch.active, "all", DType::kI32},
+                           {batch.token_index, "T", DType::kI32},
+                           {batch.row_sequence, "T", DType::kI32},
+                           {batch.positions, "3 T", DType::kI32}});
+  CHECK_LE(verified.accepted.size(0), batch.sequences());
+  if (batch.mtp.positions) match_shapes("advance", {{batch.mtp.positions, "3 T", DType::kI32}});
+  if (!ctx.dry_run && batch.rows() > 0) ctx.backend.advance(ctx, verified, batch);
 }
 
 }  // namespace calandra::ops

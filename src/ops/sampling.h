@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "ops/exec_context.h"
+#include "tensor/tensor.h"
 
 namespace calandra::ops {
 
@@ -64,6 +65,7 @@ struct SamplingRow {
 
   uint64_t seed = 0;
   int32_t token_index = 0;  // place of the sampled token in its sequence
+  int32_t moved_by = -1;    // >= 0: that element of SamplingBatch::moves behind it
   int32_t choice = 0;
 
   ListRange counts;     // of SamplingBatch::counts; every id at most once
@@ -89,6 +91,7 @@ struct SamplingBatch {
   std::vector<uint32_t> grammar;
   // [V] ascending: token id of each column, for a draft vocabulary. Empty: the column itself.
   std::span<const int32_t> token_ids;
+  Tensor moves;  // [M] i32 on the device, for start_sample: places that the host does not know yet (ops/look_ahead.h)
 
   // Empty again; memory is kept.
   void clear();

@@ -55,6 +55,60 @@ TEST_F(AsyncEngine, EveryAnswerIsThatOfTheRequestAlone) {
   }
 }
 
+// All draft by MTP layers, and nobody has parameters that read drafts, so that most steps are launched ahead.
+// `stops`: long runs of drafts are accepted, and many tokens end an answer, whose checkpoint is kept.
+SimOptions drafting_ahead(SimOptions options, bool stops = false) {
+  options.world = [stops](SimWorld& world) {
+    Draw draw(mix(world.rules.model.seed, 0xa4ead));
+    world.rules.model.mtp_layers = std::max<int64_t>(1, world.rules.model.mtp_layers);
+    SpeculativeConfig& config = world.options.speculative.emplace();
+    config.num_speculative_tokens = stops ? 4 : static_cast<int>(draw.in(1, 4));
+    config.adaptive = !stops && draw.chance(25);
+    if (stops) world.rules.model.agreement = 0.95;
+    if (stops) world.options.checkpoint_bytes = int64_t{1} << 30;
+    RunnerLimits& limits = world.limits;
+    limits.pending_capacity = config.num_speculative_tokens + draw.in(0, 1);
+    world.long_ring = draw.chance(60);
+    limits.hidden_ring = limits.pending_capacity + (world.long_ring ? limits.max_model_len + 1 : draw.in(2, 6));
+    limits.max_num_batched_tokens = std::max<int64_t>(32, limits.max_num_batched_tokens);
+    world.clear_requests(draw);
+    const std::vector<SimToken> root = world.draw_text(draw, 12);
+    int64_t step = 0;
+    for (int64_t i = draw.in(1, 8); i > 0; --i) {
+      std::vector<SimToken> tokens(root.begin(), root.begin() + draw.in(0, 12));
+      for (const SimToken& token : world.draw_text(draw, draw.in(1, 8))) tokens.push_back(token);
+      if (draw.chance(40)) step += draw.in(0, 12);
+      const auto change = [&](Request& r) {
+        SamplingParams& p = r.params;
+        p.repetition_penalty = 1;
+        p.frequency_penalty = p.presence_penalty = 0;
+        p.bad_words_token_ids.clear();
+        p.thinking_token_budget.reset();
+        p.max_tokens = static_cast<int32_t>(draw.in(1, 60));
+        if (p.min_tokens > *p.max_tokens || stops) p.min_tokens = 0;
+        if (stops)
+          for (int i = 0; i < 8; ++i)
+            p.stop_token_ids.push_back(static_cast<int32_t>(draw.in(0, world.rules.model.vocab_size - 1)));
+        r.grammar.reset();
+        r.processors.clear();
+      };
+      world.add_request(draw, tokens, change).arrival = step;
+    }
+  };
+  return options;
+}
+
+TEST_F(AsyncEngine, StepsWithDraftsAreLaunchedAhead) {
+  for (const By by : {By::kAll, By::kTokens, By::kDrafts}) {
+    const SimCounts counts = run_seeds(0, 1500, drafting_ahead(async(only(by))));
+    RecordProperty("counts", counts.words());
+    EXPECT_GT(counts.steps_ahead, counts.steps / 5);
+    for (const int64_t happened :
+         {counts.accepted, counts.hits, counts.restores, counts.evictions, counts.preemptions, counts.forks})
+      EXPECT_GT(happened, 100);
+  }
+}
+
 // Drafts stay on the device, and are those that they must be.
 TEST_F(AsyncEngine, DraftsThatTheDeviceReadsChangeNoToken) {
   for (const By by : {By::kAll, By::kTokens, By::kDrafts}) {
@@ -109,6 +163,50 @@ TEST_F(AsyncEngine, ADraftingStepWaitsForTheDeviceOnce) {
   EXPECT_GT(steps, 10);
 }
 
+// While the host hears the tokens of a drafting step, the device has the drafts and the step behind to do, and is never
+// without.
+TEST_F(AsyncEngine, ADraftingStepIsLaunchedBeforeTheTokensWereRead) {
+  HashModelConfig config;
+  config.mtp_layers = 1;
+  config.agreement = 0.5;
+  config.step_cost = config.draft_cost = {.weight_bytes = 1e6};
+  const HashModel model(config);
+  for (const int drafts : {1, 4}) {
+    DeferredBackend<ReferenceBackend> stream(0, DeferredFaults{});
+    const DeferredModel deferred(model, stream.queue());
+    ModelRunner runner(deferred, stream, {.pending_capacity = drafts, .hidden_ring = 16});
+    EngineOptions options;
+    options.seed = 1;
+    options.async_scheduling = true;
+    options.speculative.emplace().num_speculative_tokens = drafts;
+    options.speculative->adaptive = false;
+    EngineCore core(runner, nullptr, options);
+    int64_t told = 0, busy = 0;
+    for (int32_t i = 0; i < 3; ++i) {
+      Request request;
+      request.prompt_token_ids = {1, 2, 3 + i};
+      request.params.max_tokens = 100;
+      core.add(std::move(request), [&](const TokenEvent& event) {
+        ++told;
+        busy += !stream.queue().empty();
+        return !event.finished;
+      });
+    }
+    int64_t emptied = 0;
+    while (core.step()) {
+      if (core.stats().steps_ahead == 1) emptied = stream.queue().emptied();
+      if (core.stats().steps_ahead == 10) {
+        EXPECT_EQ(stream.queue().emptied(), emptied);
+      }
+    }
+    EXPECT_EQ(told, 300);
+    EXPECT_GT(core.stats().accepted_tokens, 30);
+    // All but the first step, and the last ones, in which those that are left end.
+    EXPECT_GE(core.stats().steps_ahead, core.stats().steps - 6) << core.stats().steps;
+    EXPECT_GE(busy, told - 3 * 6 * (1 + drafts));
+  }
+}
+
 // In how many seeds a fault is reported. Those with grammars are left out, since a grammar ends the process when it is
 // given a token that it refuses.
 int reported(const SimOptions& options) {
@@ -131,7 +229,9 @@ TEST_F(AsyncEngine, DraftsReadBeforeTheyAreThere) {
 }
 
 TEST_F(AsyncEngine, DraftsOfTheStepBeforePutIntoABatch) {
-  EXPECT_GT(reported(async(only(By::kDrafts), {.puts_early = true})), 20);
+  SimOptions options = only(By::kDrafts);
+  options.tokens = true;  // the tokens that a step ahead goes on with are put likewise
+  EXPECT_GT(reported(async(options, {.puts_early = true})), 20);
 }
 
 TEST_F(AsyncEngine, UploadOverwrittenBeforeItWasRead) {
@@ -152,6 +252,42 @@ TEST_F(AsyncEngine, SequencesThatFillAStepUpRun) {
 
 TEST_F(AsyncEngine, SlotOverwrittenAfterAStop) {
   EXPECT_GT(reported(without_drafts(async(only(By::kAll), {.always_active = true}))), 8);
+}
+
+// The same of steps with drafts, and what only they can have wrong.
+int reported_ahead(By by, DeferredFaults faults, bool stops = false) {
+  return reported(drafting_ahead(async(only(by), faults), stops));
+}
+
+TEST_F(AsyncEngine, WithoutAFaultAheadNothingIsReported) {
+  EXPECT_EQ(reported_ahead(By::kAll, {}), 0);
+  EXPECT_EQ(reported_ahead(By::kStates, {}, true), 0);
+}
+
+TEST_F(AsyncEngine, SlotOverwrittenAfterAStopWithDrafts) {
+  EXPECT_GT(reported_ahead(By::kAll, {.always_active = true}), 20);
+}
+
+TEST_F(AsyncEngine, UploadOverwrittenBeforeItWasReadWithDrafts) {
+  EXPECT_DEATH(CHECK_LE(reported_ahead(By::kTokens, {.reuses_early = true}), 50), "check failed");
+}
+
+TEST_F(AsyncEngine, StaleCountOfAcceptedDrafts) {
+  for (const By by : {By::kTokens, By::kStates}) EXPECT_GT(reported_ahead(by, {.keeps_count = true}), 50);
+}
+
+TEST_F(AsyncEngine, TokenOfAnotherRow) { EXPECT_GT(reported_ahead(By::kTokens, {.first_token = true}), 50); }
+
+TEST_F(AsyncEngine, DraftOfAnotherRow) { EXPECT_GT(reported_ahead(By::kDrafts, {.first_entry = true}), 50); }
+
+TEST_F(AsyncEngine, DraftPassAtAnotherPlace) { EXPECT_GT(reported_ahead(By::kDrafts, {.stays_behind = true}), 30); }
+
+TEST_F(AsyncEngine, DraftWithTheNoiseOfAnotherPlace) {
+  EXPECT_GT(reported_ahead(By::kDrafts, {.noise_behind = true}), 30);
+}
+
+TEST_F(AsyncEngine, EntryOfAnEndedChoiceWritten) {
+  EXPECT_GT(reported_ahead(By::kStates, {.ended_entries = true}, true), 10);
 }
 
 }  // namespace

@@ -108,7 +108,7 @@ std::string EngineSim::run() {
       disturb();
     else if (step_ == world_.fault_steps)
       give_back();
-    verified_.clear();
+    std::erase_if(verified_, [&](const Verified& v) { return v.step + 1 < step_; });
     const bool ran = core_.step(), all_there = pages_taken_.empty() && slots_taken_.empty();
     counts_.steps += ran;
     if (!ran && !core_.idle() && all_there) violation("requests wait, and nothing runs");

@@ -97,6 +97,13 @@ class EngineSim {
   SimWorld world_;
   Draw draw_;
   double now_ = 0;
+  struct Verified {
+    int64_t step;
+    int32_t slot, place;  // that the sequence writes; of its first draft
+    std::vector<int32_t> drafts;
+  };
+  std::vector<Verified>
+      verified_;  // rows of drafts that ran in this step, or in the one before if it was launched ahead
   ReferenceBackend backend_;
   DeferredBackend<ReferenceBackend> stream_;
   HashModel model_;
@@ -106,11 +113,6 @@ class EngineSim {
   std::map<RequestId, SimRequest*> by_id_;
   size_t next_request_ = 0;
   int64_t step_ = 0;
-  struct Verified {
-    int32_t slot;  // that the sequence writes
-    std::vector<int32_t> drafts;
-  };
-  std::vector<Verified> verified_;  // rows of drafts that ran in this step
   std::vector<int32_t> pages_taken_, slots_taken_;
   std::vector<bool> page_was_free_, slot_was_free_;
   std::string violation_;

@@ -23,8 +23,10 @@ void EngineSim::note_drafts(const Batch& batch) {
     const int32_t b = at(batch.segment_sequence, segment), end = at(batch.query_start, b + 1);
     const bool last = segment + 1 == batch.segments() || at(batch.segment_sequence, segment + 1) != b;
     const int32_t* ids = batch.token_ids.as<int32_t>();
-    if (last && at(batch.draft_count, b) > 0)
-      verified_.push_back({at(batch.state_dst, segment), {ids + end - at(batch.draft_count, b), ids + end}});
+    const int32_t drafts = at(batch.draft_count, b);
+    if (last && drafts > 0 && at(batch.active, b))
+      verified_.push_back(
+          {step_, at(batch.state_dst, segment), at(batch.token_index, end - drafts), {ids + end - drafts, ids + end}});
   }
 }
 
@@ -34,9 +36,9 @@ void EngineSim::check_drafts(const Choice& choice) {
   if (!world_.options.speculative || !violation_.empty() || choice.draft_rows() == 0) return;
   const SpeculativeConfig& config = *world_.options.speculative;
   const Sequence& s = choice.sequence;
-  const auto ran =
-      std::find_if(verified_.begin(), verified_.end(), [&](const Verified& v) { return v.slot == s.slot; });
-  if (ran == verified_.end()) return violation(name_of(choice) + ": its drafts did not run");
+  const auto ran = std::find_if(verified_.rbegin(), verified_.rend(),
+                                [&](const Verified& v) { return v.slot == s.slot && v.place == s.size() - 1; });
+  if (ran == verified_.rend()) return violation(name_of(choice) + ": its drafts did not run");
   const std::vector<int32_t>& rows = ran->drafts;
   counts_.drafted += std::ssize(choice.drafts);
   SoloAnswer& solo = solo_of(choice);
@@ -153,7 +155,7 @@ void EngineSim::scribble() {
   const int64_t page_tokens = runner_.limits().block_size;
   for (const Choice* choice : core_.scheduler().running()) {
     const Sequence& s = choice->sequence;
-    const int64_t end = std::max(s.computed, s.mtp_end);
+    const int64_t end = std::max(s.computed, s.mtp_end) + std::ssize(choice->ahead_drafts_at);
     for (int64_t i = end / page_tokens; i < std::ssize(s.block_table); ++i)
       if (runner_.pages().references(s.block_table[i]) == 1)
         scribble_page(world_.rules.model, runner_.pages(), s.block_table[i], draw_.word(),

@@ -1,7 +1,7 @@
 // A step that was launched before the host knew that a choice had ended: it names the slot and pages that meanwhile
-// belong to the choice's checkpoint, and its row is inactive, so nothing of them may change. The engine launches such
-// steps only without drafts (async_engine_test.cc); here they are launched for it with drafts and their entries, after
-// every step, on every new checkpoint.
+// belong to the choice's checkpoint, and its row is inactive, so nothing of them may change. The engine's own such
+// steps are async_engine_test.cc's; here they are launched for it with drafts and their entries, after every step, on
+// every new checkpoint.
 #include <gtest/gtest.h>
 
 #include <algorithm>

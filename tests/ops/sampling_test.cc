@@ -260,6 +260,18 @@ TEST_P(Sampler, SampledInTwoHalvesIsSampledTheSame) {
     EXPECT_EQ(result.rows[r].status, want[r].status);
     if (batch.rows[r].num_logprobs != ops::kNoLogprobs) expect_same(result.rows[r].logprobs, want[r].logprobs);
   }
+  // The same places, told on the device.
+  SamplingBatch moved = batch;
+  moved.moves = pool.ints({3, 1});
+  for (int32_t r : {1, 3, 4}) {
+    moved.rows[r].moved_by = r == 1;
+    moved.rows[r].token_index -= r == 1 ? 1 : 3;
+  }
+  tested.run([&](ExecContext& ctx) {
+    if (start(ctx, moved, 3, other_tokens)) ops::finish_sample(ctx, moved, 3, other_result);
+    return 0;
+  });
+  for (size_t r = 0; r < want.size(); ++r) EXPECT_EQ(other_result.rows[r].token, want[r].token);
   batch.rows[4].num_logprobs = ops::kAllLogprobs;  // of the host
   tested.run([&](ExecContext& ctx) {
     EXPECT_FALSE(start(ctx, batch, 0, tokens));
@@ -280,23 +292,103 @@ TEST_P(Sampler, PutsTokensIntoABatch) {
   EXPECT_EQ(std::vector<int32_t>(ids, ids + 5), (std::vector<int32_t>{9, 3, 0, 5, 3}));
 }
 
-// A sequence goes on with its token, or has none, or ends with it.
-TEST_P(Sampler, NextTokensOfABatch) {
-  const Tensor sampled = pool.ints({5, -1, 7, 9, 9, 0});
-  const ops::SampledSource source{pool.ints({3, 1, 2, 4, 0, 5, -1}), pool.ints({0, 0, 1, 3, 3, 4, 6, 6}),
-                                  pool.ints({-1, 6, 7, 6, 1, 0})};
-  Batch batch;
-  batch.token_ids = pool.ints({3, 3, 3, 3, 3, 3, 3});
-  batch.active = pool.ints({1, 1, 1, 1, 1, 1, 1});
-  batch.seq_len = pool.ints({1, 1, 1, 1, 1, 1, 1});
+std::vector<int32_t> ints_of(const Tensor& tensor) {
+  return {tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.numel()};
+}
+
+// Drafts are kept up to the first that was not sampled, that ends the answer, or that reaches its length.
+TEST_P(Sampler, AcceptsDrafts) {
+  //                                 0  1  2  3  4   5  6  7  8  9
+  const Tensor sampled = pool.ints({5, 6, 7, 8, -1, 5, 6, 7, -1, 0});
+  struct Case {
+    int32_t row;
+    std::vector<int32_t> drafts, stop_ids;
+    int32_t most, accepted, active, last;
+  };
+  const std::vector<Case> cases{
+      {0, {}, {}, 9, 0, 1, 5},              // no drafts
+      {0, {5, 6, 7}, {}, 9, 3, 1, 8},       // all
+      {0, {5, 6, 9}, {7, 9}, 9, 2, 0, -1},  // the token behind them ends it
+      {0, {5, 6, 9}, {9, 1}, 9, 2, 1, 7},   // a refused draft ends nothing
+      {0, {9, 6, 7}, {6}, 9, 0, 1, 5},      // none behind a refused one
+      {0, {5, 6, 7}, {6}, 9, 1, 0, -1},     // a draft that ends it
+      {0, {5, 6, 7}, {5}, 9, 0, 0, -1},     // the first
+      {1, {6, 7, 8}, {}, 9, 2, 0, -1},      // no token behind them: the last of them was the last token
+      {3, {8, 0, 0}, {0}, 9, 0, 0, -1},     // no token in the place of a draft
+      {4, {0}, {0}, 9, 0, 0, -1},           // no token at all
+      {8, {}, {}, 9, 0, 0, -1},             //
+      {5, {5, 6}, {}, 2, 2, 0, -1},         // its length
+      {5, {5, 8}, {}, 2, 1, 1, 6},          // not yet
+      {9, {}, {3, -1}, 1, 0, 1, 0},         // token 0 is one
+      {9, {}, {}, 0, 0, 0, -1},
+  };
+  const auto B = static_cast<int64_t>(cases.size());
+  std::vector<int32_t> row, most, slot, entry_row, drafts, draft_begin{0}, stop_ids, stop_begin{0};
+  for (const Case& c : cases) {
+    row.push_back(c.row);
+    most.push_back(c.most);
+    slot.push_back(static_cast<int32_t>(B - slot.size()));
+    entry_row.push_back(static_cast<int32_t>(10 * entry_row.size()));
+    drafts.insert(drafts.end(), c.drafts.begin(), c.drafts.end());
+    stop_ids.insert(stop_ids.end(), c.stop_ids.begin(), c.stop_ids.end());
+    draft_begin.push_back(static_cast<int32_t>(drafts.size()));
+    stop_begin.push_back(static_cast<int32_t>(stop_ids.size()));
+  }
+  const ops::VerifiedRows rows{.row = pool.ints(row),
+                               .draft_begin = pool.ints(draft_begin),
+                               .drafts = pool.ints(drafts),
+                               .stop_begin = pool.ints(stop_begin),
+                               .stop_ids = pool.ints(stop_ids),
+                               .most = pool.ints(most),
+                               .slot = pool.ints(slot),
+                               .entry_row = pool.ints(entry_row)};
+  const std::vector<int32_t> before(static_cast<size_t>(B + 1), 7), zeros(static_cast<size_t>(B), 9);
+  SlotCounts slots{.N = pool.ints(before), .accepted = pool.ints(before), .hidden = {}};
+  ops::VerifiedTokens out{pool.ints(zeros), pool.ints(zeros), pool.ints(zeros), pool.ints(zeros)};
   tested.run([&](ExecContext& ctx) {
-    ops::next_tokens(ctx, sampled, source, batch);
+    ops::accept_drafts(ctx, sampled, rows, slots, out);
     return 0;
   });
-  const auto* ids = batch.token_ids.as<int32_t>();
-  const auto* active = batch.active.as<int32_t>();
-  EXPECT_EQ(std::vector<int32_t>(ids, ids + 7), (std::vector<int32_t>{9, 0, 0, 9, 5, 0, 0}));
-  EXPECT_EQ(std::vector<int32_t>(active, active + 7), (std::vector<int32_t>{1, 0, 0, 1, 1, 0, 0}));
+  for (int64_t b = 0; b < B; ++b) {
+    SCOPED_TRACE(b);
+    const Case& c = cases[static_cast<size_t>(b)];
+    EXPECT_EQ(ints_of(out.accepted)[b], c.accepted);
+    EXPECT_EQ(ints_of(out.active)[b], c.active);
+    EXPECT_EQ(ints_of(out.last)[b], c.last);
+    EXPECT_EQ(ints_of(out.entry_row)[b], 10 * b + c.accepted);
+    EXPECT_EQ(ints_of(slots.accepted)[B - b], c.accepted);
+  }
+  EXPECT_EQ(ints_of(slots.accepted)[0], 7);  // of nobody
+  EXPECT_EQ(ints_of(slots.N), before);
+}
+
+// A batch for no accepted drafts stands behind those that were accepted.
+TEST_P(Sampler, AdvancesABatch) {
+  const ops::VerifiedTokens verified{
+      pool.ints({2, 0, 3}), pool.ints({1, 0, 1}), {}, {}};  // the fourth is no part of it
+  for (const bool mtp : {false, true}) {
+    Batch batch;
+    batch.token_ids = pool.ints({1, 1, 1, 1, 1});
+    batch.token_index = pool.ints({10, 11, 20, 30, 40});
+    batch.row_sequence = pool.ints({0, 0, 1, 2, 3});
+    batch.positions = pool.ints({1, 2, 3, 4, 50, 5, 6, 7, 8, 50, 9, 10, 11, 12, 50}).view({3, 5});
+    batch.seq_len = pool.ints({12, 21, 31, 41});
+    batch.active = pool.ints({1, 1, 1, 0});
+    if (mtp) batch.mtp.positions = pool.ints({0, 1, 2, 3, 50, 4, 5, 6, 7, 50, 8, 9, 10, 11, 50}).view({3, 5});
+    tested.run([&](ExecContext& ctx) {
+      ops::advance(ctx, verified, batch);
+      return 0;
+    });
+    EXPECT_EQ(ints_of(batch.token_ids), (std::vector<int32_t>{1, 1, 1, 1, 1}));
+    EXPECT_EQ(ints_of(batch.token_index), (std::vector<int32_t>{12, 13, 20, 33, 40}));
+    EXPECT_EQ(ints_of(batch.positions), (std::vector<int32_t>{3, 4, 3, 7, 50, 7, 8, 7, 11, 50, 11, 12, 11, 15, 50}));
+    EXPECT_EQ(ints_of(batch.seq_len), (std::vector<int32_t>{14, 21, 34, 41}));
+    EXPECT_EQ(ints_of(batch.active), (std::vector<int32_t>{1, 0, 1, 0}));
+    if (mtp) {
+      EXPECT_EQ(ints_of(batch.mtp.positions),
+                (std::vector<int32_t>{2, 3, 2, 6, 50, 6, 7, 6, 10, 50, 10, 11, 10, 14, 50}));
+    }
+  }
 }
 
 CALANDRA_ON_ALL_BACKENDS(Sampler);

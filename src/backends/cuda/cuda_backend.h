@@ -5,7 +5,7 @@
 // serve any number of them, so that there is one order.
 //   cuda_backend.cc   device, memory, weights
 //   linear.cu   dense.cu   norm.cu   attention.cu   latent_attention.cu   recurrence.cu   lightning.cu   moe.cu
-//   vision.cu   copy_rows.cu   next_tokens.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
+//   vision.cu   copy_rows.cu   look_ahead.cu   sampling.{cu,cc}    the ops of a family: kernels and their launches
 //   attention_inputs.cu   delta_mixer.cu   lightning_mixer.cu    several ops of a mixer as one kernel
 //   linear_few_rows.{h,cu}    products of up to 16 rows, what linear.cu and moe.cu launch
 //   linear_gemm.{h,cu}   moe_gemm.{h,cu}   delta_chunks.{h,cu}    products and the delta rule of many rows
@@ -140,8 +140,9 @@ class CudaBackend final : public Backend {
   void finish_sample(ExecContext& ctx, const ops::SamplingBatch& batch, int flight, ops::SamplingResult& out) override;
   void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
                   const Batch& batch) override;
-  void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
-                   const Batch& batch) override;
+  void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
+                     ops::VerifiedTokens& out) override;
+  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override;
 
  private:
   // The rows that `on_device` of the flight names, their tokens to `tokens` unless it is null; false, and nothing

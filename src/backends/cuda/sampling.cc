@@ -137,6 +137,7 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
                           .bias = at<const ops::TokenBias>(memory.in, bias),
                           .ids = at<const int32_t>(memory.in, ids),
                           .grammar = at<const uint32_t>(memory.in, grammar),
+                          .moves = batch.moves ? batch.moves.as<int32_t>() : nullptr,
                           .copies = at<float>(sampling_.copies, 0),
                           .tokens = tokens,
                           .outcomes = at<SamplingOutcome>(memory.out, outcomes),

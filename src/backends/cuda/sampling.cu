@@ -20,8 +20,9 @@ namespace {
 // Noise words of ids that come mostly in ascending order.
 class NoiseReader {
  public:
-  __device__ explicit NoiseReader(const ops::SamplingRow& row)
-      : key_{row.seed, static_cast<uint32_t>(row.token_index), static_cast<uint32_t>(row.choice), 0} {}
+  __device__ NoiseReader(const ops::SamplingRow& row, const int32_t* moves)
+      : key_{row.seed, static_cast<uint32_t>(row.token_index + (row.moved_by < 0 ? 0 : moves[row.moved_by])),
+             static_cast<uint32_t>(row.choice), 0} {}
   __device__ uint32_t word(int id) {
     if (id / 4 != block_) {
       block_ = id / 4;
@@ -220,7 +221,7 @@ struct RowSampler {
 
   // argmax of z + noise, ties to the lower id.
   __device__ int draw(int first) const {
-    NoiseReader noise(row);
+    NoiseReader noise(row, a.moves);
     float score = gumbel(noise.word(first));
     int best = first;
     each_column([&](int c) {

@@ -37,8 +37,9 @@ struct SamplingArgs {
   const ops::TokenBias* bias;
   const int32_t* ids;
   const uint32_t* grammar;
-  float* copies;    // [changed rows, V]
-  int32_t* tokens;  // [rows] on the device, for who goes on there; null: nobody
+  const int32_t* moves;  // null: there are none
+  float* copies;         // [changed rows, V]
+  int32_t* tokens;       // [rows] on the device, for who goes on there; null: nobody
   SamplingOutcome* outcomes;
   ops::TokenLogprob* tops;  // [rows, kMostTops], logits, in no order
   float* listed;            // logits

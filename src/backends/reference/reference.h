@@ -84,8 +84,9 @@ class ReferenceBackend : public Backend {
               ops::SamplingResult& out) override;
   void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
                   const Batch& batch) override;
-  void next_tokens(ExecContext& ctx, const Tensor& sampled, const ops::SampledSource& source,
-                   const Batch& batch) override;
+  void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
+                     ops::VerifiedTokens& out) override;
+  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override;
 
  protected:
   // Row n of a packed matrix in f32; the product with a scale is rounded once. A backend with a layout of its own that

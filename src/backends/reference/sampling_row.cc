@@ -150,7 +150,8 @@ void sample_row(const float* logits, int64_t V, const ops::SamplingBatch& batch,
     out.token = out.greedy_id;
     scratch.kept.push_back({0, out.token});
   } else {
-    const NoiseKey key{row.seed, static_cast<uint32_t>(row.token_index), static_cast<uint32_t>(row.choice)};
+    const int32_t index = row.token_index + (row.moved_by < 0 ? 0 : batch.moves.as<int32_t>()[row.moved_by]);
+    const NoiseKey key{row.seed, static_cast<uint32_t>(index), static_cast<uint32_t>(row.choice)};
     if (has_filter(row, V) || row.distribution || (wants_logprobs && processed)) {
       filter(l, vocabulary, row, scale, scratch);
       out.token = draw(scratch.kept, key, out.greedy_id);
