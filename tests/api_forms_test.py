@@ -275,7 +275,7 @@ class Forms(unittest.TestCase):
 
     def test_what_would_change_the_answer_and_is_not_there_is_refused(self):
         for param, body in {'prompt': {'prompt': {'id': 'p'}}, 'conversation': {'conversation': 'c'}, 'include': {'include': ['message.output_text.logprobs']},
-                            'top_logprobs': {'top_logprobs': 2}, 'text.verbosity': {'text': {'verbosity': 'high'}}, 'truncation': {'truncation': 'middle'},
+                            'top_logprobs': {'top_logprobs': 2}, 'truncation': {'truncation': 'middle'},
                             'context_management': {'context_management': [{'type': 'compaction'}]}}.items():
             status, _, text = self.server.ask('/v1/responses', responses(**body))
             error = json.loads(text)['error']
@@ -290,9 +290,30 @@ class Forms(unittest.TestCase):
                 error = json.loads(text)['error']
                 self.assertEqual((status, error['type']), (400, 'invalid_request_error'), (path, text))
                 self.assertTrue(error['message'].startswith(field), (path, text))
-        self.server.ok('/v1/responses', responses(service_tier='flex', max_tool_calls=1, context_management=[]))
+        self.server.ok('/v1/responses', responses(service_tier='flex', text={'verbosity': 'low'}, max_tool_calls=1, context_management=[]))
         self.server.ok('/v1/messages', messages(service_tier='auto', container=None, mcp_servers=[], metadata={'user_id': 'u'}, cache_control={'type': 'ephemeral'},
                                                 context_management={'edits': [{'type': 'clear_thinking_20251015', 'keep': 'all'}]}))
+
+    def test_chats_may_have_what_has_no_effect_and_nothing_that_would_have_one(self):
+        body = {'model': MODEL, 'messages': [{'role': 'user', 'content': 'Please [[unicode]]'}], 'max_tokens': 50, 'temperature': 0}
+        plain = self.server.ok('/v1/chat/completions', body)['choices']
+        for more in {'verbosity': 'low'}, {'verbosity': 'high'}, {'modalities': ['text']}, {'modalities': None, 'audio': None}, {'prediction': {'type': 'content', 'content': 'x'}}:
+            self.assertEqual(self.server.ok('/v1/chat/completions', {**body, **more})['choices'], plain, more)
+        self.assertNotIn('verbosity', self.server.log())
+        for field, value in ('audio', {'voice': 'x', 'format': 'wav'}), ('modalities', ['text', 'audio']), ('web_search_options', {'search_context_size': 'low'}):
+            status, _, text = self.server.ask('/v1/chat/completions', {**body, field: value})
+            error = json.loads(text)['error']
+            self.assertEqual((status, error['param'], error['code']), (400, field, 'unsupported_parameter'))
+            self.assertTrue(error['message'].startswith(field + ' can'), error)
+
+    def test_another_model_is_not_served_on_any_route(self):
+        for path, body in {'/v1/messages': messages(), '/v1/messages/count_tokens': messages(), '/v1/responses': responses(),
+                           '/v1/chat/completions': {'messages': [{'role': 'user', 'content': 'x'}]}, '/v1/completions': {'prompt': 'x'},
+                           '/v1/embeddings': {'input': 'x'}, '/tokenize': {'prompt': 'x'}, '/detokenize': {'tokens': [1]}}.items():
+            status, _, text = self.server.ask(path, {**body, 'model': 'another'})
+            self.assertEqual(status, 404, (path, text))
+            self.assertEqual(json.loads(text)['error']['type'], 'not_found_error', path)
+            self.assertIn('the model "another" does not exist', json.loads(text)['error']['message'], path)
 
     def test_messages_may_hide_thoughts(self):
         shown = self.server.ok('/v1/messages', messages('thought'))

@@ -392,7 +392,8 @@ class End(unittest.TestCase):
             pictures = [pool.submit(server.ask, '/v1/chat/completions', many) for _ in range(12)]
             tool = {'type': 'function', 'name': 'show', 'parameters': {'type': 'object', 'properties': {'image_url': {'type': 'string'}}}}
             server.ok('/v1/responses', {'model': MODEL, 'input': 'And 3 + 4?', 'previous_response_id': kept['id'], 'max_output_tokens': 4, 'tools': [tool]})
-            self.assertFalse(all(one.done() for one in pictures))
+            # All have been read, and the last ones must wait for the first.
+            self.assertTrue(server.until(lambda: server.metric('calandra:http_requests_total') >= len(pictures) + 2))
             server.process.terminate()
             replies = [one.result() for one in pictures]
         self.assertEqual(server.end(), 0)

@@ -25,8 +25,8 @@ VALUES = {'string': 'x', 'integer': 7, 'number': 1.5, 'boolean': True, 'array': 
 # Sources whose readers look into bodies, and the names that they look for elsewhere than at the top of one, or only to refuse.
 READERS = ('batch_request', 'messages_request', 'openai_api', 'responses_api', 'responses_request', 'tool_choice')
 INNER = set('''allowed_tools arguments body budget_tokens call_id continuous_usage_stats custom_id data definition description
-    disable_parallel_tool_use display edits effort format id image_url include_usage input_schema keep media_type method mode
-    name refusal role schema source strict syntax task_budget tool_use_id type url verbosity'''.split())
+    disable_parallel_tool_use display edits effort format function id image_url include_usage input_schema keep media_type method mode
+    name refusal role schema source strict syntax task_budget tool_use_id type url'''.split())
 
 
 def resolved(document, schema):
@@ -251,6 +251,27 @@ class Document(unittest.TestCase):
                 self.assertEqual(headers['Content-Type'].split(';')[0], kind)
                 if kind == 'application/json':
                     self.check(at, json.loads(text), content['schema']['$ref'].rsplit('/', 1)[1])
+
+    def test_routes_of_admins_are_there_with_their_flag(self):
+        server = Server('--enable-admin-endpoints')
+        paths = server.ok('/openapi.json')['paths']
+        added = {path: methods for path, methods in paths.items() if path not in self.document['paths']}
+        self.assertEqual(set(self.document['paths']) - set(paths), set())
+        self.assertEqual(set(added), {'/sleep', '/wake_up', '/is_sleeping', '/reset_prefix_cache', '/reset_mm_cache', '/reset_encoder_cache'})
+        self.document = server.ok('/openapi.json')
+        for path in sorted(added):  # /sleep comes before /wake_up
+            (method, operation), = added[path].items()
+            names = [one['name'] for one in operation.get('parameters', [])]
+            self.assertEqual(names, {'/sleep': ['level', 'mode'], '/wake_up': ['tags']}.get(path, []))
+            for one in operation.get('parameters', []):
+                self.assertEqual(server.ask(f'{path}?{one["name"]}=x', method=method.upper())[0], 400, path)
+                for value in one['schema'].get('enum') or one['schema']['items']['enum']:
+                    self.assertEqual(server.ask(f'{path}?{one["name"]}={value}', method=method.upper())[0], 200, (path, value))
+            status, _, text = server.ask(path, method=method.upper())
+            self.assertEqual(status, 200, (path, text))
+            self.check(path, json.loads(text), operation['responses']['200']['content']['application/json']['schema']['$ref'].rsplit('/', 1)[1])
+            self.assertEqual(self.server.ask(path, method=method.upper())[0], 404)
+        self.assertEqual(server.end(), 0)
 
 
 if __name__ == '__main__':

@@ -108,6 +108,9 @@ class Server:
     def resident_bytes(self):
         return int(pathlib.Path(f'/proc/{self.process.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGESIZE')
 
+    def most_resident_bytes(self):
+        return int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path(f'/proc/{self.process.pid}/status').read_text()).group(1)) << 10
+
     def metric(self, name, labels=''):
         text = self.ask('/metrics')[2].decode()
         found = re.search(r'^' + re.escape(name) + r'\{[^}]*' + re.escape(labels) + r'[^}]*\} (\S+)$', text, re.M)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""`serve` and what is hard to read: templates that are bombs, and runs of characters that are hard on a tokenizer. Rows C3 and C7 of the
-acceptance table, with a bounded part of their quantities by default.
+"""`serve` and what is hard to read: output forms and templates that are bombs, and runs of characters that are hard on a tokenizer. Rows C1,
+C2, C3 and C7 of the acceptance table, with a bounded part of their quantities by default.
 
     server_bombs_test.py HASH_SERVER [--full] [tests]
 
@@ -8,6 +8,7 @@ HASH_SERVER: tests/hashsim/hash_server.cc, as for server_faults_test.py.
 """
 import json
 import pathlib
+import random
 import shutil
 import sys
 import tempfile
@@ -19,24 +20,119 @@ import server_faults_test as faults
 from serve_harness import MODEL, Server, chat, completion
 from server_faults_test import quantity
 
-# Templates that would not end, or would take all memory; and those that no reader may follow down to their end.
+# Templates that would not end, or would take all memory, of any such size N; and those that no reader may follow down to their end.
 BOMBS = {
-    'loop': '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
-    'range': '{{ range(1000000000) | list | length }}',
-    'macro': '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
-    'two_macros': '{% macro f() %}{{ g() }}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}',
-    'recursive': '{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}',
-    'doubling': '{% set n = namespace(t="x") %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t }}',
-    'lists': '{% set n = namespace(t=[1]) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t | length }}',
-    'output': '{% for i in range(99999) %}{{ "x" * 9999 }}{% endfor %}',
-    'times': '{{ "x" * 1000000000 }}',
-    'replace': '{{ ("x" * 9999) | replace("x", "y" * 9999) }}',
-    'join': '{{ range(9999) | join("x" * 9999) }}',
-    'filters': '{% for i in range(999999) %}{{ "x" | upper | lower | trim | title }}{% endfor %}'}
+    'loop': '{% for i in range(99N) %}{% for j in range(99N) %}{% endfor %}{% endfor %}',
+    'range': '{{ range(10000N) | list | length }}',
+    'macro': '{% macro f(n) %}{{ f(n + N) }}{% endmacro %}{{ f(0) }}',
+    'two_macros': '{% macro f() %}{{ N }}{{ g() }}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}',
+    'recursive': '{% for i in [N] recursive %}{{ loop([i + 1]) }}{% endfor %}',
+    'doubling': '{% set n = namespace(t="x" * N) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t }}',
+    'lists': '{% set n = namespace(t=[N]) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t | length }}',
+    'output': '{% for i in range(99N) %}{{ "x" * 99N }}{% endfor %}',
+    'times': '{{ "x" * 10000N }}',
+    'replace': '{{ ("x" * 9N) | replace("x", "y" * 9N) }}',
+    'join': '{{ range(9N) | join("x" * 9N) }}',
+    'filters': '{% for i in range(999N) %}{{ "x" | upper | lower | trim | title }}{% endfor %}'}
+# Where else than at the top of a template they stand.
+PLACES = ('B', '{% if true %}B{% endif %}', '{% for q in [1] %}B{% endfor %}', '{% macro m() %}B{% endmacro %}{{ m() }}', '{% set x %}B{% endset %}{{ x }}')
+
+
+def template_bombs(count):
+    """So many templates, all different."""
+    texts = []
+    for i in range(count):
+        bomb = tuple(BOMBS.values())[i % len(BOMBS)].replace('N', str(999 + 7 * (i // len(BOMBS))))
+        texts.append(PLACES[i // len(BOMBS) % len(PLACES)].replace('B', bomb))
+    return texts
+
+
 DEEP = {'blocks': '{% if true %}' * 5500 + '{% endif %}' * 5500, 'brackets': '{{ ' + '(' * 6000 + '1' + ')' * 6000 + ' }}',
         'lists': '{{ ' + '[' * 6000 + ']' * 6000 + ' }}', 'filters': '{{ "x"' + ' | upper' * 10**6 + ' }}', 'not': '{{ ' + 'not ' * 10**5 + 'true }}'}
 # Texts that are hard on a tokenizer: one class of characters all along, and what begins again and again.
 RUNS = ('a', 'Z', 'é', '中', '👋', '7', ' ', '\n', '\t', ' \n', '!', 'a1', "'s", 'a\u0301', '\u200d', '<|im_st')
+
+
+class FormMaker:
+    """Output forms from a seed: the body's fields of a chat that ask for them."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def schema(self, schema):
+        return {'response_format': {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': schema}}}
+
+    def tools(self, tools, **more):
+        return {'tools': [{'type': 'function', 'function': {'name': f'f{i}', 'parameters': one, **more}} for i, one in enumerate(tools)], 'tool_choice': 'required'}
+
+    def nested(self, depth, inner):
+        schema = {'type': 'string'}
+        for _ in range(depth):
+            schema = inner(schema)
+        return schema
+
+    def bomb(self, i):
+        """What must be refused: it is more than may be compiled, or has no end."""
+        r, n = self.random, 10 ** (4 + i % 6)
+        deep = r.randint(65, 300)  # what is deeper is no body
+        schemas = [lambda: self.nested(deep, lambda one: {'oneOf': [one, {'type': 'null'}]}), lambda: self.nested(deep, lambda one: {'type': 'array', 'items': one}),
+                   lambda: self.nested(deep, lambda one: {'type': 'object', 'properties': {'a': one}}), lambda: {'enum': [f'{i}-{k}' for k in range(r.randint(10_001, 100_000))]},
+                   lambda: {'type': 'array', 'minItems': 9 * n}, lambda: {'type': 'object', 'minProperties': 9 * n},
+                   lambda: {'$ref': '#/$defs/a', '$defs': {'a': {'anyOf': [{'$ref': '#/$defs/b'}, {'$ref': '#/$defs/a'}]}, 'b': {'$ref': '#/$defs/a'}}}, lambda: {'$ref': '#'},
+                   lambda: {'type': 'object', 'properties': {f'p{k}': {'type': 'null'} for k in range(r.randint(1001, 5000))}},
+                   lambda: {'anyOf': [{'type': 'integer', 'minimum': k} for k in range(r.randint(1001, 3000))]}, lambda: {'type': 'string', 'pattern': f'^(a{{{n % 9000 + 1000}}}){{1000}}$'}]
+        patterns = ['(' * r.randint(2001, 30_000) + 'a', '((a{1000}){1000}){1000}', f'.{{0,10000}}{{{n}}}', f'(.{{0,{n + 5000}}})', '(?=a)b', '(?!a)b', '(?<=a)b', '(a)\\1', '(?P<x>a)(?P=x)', 'a{9,3}', '[z-a]']
+        grammars = ['root ::= root', 'root ::= a\na ::= b\nb ::= a', 'root ::= ' + '(' * r.randint(2001, 20_000) + '"a"', 'root ::= ' + 'x' * 100, 'root ::= "a"{' + str(n * 9) + '}',
+                    ''.join(f'r{k} ::= "a" r{k + 1}\n' for k in range(r.randint(1001, 4000))) + 'root ::= r0']
+        kind = i % 4
+        if kind == 0:
+            return self.schema(r.choice(schemas)())
+        if kind == 1:
+            return {'guided_regex': r.choice(patterns)}
+        if kind == 2:
+            return {'guided_grammar': r.choice(grammars)}
+        return self.tools([{'type': 'object', 'properties': {'a': r.choice(schemas)()}, 'required': ['a']}])
+
+    def parameter(self, depth=0):
+        r = self.random
+        return r.choice([lambda: {'type': 'string', 'description': 'word ' * r.randint(1, 20)}, lambda: {'type': 'integer'}, lambda: {'type': 'boolean'}, lambda: {'type': 'number'},
+                         lambda: {'enum': [f'v{k}' for k in range(r.randint(1, 20))]}, lambda: {'type': 'array', 'items': {'type': 'string'}},
+                         lambda: {'type': 'string', 'maxLength': r.choice([10, 64, 100, 255, 1000, 10_000])}, lambda: {'type': 'integer', 'minimum': 0, 'maximum': r.randint(1, 10**6)},
+                         lambda: {'type': 'object', 'properties': {f'{k}': self.parameter(depth + 1) for k in 'abc'}, 'required': ['a']} if depth < 4 else {'type': 'null'}])()
+
+    def honest(self, i):
+        """What people use, large: up to sixty tools."""
+        r = self.random
+        tools = [{'type': 'object', 'properties': {f'p{k}': self.parameter() for k in range(r.randint(1, 10))}, 'required': ['p0']} for _ in range(1 + i % 60)]
+        return self.schema({'type': 'object', 'properties': {'tool': {'enum': [f'f{k}' for k in range(len(tools))]}, 'call': {'anyOf': tools}}, 'required': ['tool', 'call']}) if i % 2 else self.tools(tools)
+
+
+class Forms(faults.WithServer):
+    # C1, C2
+    LONGEST = serve_harness.LONGEST
+
+    def test_forms_that_are_bombs_are_refused_and_delay_nobody(self):
+        maker, resident, status_of = FormMaker(1), self.resident(), {}
+        bombs = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=3, **maker.bomb(i)))) for i in range(quantity(60, 500))]
+        normal = [(i, self.client(i)) for i in range(96)]
+        everybody = bombs + [client for _, client in normal]
+        random.Random(2).shuffle(everybody)
+        self.run_all(everybody, 32)
+        for client in bombs:
+            status, _, body = faults.parse(client.reply)
+            status_of[status] = status_of.get(status, 0) + 1
+            self.assertEqual(status, 400, (client.data[:600], body[:300]))
+            self.fault_of(status, body)
+        for i, client in normal:
+            self.check(client, i)
+        print(f'{len(bombs)} bombs, {self.resident() - resident >> 20} MiB more', flush=True)
+        self.assertLess(self.resident() - resident, 256 << 20)
+
+    def test_large_forms_that_people_use_are_taken(self):
+        maker = FormMaker(3)
+        for i in range(quantity(20, 200)):
+            body = chat(messages=[{'role': 'user', 'content': 'x'}], max_tokens=3, **maker.honest(i * 7))
+            self.server.ok('/v1/chat/completions', body)
 
 
 class Words(faults.WithServer):
@@ -54,7 +150,7 @@ class Words(faults.WithServer):
     # C3
 
     def test_no_template_comes_with_a_request(self):
-        for bomb in (*BOMBS.values(), *DEEP.values()):
+        for bomb in (*template_bombs(len(BOMBS)), *DEEP.values()):
             for path in '/v1/chat/completions', '/tokenize':
                 status, _, text = self.server.ask(path, chat(chat_template=bomb))
                 self.assertEqual((status, self.fault_of(status, text)['param']), (400, 'chat_template'))
@@ -82,17 +178,19 @@ class Templates(unittest.TestCase):
                 ('/v1/messages', {'model': MODEL, 'messages': words, 'max_tokens': 2, 'chat_template_kwargs': kwargs}))
 
     def test_bombs_that_go_off_are_refused(self):
-        server = self.start(''.join(f'{{% if bomb == "{name}" %}}{bomb}{{% endif %}}' for name, bomb in BOMBS.items()) + '{{ messages[0].content }}')
+        bombs = template_bombs(300)
+        server = self.start(''.join(f'{{% if bomb == {i} %}}{bomb}{{% endif %}}' for i, bomb in enumerate(bombs)) + '{{ messages[0].content }}')
         for path, body in self.bodies():
             server.ok(path, body)
         resident, asked = server.resident_bytes(), 0
-        for _ in range(quantity(1, 7)):
-            for name in BOMBS:
-                for path, body in self.bodies(bomb=name):
-                    status, _, text = server.ask(path, body)
-                    self.assertEqual(status, 400, (name, path, text[:300]))
-                    self.assertIn('the chat template refused the conversation', json.loads(text)['error']['message'], (name, path))
-                    asked += 1
+        for i in range(len(bombs)):
+            for j, (path, body) in enumerate(self.bodies(bomb=i)):
+                if (i + i // len(BOMBS) + j) % quantity(28, 1):
+                    continue
+                status, _, text = server.ask(path, body)
+                self.assertEqual(status, 400, (bombs[i], path, text[:300]))
+                self.assertIn('the chat template refused the conversation', json.loads(text)['error']['message'], (bombs[i], path))
+                asked += 1
         print(f'{asked} bombs, {server.resident_bytes() - resident >> 20} MiB more', flush=True)
         self.assertLess(server.resident_bytes() - resident, 64 << 20)
         for path, body in self.bodies():

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(
-  g++ cmake ninja-build pkg-config ccache python3 python3-pip   # pip fetches sources by hash (cmake/pypi-sources.txt)
+  g++ cmake ninja-build pkg-config ccache python3 python3-pip patch   # pip fetches sources by hash (cmake/pypi-sources.txt)
   libboost1.81-dev libboost-json1.81-dev   # Boost.JSON; Asio and Beast are headers
   libssl-dev                               # TLS of the server
   libspdlog-dev libfmt-dev                 # logging, formatting (header-only use)

@@ -1,4 +1,6 @@
 // `calandra serve`: the OpenAI-compatible HTTP server.
+#include <malloc.h>
+
 #include <fmt/format.h>
 
 #include <atomic>
@@ -126,6 +128,9 @@ int serve(const Options& options) {
 }
 
 int serve(const Options& options, const LoadModel& load) {
+  // What a large body took goes back to the system with it. (By itself malloc keeps up to 64 MiB per thread.)
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 20);
   const ServeFlags& flags = options.serve;
   const std::string name = served_names(options).front();
   Loading loading;  // its model outlives the server, whose replies use it

@@ -1,9 +1,12 @@
 #include "structured/grammar_compiler.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <xgrammar/compiler.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <future>
@@ -19,6 +22,22 @@
 
 namespace calandra {
 namespace {
+
+constexpr int kNiceness = 10;  // of the thread of hard forms
+
+const char* text_of(WorkBudget::Bound bound) {
+  switch (bound) {
+    case WorkBudget::Bound::kTime:
+      return "compiling it takes too long";
+    case WorkBudget::Bound::kBytes:
+      return "compiling it takes too much memory";
+    case WorkBudget::Bound::kAllocations:
+      return "compiling it takes too many steps";
+    case WorkBudget::Bound::kStop:
+      break;
+  }
+  return "compiling it was stopped";
+}
 
 // What xgrammar warns about while it compiles: parts of a form that it would ignore. One grammar is compiled by one
 // thread.
@@ -48,22 +67,28 @@ class GrammarCompiler::Worker {
       : limits_(limits),
         compiler_(xgrammar::TokenizerInfo(vocabulary, xgrammar::VocabType::RAW, std::nullopt, eos_token_ids),
                   /*max_threads=*/1, /*cache_enabled=*/false),
-        thread_([this] { run(); }) {}
+        threads_{std::thread([this] { run(Lane::kNew); }), std::thread([this] { run(Lane::kHard); })} {}
 
   ~Worker() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
+    stop();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    for (auto& lane : waiting_)
+      for (const std::shared_ptr<Entry>& entry : std::exchange(lane, {}))
+        entry->promise.set_value(Refused{text_of(WorkBudget::Bound::kStop)});
     work_.notify_all();
-    thread_.join();
   }
 
   Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
     if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(why)};
     std::shared_future<Result> result = submit(form);
     if (result.wait_for(limits_.patience) != std::future_status::ready)
-      return {nullptr, refusal("compiling it takes too long")};
+      return {nullptr, RequestError{503, "service_unavailable", "response_format",
+                                    "other output forms are being compiled; try again later"}};
     const Result& compiled = result.get();
     if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(refused->why)};
     return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
@@ -76,6 +101,7 @@ class GrammarCompiler::Worker {
   }
 
  private:
+  enum class Lane { kNew, kHard };
   using Result = std::variant<Refused, xgrammar::CompiledGrammar>;
   struct Entry {
     explicit Entry(OutputForm form) : form(std::move(form)) {}
@@ -98,28 +124,42 @@ class GrammarCompiler::Worker {
       return entries_.front()->result;
     }
     auto entry = std::make_shared<Entry>(form);
+    if (stopping_) {
+      entry->promise.set_value(Refused{text_of(WorkBudget::Bound::kStop)});
+      return entry->result;
+    }
     entries_.push_front(entry);
-    waiting_.push_back(entry);
-    work_.notify_one();
+    waiting(Lane::kNew).push_back(entry);
+    work_.notify_all();
     return entry->result;
   }
 
-  void run() {
+  std::deque<std::shared_ptr<Entry>>& waiting(Lane lane) { return waiting_[static_cast<int>(lane)]; }
+
+  void run(Lane lane) {
+    if (lane == Lane::kHard) setpriority(PRIO_PROCESS, 0, kNiceness);  // on Linux: of this thread
     std::unique_lock lock(mutex_);
     while (true) {
-      work_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+      work_.wait(lock, [&] { return stopping_ || !waiting(lane).empty(); });
       if (stopping_) return;
-      const std::shared_ptr<Entry> entry = waiting_.front();
-      waiting_.pop_front();
+      const std::shared_ptr<Entry> entry = waiting(lane).front();
+      waiting(lane).pop_front();
       lock.unlock();
-      Result result = compile_now(entry->form);
+      std::optional<Result> result = compile_now(entry->form, lane);
       lock.lock();
+      if (!result && stopping_) result = Refused{text_of(WorkBudget::Bound::kStop)};
+      if (!result) {
+        ++stats_.hard;
+        waiting(Lane::kHard).push_back(entry);
+        work_.notify_all();
+        continue;
+      }
       ++stats_.compiled;
-      const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&result);
+      const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&*result);
       entry->bytes = static_cast<int64_t>(entry->form.text.size()) +
                      (compiled != nullptr ? static_cast<int64_t>(compiled->MemorySizeBytes()) : 0);
       stats_.bytes += entry->bytes;
-      entry->promise.set_value(std::move(result));
+      entry->promise.set_value(std::move(*result));
       forget();
     }
   }
@@ -134,21 +174,33 @@ class GrammarCompiler::Worker {
     }
   }
 
-  Result compile_now(const OutputForm& form) {
+  // Nothing: it belongs to the hard ones.
+  std::optional<Result> compile_now(const OutputForm& form, Lane lane) {
+    WorkBudget::Limits limits = limits_.work;
+    const bool short_time = lane == Lane::kNew && limits_.short_time < limits.time;
+    if (short_time) limits.time = limits_.short_time;
     std::vector<std::string> ignored;
+    std::optional<Result> result;
+    std::string refused;
     warnings = &ignored;
-    Result result = Refused{"unknown"};
+    WorkBudget budget(limits, stopping_);
     try {
-      result = compile_form(form);
+      xgrammar::CompiledGrammar compiled = compile_form(form);
+      if (!begins(compiled)) refused = "no text has it";
+      result = std::move(compiled);
     } catch (const std::exception& error) {
-      result = Refused{error.what()};
+      budget.end();
+      refused = error.what();
     }
     warnings = nullptr;
+    if (const std::optional<WorkBudget::Bound> over = budget.end()) {
+      if (over == WorkBudget::Bound::kTime && short_time) return std::nullopt;
+      return Refused{text_of(*over)};
+    }
     // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
     std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
-    const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&result);
-    if (compiled != nullptr && !ignored.empty()) return Refused{ignored.front()};
-    if (compiled != nullptr && !begins(*compiled)) return Refused{"no text has it"};
+    if (refused.empty() && !ignored.empty()) refused = ignored.front();
+    if (!refused.empty()) result = Refused{std::move(refused)};
     return result;
   }
 
@@ -184,14 +236,14 @@ class GrammarCompiler::Worker {
   }
 
   const Limits limits_;
-  xgrammar::GrammarCompiler compiler_;  // of thread_
+  xgrammar::GrammarCompiler compiler_;  // of both threads: without its cache it keeps nothing
+  std::atomic<bool> stopping_ = false;
   mutable std::mutex mutex_;
   std::condition_variable work_;
-  std::list<std::shared_ptr<Entry>> entries_;  // lately asked for first
-  std::deque<std::shared_ptr<Entry>> waiting_;
+  std::list<std::shared_ptr<Entry>> entries_;                  // lately asked for first
+  std::array<std::deque<std::shared_ptr<Entry>>, 2> waiting_;  // by lane
   Stats stats_;
-  bool stopping_ = false;
-  std::thread thread_;
+  std::array<std::thread, 2> threads_;
 };
 
 GrammarCompiler::GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids,
@@ -206,6 +258,8 @@ GrammarCompiler::~GrammarCompiler() = default;
 GrammarCompiler::Compiled GrammarCompiler::compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
   return worker_->compile(form, std::move(thinking_end));
 }
+
+void GrammarCompiler::stop() { worker_->stop(); }
 
 GrammarCompiler::Stats GrammarCompiler::stats() const { return worker_->stats(); }
 

@@ -1,7 +1,9 @@
 // GrammarCompiler: output forms to grammars that the engine's choices follow.
 //
-// Grammars are compiled on a thread of the compiler, one at a time, and kept up to a number of bytes. Callers wait
-// there, never the engine.
+// Grammars are compiled on threads of the compiler and kept up to a number of bytes. Callers wait there, never the
+// engine. A form that is not compiled after a short time moves from one thread to the other, which takes all such: one
+// after the other, and behind everything else that the machine has to do. It is stopped at its limits (WorkBudget), and
+// its refusal is kept like a grammar. So forms that are hard to compile keep nobody from those that are not.
 #pragma once
 
 #include <chrono>
@@ -13,6 +15,7 @@
 #include "base/error.h"
 #include "engine/grammar.h"
 #include "structured/output_form.h"
+#include "structured/work_budget.h"
 
 namespace calandra {
 
@@ -22,7 +25,9 @@ class GrammarCompiler {
  public:
   struct Limits {
     int64_t cache_bytes = int64_t{256} << 20;
-    std::chrono::milliseconds patience{10'000};  // for one grammar; then it is refused, and kept if it comes later
+    WorkBudget::Limits work{.time = std::chrono::seconds(5), .bytes = int64_t{256} << 20};  // of one grammar
+    std::chrono::milliseconds short_time{250};   // of computing, then it is one of the hard ones
+    std::chrono::milliseconds patience{10'000};  // of who waits for a grammar; it is kept if it comes later
   };
   // `vocabulary`: the bytes of each token, empty for those that no text may contain. The end-of-text ids end an answer.
   GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids, Limits limits);
@@ -34,11 +39,15 @@ class GrammarCompiler {
     std::optional<RequestError> error;
   };
   // `thinking_end`: tokens are free until these have come, for an answer that begins inside of a think block; empty:
-  // the form holds from the first token on. Safe from several threads at once.
+  // the form holds from the first token on. Errors: 400, or 503 when `patience` is over. Safe from several threads at
+  // once.
   Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end = {});
+  // Ends what is being compiled; whoever waits for it, or comes later, gets an error.
+  void stop();
 
   struct Stats {
     int64_t compiled = 0, found = 0, bytes = 0;
+    int64_t hard = 0;  // that went on behind short_time, from the beginning
   };
   Stats stats() const;
 

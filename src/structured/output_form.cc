@@ -11,16 +11,17 @@
 namespace calandra {
 namespace {
 
-constexpr size_t kMostBytes = size_t{256} << 10;
+constexpr size_t kMostBytes = size_t{1} << 20;
 constexpr int kDeepest = 64;
-constexpr int64_t kMostValues = 20'000;   // of a schema: JSON values in all
+constexpr int64_t kMostValues = 100'000;  // of a schema: JSON values in all
+constexpr int64_t kMostChoices = 10'000;  // of an enum
 constexpr int64_t kMostRepeats = 10'000;  // minItems, maxLength, {m,n}: each is written out
 constexpr int64_t kMostBrackets = 2'000;  // of an expression or grammar
 // What compiling takes grows with their square, and with this sum: at either limit about half a second.
 constexpr int64_t kMostProperties = 1'000;       // of one object
 constexpr int64_t kMostCounted = 1'000;          // of one object whose properties are counted: their number times that
 constexpr int64_t kMostPatternRepeats = 20'000;  // of all patterns of a schema
-constexpr int64_t kMostRanges = 300;             // numbers of a schema that have bounds: each is an expression
+constexpr int64_t kMostRanges = 1'000;           // numbers of a schema that have bounds: each is an expression
 constexpr int64_t kMostRules = 1'000;            // of a grammar
 
 constexpr std::string_view kCounts[] = {"minItems",    "maxItems",    "minLength",     "maxLength",
@@ -118,6 +119,8 @@ struct SchemaCount {
         if (pattern_repeats > kMostPatternRepeats)
           wrong = fmt::format("the repeats of its patterns add up to more than {}", kMostPatternRepeats);
       }
+      if (key == "enum" && member.is_array() && std::ssize(member.get_array()) > kMostChoices)
+        wrong = fmt::format("an enum has more than {} values", kMostChoices);
       if (key == "properties" && member.is_object() && std::ssize(member.get_object()) > kMostProperties)
         wrong = fmt::format("an object has more than {} properties", kMostProperties);
       visit(member, depth + 1);

@@ -252,7 +252,9 @@ struct KeptCheck {
 
 }  // namespace
 
-bool is_length_pattern(std::string_view pattern) { return pattern.starts_with(kAnyText); }
+bool is_length_pattern(std::string_view pattern) {
+  return pattern.starts_with(kAnyText) || pattern.starts_with(std::string(kAnyXmlText) + "{");
+}
 
 std::string spelled_pattern(std::string_view pattern) {
   if (is_length_pattern(pattern)) return std::string(pattern);

@@ -13,6 +13,9 @@ namespace calandra {
 // xgrammar 0.2.8 may go from the beginning of an optional part to a loop at its end ("(b[0-9]+)?" takes "7").
 std::string spelled_pattern(std::string_view pattern);
 
+// What stands in a text of a call as XML, behind which {m,n} says its length.
+inline constexpr std::string_view kAnyXmlText = "[^<]";
+
 // Whether a pattern is what lengths are spelled as: it is counted, not written out.
 bool is_length_pattern(std::string_view pattern);
 

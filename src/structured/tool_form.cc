@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/json_member.h"
+#include "structured/schema_spelling.h"
 #include "text/parsers/argument_types.h"
 #include "text/parsers/tool_list.h"
 
@@ -155,7 +156,7 @@ class XmlArguments {
     const auto number = [](const json::value* value) {
       return value != nullptr && value->is_int64() ? std::to_string(value->get_int64()) : std::string();
     };
-    return pattern(fmt::format("[^<]{{{},{}}}", least == nullptr ? "0" : number(least), number(most)));
+    return pattern(fmt::format("{}{{{},{}}}", kAnyXmlText, least == nullptr ? "0" : number(least), number(most)));
   }
 
   const json::object& parameters_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "apps/api_routes.h"
 #include "base/json.h"
 #include "server/api_error.h"
 #include "server/request_head.h"
@@ -14,10 +15,6 @@ namespace {
 using server::error_reply;
 using server::HttpReply;
 using server::query_values;
-
-constexpr std::string_view kIsSleeping = "/is_sleeping", kSleep = "/sleep", kWakeUp = "/wake_up";
-constexpr std::string_view kPaths[] = {kIsSleeping,           kSleep, kWakeUp, "/reset_prefix_cache", "/reset_mm_cache",
-                                       "/reset_encoder_cache"};
 
 HttpReply reply_of(const std::optional<RequestError>& error) {
   return error ? error_reply(*error) : HttpReply{.body = "{}"};
@@ -36,20 +33,21 @@ std::string value_of(const server::HttpRequest& request, std::string_view name, 
 }  // namespace
 
 bool AdminApi::is_admin(std::string_view path) {
-  return std::find(std::begin(kPaths), std::end(kPaths), path) != std::end(kPaths);
+  return std::any_of(admin_routes().begin(), admin_routes().end(), [&](const auto& r) { return r.path == path; });
 }
 
 AdminApi::Result AdminApi::handle(const server::HttpRequest& request, server::Wake wake) {
-  const char* const method = request.path == kIsSleeping ? "GET" : "POST";
-  if (request.method != method) {
-    HttpReply reply = error_reply({405, "method_not_allowed", "", fmt::format("use {}", method)});
-    reply.headers.emplace_back("Allow", method);
+  const auto route = std::find_if(admin_routes().begin(), admin_routes().end(),
+                                  [&](const ApiRoute& r) { return r.path == request.path; });
+  if (request.method != route->method) {
+    HttpReply reply = error_reply({405, "method_not_allowed", "", fmt::format("use {}", route->method)});
+    reply.headers.emplace_back("Allow", route->method);
     return reply;
   }
-  if (request.path == kIsSleeping)
+  if (request.path == "/is_sleeping")
     return HttpReply{.body = to_json(json::object{{"is_sleeping", sleeper_.is_sleeping()}})};
-  if (request.path == kSleep) return sleep(request, std::move(wake));
-  if (request.path == kWakeUp) return wake_up(request, std::move(wake));
+  if (request.path == "/sleep") return sleep(request, std::move(wake));
+  if (request.path == "/wake_up") return wake_up(request, std::move(wake));
   return thread_.defer([this, path = request.path](const auto&) -> Result { return reset(path); }, std::move(wake));
 }
 

@@ -70,6 +70,7 @@ constexpr ApiField kFields[] = {
 
     // Of BatchReader.
     {"model", kGenerating | kFormBodies | kCountBody, kGenerating | kFormBodies | kCountBody, kOther, kText},
+    {"model", kTokenizeBody | kDetokenizeBody, 0, kOther, kText},
     {"prompt", kCompletionBody, kCompletionBody, kOther, kPrompts},
     {"prompt", kTokenizeBody, 0, kOther, kPrompts},  // of one text or one list of ids
     {"input", kEmbeddingBody, kEmbeddingBody, kOther, kPrompts},
@@ -162,6 +163,9 @@ constexpr ApiField kFields[] = {
     {"stream_interval", kTextBodies, 0, kOther, kAny},
     {"length_penalty", kTextBodies, 0, kOther, kAny},
     {"early_stopping", kTextBodies, 0, kOther, kAny},
+    {"verbosity", kChatBody, 0, kOther, kAny},  // templates have no word for it
+    {"prediction", kChatBody, 0, kOther, kAny},
+    {"modalities", kChatBody, 0, kOther, R"({"type":"array","items":{"const":"text"}})"},
 };
 
 }  // namespace

@@ -26,9 +26,25 @@ constexpr ApiRoute kRoutes[] = {
     {"GET", "/openapi.json", "This document", kNoBody, "Document"},
 };
 
+constexpr std::string_view kSleepQuery =
+    R"([{"name":"level","in":"query","schema":{"type":"string","enum":["1","2"]}},)"
+    R"({"name":"mode","in":"query","schema":{"type":"string","enum":["abort","wait"]}}])";
+constexpr std::string_view kWakeUpQuery =
+    R"([{"name":"tags","in":"query","schema":{"type":"array","items":{"type":"string","enum":["weights","kv_cache"]}}}])";
+
+constexpr ApiRoute kAdminRoutes[] = {
+    {"POST", "/sleep", "Gives memory back until /wake_up", kNoBody, "Done", false, kSleepQuery},
+    {"POST", "/wake_up", "Ends the sleep", kNoBody, "Done", false, kWakeUpQuery},
+    {"GET", "/is_sleeping", "Whether it sleeps", kNoBody, "IsSleeping"},
+    {"POST", "/reset_prefix_cache", "Drops the states of prefixes that nobody uses", kNoBody, "Done"},
+    {"POST", "/reset_mm_cache", "Drops the rows of pictures that nobody uses", kNoBody, "Done"},
+    {"POST", "/reset_encoder_cache", "The same", kNoBody, "Done"},
+};
+
 }  // namespace
 
 std::span<const ApiRoute> api_routes() { return kRoutes; }
+std::span<const ApiRoute> admin_routes() { return kAdminRoutes; }
 
 bool is_path_of(const ApiRoute& route, std::string_view path) {
   const size_t open = route.path.find('{'), close = route.path.find('}');

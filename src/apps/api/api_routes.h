@@ -11,12 +11,15 @@ namespace calandra::apps {
 struct ApiRoute {
   std::string_view method, path;  // {name} in a path: any text
   std::string_view summary;
-  Bodies body;              // what is posted
-  std::string_view answer;  // in components/schemas; empty: plain text
-  bool streams = false;     // with "stream": true, the answer is events
+  Bodies body;                  // what is posted
+  std::string_view answer;      // in components/schemas; empty: plain text
+  bool streams = false;         // with "stream": true, the answer is events
+  std::string_view query = "";  // what may stand behind a ?, as OpenAPI's parameters
 };
 
 std::span<const ApiRoute> api_routes();
+// Those of AdminApi.
+std::span<const ApiRoute> admin_routes();
 
 // Whether a request's path is the route's. The name of a model may have slashes, that of a response has none.
 bool is_path_of(const ApiRoute& route, std::string_view path);

@@ -154,14 +154,18 @@ std::variant<BatchBody, RequestError> BatchReader::read_line(const json::object&
                                   to_json(json::string(url))));
 }
 
+std::optional<RequestError> BatchReader::unknown_model(const json::object& body) const {
+  const std::string model = string_field(body, "model");
+  if (model.empty() || std::find(served_.begin(), served_.end(), model) != served_.end()) return std::nullopt;
+  return RequestError{
+      404, "model_not_found", "model",
+      fmt::format("the model {} does not exist; served is {}", to_json(json::string(model)), fmt::join(served_, ", "))};
+}
+
 std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body,
                                                              const Gone& gone) {
   unknown_.warn(body);
-  if (const std::string model = string_field(body, "model");
-      !model.empty() && std::find(served_.begin(), served_.end(), model) == served_.end())
-    return RequestError{404, "model_not_found", "model",
-                        fmt::format("the model {} does not exist; served is {}", to_json(json::string(model)),
-                                    fmt::join(served_, ", "))};
+  if (auto error = unknown_model(body)) return std::move(*error);
   refuse_unsupported(body);
   if (endpoint == Endpoint::kChatCompletions && flag_field(body, "echo", false))
     refuse_field("echo", "echo is for completions", "unsupported_parameter");
@@ -311,6 +315,7 @@ std::optional<RequestError> BatchReader::add_grammars(const json::object& body, 
     const std::lock_guard lock(mutex_);
     if (!grammars_)
       grammars_ = std::make_unique<GrammarCompiler>(grammar_vocabulary(*loaded_.tokenizer), loaded_.eos_token_ids);
+    if (stopped_) grammars_->stop();
   }
   const std::optional<int32_t> end = loaded_.tokenizer->token_to_id(kThinkEnd);
   for (Request& request : to.requests) {
@@ -323,6 +328,12 @@ std::optional<RequestError> BatchReader::add_grammars(const json::object& body, 
     request.grammar = std::move(compiled.grammar);
   }
   return std::nullopt;
+}
+
+void BatchReader::stop() {
+  const std::lock_guard lock(mutex_);
+  stopped_ = true;
+  if (grammars_) grammars_->stop();
 }
 
 // What all prompts of the body share.

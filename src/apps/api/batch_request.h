@@ -60,6 +60,10 @@ class BatchReader {
   // The prompts of a body alone: its `messages`, or the field `prompt`. Tools and their choice are read as for an
   // answer.
   std::variant<BatchBody, RequestError> read_prompt(const json::object& body, const Gone& gone = {});
+  // What is wrong with the "model" of a body: another one is served. A body may have none.
+  std::optional<RequestError> unknown_model(const json::object& body) const;
+  // Ends the compiling of grammars, now and later: those who wait for one get an error.
+  void stop();
   const std::vector<std::string>& served() const { return served_; }
   int64_t longest() const { return longest_; }
   int64_t vocab_size() const { return loaded_.model->vocab_size(); }
@@ -85,6 +89,7 @@ class BatchReader {
   std::mutex mutex_;                           // of what follows
   std::optional<Conversation> conversation_;   // made for the first chat
   std::unique_ptr<GrammarCompiler> grammars_;  // made for the first form
+  bool stopped_ = false;
   UnknownFields unknown_;
 };
 

@@ -118,7 +118,7 @@ TEST(FormRequests, MessagesMayAskForAFormAndForNoThoughts) {
 
 TEST(FormRequests, WhatHasNoEffectIsTaken) {
   for (const char* body : {R"({"input": "a", "include": ["reasoning.encrypted_content"]})",
-                           R"({"input": "a", "text": {"verbosity": "medium"}, "max_tool_calls": 3})"})
+                           R"({"input": "a", "text": {"verbosity": "low"}, "max_tool_calls": 3})"})
     EXPECT_TRUE(std::holds_alternative<ResponsesChat>(chat_of_responses(read(body), {}))) << body;
 }
 
@@ -170,7 +170,7 @@ TEST(FormRequests, FaultsNameTheirField) {
       {R"({"input": "a", "tool_choice": {"type": "web_search"}})", "tool_choice"},
       {R"({"input": "a", "tools": [{"type": "function"}]})", "tools"},
       {R"({"input": "a", "text": 5})", "text"},
-      {R"({"input": "a", "text": {"verbosity": "low"}})", "text.verbosity"},
+      {R"({"input": "a", "text": {"verbosity": 5}})", "verbosity"},
       {R"({"input": "a", "include": ["message.output_text.logprobs"]})", "include"},
       {R"({"input": "a", "include": [5]})", "include"},
       {R"({"input": "a", "prompt": {"id": "p"}})", "prompt"},

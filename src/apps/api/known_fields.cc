@@ -22,6 +22,8 @@ constexpr std::pair<std::string_view, const char*> kRefused[] = {
     {"chat_template", "the model's own template is used"},
     {"functions", "use tools"},
     {"function_call", "use tool_choice"},
+    {"audio", "answers are text"},
+    {"web_search_options", "the server searches nothing"},
     {"mcp_servers", "the server calls no tools"},
     {"container", "the server runs no code"},
     {"context_management", "conversations are not shortened"},
@@ -45,6 +47,10 @@ void refuse_unsupported(const json::object& body) {
   for (const auto& [name, reason] : kRefused)
     if (const json::value* value = body.if_contains(name); value != nullptr && !is_neutral(*value))
       refuse_field(name, fmt::format("{} cannot be set: {}", name, reason), "unsupported_parameter");
+  if (const json::array* modalities = array_field(body, "modalities"))
+    for (const json::value& modality : *modalities)
+      if (modality != "text")
+        refuse_field("modalities", "modalities can be [\"text\"] only: answers are text", "unsupported_parameter");
 }
 
 void UnknownFields::warn(const json::object& body) {

@@ -1,5 +1,6 @@
 // Requests that take long before the engine has them, handled on threads of their own: fetching and decoding pictures
-// must hold up neither the sockets nor requests without pictures. Those of admins have another one.
+// must hold up neither the sockets nor requests without pictures. So for those that wait for a grammar to be compiled,
+// and those of admins, which have others.
 #pragma once
 
 #include <atomic>

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "apps/api/api_reply.h"
@@ -41,7 +42,8 @@ HttpReply metrics_reply(const EngineStats& stats, std::string_view model, int64_
 
 HttpReply version_reply() { return json_reply({{"version", CALANDRA_VERSION}}); }
 
-OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer)
+OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer,
+                     bool has_admin)
     : engine_(engine),
       reader_(reader),
       writer_(writer),
@@ -49,7 +51,7 @@ OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, c
       messages_(engine, reader),
       tokenizer_(tokenizer),
       created_(static_cast<int64_t>(std::time(nullptr))),
-      document_(to_json(openapi_document(CALANDRA_VERSION, reader.vocab_size()))) {}
+      document_(to_json(openapi_document(CALANDRA_VERSION, reader.vocab_size(), has_admin))) {}
 
 OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::Wake wake) {
   if (!is_valid_utf8(request.path)) return error_reply(bad("", "the path is not UTF-8", "bad_request"), "");
@@ -119,8 +121,53 @@ bool OpenAiApi::may_show_media(const json::object& body) const {
   return responses_.goes_on_from_media(body);
 }
 
+namespace {
+
+// Of a body: read, each takes some fifty bytes, whatever its text takes.
+constexpr size_t kMostValues = size_t{4} << 20;
+
+// Values in lists and objects are one more than their commas. A look at the text: it may be no JSON.
+bool has_too_many_values(std::string_view body) {
+  if (body.size() <= kMostValues) return false;
+  size_t values = 1;
+  bool in_string = false;
+  for (size_t i = 0; i < body.size(); ++i) {
+    if (body[i] == '"')
+      in_string = !in_string;
+    else if (in_string && body[i] == '\\')
+      ++i;
+    else if (!in_string && (body[i] == ',' || body[i] == '[' || body[i] == '{'))
+      ++values;
+  }
+  return values > kMostValues;
+}
+
+// Whether the answer may have to follow a grammar. Too often yes costs a change of threads.
+bool may_ask_for_form(const json::object& body) {
+  for (const std::string_view name : {"response_format", "structured_outputs", "guided_json", "guided_regex",
+                                      "guided_choice", "guided_grammar", "text", "output_config"})
+    if (find_field(body, name) != nullptr) return true;
+  const json::value* choice = find_field(body, "tool_choice");
+  if (choice != nullptr && *choice != "auto" && *choice != "none") return true;
+  const auto is_strict = [](const json::value& entry) {
+    const json::object* tool = entry.if_object();
+    const json::value* function = tool == nullptr ? nullptr : tool->if_contains("function");
+    if (function != nullptr && function->is_object()) tool = &function->get_object();
+    const json::value* strict = tool == nullptr ? nullptr : tool->if_contains("strict");
+    return strict != nullptr && *strict == json::value(true);
+  };
+  const json::value* tools = find_field(body, "tools");
+  return tools != nullptr && tools->is_array() &&
+         std::any_of(tools->get_array().begin(), tools->get_array().end(), is_strict);
+}
+
+}  // namespace
+
 OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
+  if (has_too_many_values(request.body))
+    return error_reply(bad("", fmt::format("the body has more than {} values", kMostValues), "invalid_value"),
+                       request.path);
   json::value body;
   try {
     body = parse_json(request.body, "the body");
@@ -128,11 +175,14 @@ OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wa
     return error_reply(bad("", error.what(), "invalid_json"), request.path);
   }
   if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
-  if (!may_show_media(body.get_object())) return post(body.get_object(), request, {}, std::move(wake));
+  const bool shows_media = may_show_media(body.get_object());
+  if (!shows_media && !may_ask_for_form(body.get_object()))
+    return post(body.get_object(), request, {}, std::move(wake));
   server::HttpRequest head{request.method, request.path, {}, request.request_id};
-  return media_.defer([this, body = std::move(body), head = std::move(head),
-                       wake](const BatchReader::Gone& gone) { return post(body.get_object(), head, gone, wake); },
-                      wake);
+  return (shows_media ? media_ : forms_)
+      .defer([this, body = std::move(body), head = std::move(head),
+              wake](const BatchReader::Gone& gone) { return post(body.get_object(), head, gone, wake); },
+             wake);
 }
 
 OpenAiApi::Result OpenAiApi::post(const json::object& fields, const server::HttpRequest& request,
@@ -146,14 +196,13 @@ OpenAiApi::Result OpenAiApi::post(const json::object& fields, const server::Http
 
 OpenAiApi::Result OpenAiApi::answer(const json::object& fields, const server::HttpRequest& request,
                                     const BatchReader::Gone& gone, server::Wake wake) {
+  if (const auto error = reader_.unknown_model(fields)) return error_reply(*error, request.path);
   if (request.path == "/tokenize") return tokenize(fields, gone);
   if (request.path == "/detokenize") return detokenize(fields);
-  const json::value* name = find_field(fields, "model");
-  if (name == nullptr)
+  if (find_field(fields, "model") == nullptr)
     return error_reply(
         bad("model", fmt::format("model is missing; served is {}", reader_.served().front()), "missing_parameter"),
         request.path);
-  if (!name->is_string()) wrong_type("model", "a string");
   if (request.path == "/v1/responses") return responses_.create(fields, gone, std::move(wake));
   if (request.path == "/v1/messages") return messages_.create(fields, gone, std::move(wake));
   if (request.path == "/v1/messages/count_tokens") return messages_.count_tokens(fields, gone);

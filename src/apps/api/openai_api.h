@@ -21,8 +21,8 @@ server::HttpReply version_reply();
 class OpenAiApi {
  public:
   using Result = std::variant<server::HttpReply, std::unique_ptr<server::PendingReply>>;
-  // All must outlive it. `tokenizer` may be null.
-  OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer);
+  // All must outlive it. `tokenizer` may be null. `has_admin`: /openapi.json has the routes of AdminApi too.
+  OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, const Tokenizer* tokenizer, bool has_admin);
 
   // Any thread may call it.
   Result handle(const server::HttpRequest& request, server::Wake wake);
@@ -30,10 +30,17 @@ class OpenAiApi {
   void set_draining() { draining_ = true; }
   // Ends what is done for requests on threads of its own, and waits for it.
   void stop() {
+    give_up();
     media_.stop();
+    forms_.stop();
     responses_.stop();
   }
-  void give_up_media() { media_.give_up(); }
+  // Requests that wait for their pictures or grammars get a 503.
+  void give_up() {
+    media_.give_up();
+    forms_.give_up();
+    reader_.stop();
+  }
 
  private:
   bool may_show_media(const json::object& body) const;
@@ -62,7 +69,9 @@ class OpenAiApi {
   const std::string document_;  // /openapi.json
   std::atomic<bool> draining_ = false;
   std::atomic<int64_t> requests_ = 0;
-  MediaPool media_;  // the last: its threads use all before it
+  // The last, for their threads use all before them. A grammar may be waited for as long as the compiler's patience.
+  MediaPool media_;
+  MediaPool forms_{16};
 };
 
 }  // namespace calandra::apps

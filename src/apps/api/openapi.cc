@@ -62,6 +62,7 @@ json::object content_of(std::string_view type, json::value schema) {
 
 json::object operation_of(const ApiRoute& route) {
   json::object operation{{"summary", route.summary}};
+  if (!route.query.empty()) operation["parameters"] = read_schema(route.query);
   if (const size_t open = route.path.find('{'); open != std::string_view::npos) {
     const std::string_view name = route.path.substr(open + 1, route.path.find('}') - open - 1);
     operation["parameters"] = json::array{
@@ -82,16 +83,21 @@ json::object operation_of(const ApiRoute& route) {
 
 }  // namespace
 
-json::object openapi_document(const std::string& version, int64_t vocab_size) {
+json::object openapi_document(const std::string& version, int64_t vocab_size, bool has_admin) {
   json::object paths;
-  for (const ApiRoute& route : api_routes()) {
+  const auto add = [&](const ApiRoute& route) {
     std::string method(route.method);
     std::transform(method.begin(), method.end(), method.begin(), [](char c) { return std::tolower(c); });
     json::value& path = paths[route.path];
     if (path.is_null()) path = json::object();
     path.as_object()[method] = operation_of(route);
-  }
+  };
+  for (const ApiRoute& route : api_routes()) add(route);
+  if (has_admin)
+    for (const ApiRoute& route : admin_routes()) add(route);
   json::object schemas = read_schema(kOpenApiSchemas).as_object();
+  if (!has_admin)
+    for (const char* name : {"Done", "IsSleeping"}) schemas.erase(name);
   schemas["TokenId"] = {{"type", "integer"}, {"minimum", 0}, {"maximum", vocab_size - 1}};
   return {
       {"openapi", "3.1.0"},

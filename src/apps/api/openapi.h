@@ -8,8 +8,8 @@
 
 namespace calandra::apps {
 
-// `vocab_size`: ids of tokens are below it.
-json::object openapi_document(const std::string& version, int64_t vocab_size);
+// `vocab_size`: ids of tokens are below it. `has_admin`: with admin_routes().
+json::object openapi_document(const std::string& version, int64_t vocab_size, bool has_admin);
 
 // components/schemas: what lies inside of bodies, and the answers. {"$ref": "#Name"} is short for one of them.
 extern const char* const kOpenApiSchemas;

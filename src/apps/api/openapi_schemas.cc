@@ -72,7 +72,7 @@ const char* const kOpenApiSchemas = R"json({
   {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
   {"type": "object", "required": ["type", "schema"], "properties": {"type": {"const": "json_schema"}, "name": {"type": "string"},
     "schema": {"type": ["object", "boolean"]}, "strict": {"type": ["boolean", "null"]}}}]},
-  "verbosity": {"enum": ["medium", null]}}},
+  "verbosity": {"enum": ["low", "medium", "high", null]}}},
 "ResponseReasoning": {"type": "object", "properties": {"effort": {"type": ["string", "null"]}}},
 "Message": {"type": "object", "required": ["role", "content"], "properties": {"role": {"enum": ["user", "assistant", "system"]},
   "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "required": ["type"],
@@ -188,6 +188,8 @@ const char* const kOpenApiSchemas = R"json({
         "cache_read_input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"}}}}},
 "TokenCount": {"type": "object", "required": ["input_tokens"], "additionalProperties": false, "properties": {
   "input_tokens": {"type": "integer"}}},
+"Done": {"type": "object", "additionalProperties": false},
+"IsSleeping": {"type": "object", "required": ["is_sleeping"], "additionalProperties": false, "properties": {"is_sleeping": {"type": "boolean"}}},
 "Health": {"type": "object", "additionalProperties": false},
 "Version": {"type": "object", "required": ["version"], "additionalProperties": false, "properties": {"version": {"type": "string"}}},
 "Load": {"type": "object", "required": ["server_load"], "additionalProperties": false, "properties": {"server_load": {"type": "integer"}}},

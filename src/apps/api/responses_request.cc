@@ -190,9 +190,7 @@ void check_include(const json::object& body) {
 }
 
 void read_text(const json::object& text, json::object& chat) {
-  if (const std::string verbosity = string_field(text, "verbosity"); !verbosity.empty() && verbosity != "medium")
-    refuse_field("text.verbosity", "text.verbosity cannot be set: templates have no word for it",
-                 "unsupported_parameter");
+  string_field(text, "verbosity");  // templates have no word for it
   const json::object* format = object_field(text, "format");
   if (format == nullptr) return;
   json::object form{{"type", string_field(*format, "type")}};

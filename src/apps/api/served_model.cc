@@ -51,7 +51,7 @@ ServedModel::ServedModel(const Options& options, LoadedModel loaded)
       engine_(runner_, tokenizer_, std::move(setup_.options), loop_options(options.serve)),
       reader_(loaded_, options, served_names(options), longest_),
       writer_(tokenizer_, served_names(options).front()),
-      api_(engine_, reader_, writer_, tokenizer_) {
+      api_(engine_, reader_, writer_, tokenizer_, options.serve.enable_admin_endpoints) {
   warm_up();
   if (options.serve.enable_admin_endpoints) admin_.emplace(engine_, loaded_, options.model);
 }
@@ -67,7 +67,7 @@ void ServedModel::drain() {
 }
 
 void ServedModel::give_up(bool at_once) {
-  api_.give_up_media();
+  api_.give_up();
   if (admin_) admin_->give_up();
   if (at_once)
     engine_.give_up(cut_off());
