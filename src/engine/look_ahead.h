@@ -1,9 +1,8 @@
 // LookAhead: launches the forward of the next step before the host has read the tokens of this one, so that a device
 // with a stream works while the host takes tokens, streams text and builds the sampler's rows.
 //
-//   host     [start sample N][launch drafts and forward N+1][wait for sample N][take tokens N][rows N+1][start sample
-//   N+1] device    sample N        drafts and forward N+1 ..............................................      sample
-//   N+1
+//   host     [start sample N][launch N+1][wait for sample N][take tokens N][rows N+1][start sample N+1] ...
+//   device    sample N        drafts and forward N+1 ...............................  sample N+1 ...
 //
 // How many drafts each sequence keeps, with which token it goes on, and whether that ends it, the device finds out from
 // what sample N chose (ops::accept_drafts). What is launched behind was built for none kept, and is moved by their

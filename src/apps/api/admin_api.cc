@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "apps/api_routes.h"
+#include "apps/api/api_routes.h"
 #include "base/json.h"
 #include "server/api_error.h"
 #include "server/request_head.h"
