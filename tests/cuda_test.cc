@@ -32,6 +32,41 @@ class Cuda : public testing::Test {
   OpRunner reference{std::make_unique<ReferenceBackend>()};
 };
 
+// The stream writes a buffer again and again; copies beside it take every content away, and put it elsewhere.
+TEST_F(Cuda, CopiesBesideTheStreamKeepTheOrder) {
+  constexpr size_t kBytes = size_t{32} << 20;
+  constexpr int kTimes = 6;
+  Backend& backend = device->backend();
+  const Buffer source = backend.allocate(kBytes), back = backend.allocate(kBytes),
+               inputs = backend.allocate_host(kTimes * kBytes), taken = backend.allocate_host(kTimes * kBytes),
+               result = backend.allocate_host(kBytes);
+  const auto piece = [&](const Buffer& of, int i) { return static_cast<std::byte*>(of.data()) + i * kBytes; };
+  Workspace workspace;
+  OneRank rank;
+  ExecContext ctx{.backend = backend, .workspace = workspace, .communicator = rank, .stream = backend.stream()};
+  std::vector<Backend::CopyId> copies;
+  for (int i = 0; i < kTimes; ++i) {
+    std::memset(piece(inputs, i), i + 1, kBytes);
+    backend.upload(ctx, source.data(), piece(inputs, i), kBytes);
+    const Backend::UploadId behind = backend.uploads();
+    std::vector<Backend::CopyBeside> halves;
+    for (const size_t begin : {size_t{0}, kBytes / 2})
+      halves.push_back({piece(taken, i) + begin, static_cast<std::byte*>(source.data()) + begin, kBytes / 2});
+    copies.push_back(backend.copy_beside(halves, behind));
+    backend.follow_copies();
+  }
+  const Backend::CopyBeside put{back.data(), piece(taken, kTimes - 1), kBytes};
+  backend.copy_beside({&put, 1}, backend.uploads());
+  backend.follow_copies();
+  backend.copy_bytes(result.data(), back.data(), kBytes);  // in the order of the stream
+  for (int i = 0; i < kTimes; ++i) {
+    backend.wait_for_copies(copies[static_cast<size_t>(i)]);
+    for (const size_t at : {size_t{0}, kBytes / 2 - 1, kBytes / 2, kBytes - 1})
+      ASSERT_EQ(piece(taken, i)[at], static_cast<std::byte>(i + 1)) << "copy " << i << " at " << at;
+  }
+  EXPECT_EQ(std::memcmp(result.data(), piece(taken, kTimes - 1), kBytes), 0);
+}
+
 TEST_F(Cuda, MemoryOfTheDeviceIsZeroedAndCopied) {
   Backend& backend = device->backend();
   const Buffer a = backend.allocate(1 << 20), b = backend.allocate(1 << 20), pinned = backend.allocate_host(1 << 20);

@@ -37,6 +37,7 @@ class WorkQueue {
       run_until(done_ + static_cast<Ticket>(draw() % 4 == 0 ? draw() % static_cast<uint64_t>(work_.size() + 1) : 0));
     return ticket;
   }
+  Ticket next() const { return done_ + std::ssize(work_) + 1; }
   void run_until(Ticket ticket) {
     emptied_ += done_ < ticket && ticket == done_ + std::ssize(work_);
     while (done_ < ticket && !work_.empty()) {
@@ -88,6 +89,9 @@ struct DeferredFaults {
   bool reuses_early = false;        // the memory of an upload is written before it was read
   bool puts_early = false;          // the device reads tokens of drafts before they were chosen
   bool always_active = false;       // the row of a sequence that ended runs
+  bool copies_early = false;        // a checkpoint is copied before the steps that wrote it
+  bool reads_copies_early = false;  // copies of checkpoints are read on the host before they are there
+  bool follows_late = false;        // steps do not wait for the copies of checkpoints before them
   bool loses_drafts = false;        // rows of drafts have no token, now and then, as if their logits were not finite
   // Of steps that are launched before the tokens of the one before were read, with drafts:
   bool keeps_count = false;    // the slot's count is the one before the step
@@ -103,9 +107,10 @@ class DeferredBackend final : public Base {
  public:
   template <class... Args>
   explicit DeferredBackend(uint64_t seed, DeferredFaults faults, const Args&... args)
-      : Base(args...), queue_(seed), faults_(faults), records_(seed % 2 == 1) {}
+      : Base(args...), queue_(seed), beside_(seed == 0 ? 0 : seed * 3 + 1), faults_(faults), records_(seed % 2 == 1) {}
 
   WorkQueue& queue() { return queue_; }
+  WorkQueue& beside() { return beside_; }
 
   void* stream() const override { return const_cast<WorkQueue*>(&queue_); }
   void copy_bytes(void* to, const void* from, size_t bytes) override {
@@ -117,6 +122,19 @@ class DeferredBackend final : public Base {
   }
   void wait_for_upload(Backend::UploadId id) override {
     if (!faults_.reuses_early) queue_.run_until(id);
+  }
+  Backend::UploadId uploads() const override { return queue_.next(); }
+  Backend::CopyId copy_beside(std::span<const Backend::CopyBeside> copies, Backend::UploadId behind) override {
+    return beside_.add([this, list = std::vector(copies.begin(), copies.end()), before = behind - 1] {
+      if (!faults_.copies_early) queue_.run_until(before);
+      for (const Backend::CopyBeside& copy : list) Base::copy_bytes(copy.to, copy.from, copy.bytes);
+    });
+  }
+  void wait_for_copies(Backend::CopyId id) override {
+    if (!faults_.reads_copies_early) beside_.run_until(id);
+  }
+  void follow_copies() override {
+    if (!faults_.follows_late) queue_.add([this, all = beside_.next() - 1] { beside_.run_until(all); });
   }
   bool records() const override { return records_; }
   std::unique_ptr<Backend::Recording> record(ExecContext&, const std::function<void()>& work) override {
@@ -214,7 +232,7 @@ class DeferredBackend final : public Base {
     queue_.add(std::move(work));
   }
 
-  WorkQueue queue_;
+  WorkQueue queue_, beside_;  // the stream; copies of checkpoints
   const DeferredFaults faults_;
   const bool records_;
   struct Flight {

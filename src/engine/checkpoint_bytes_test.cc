@@ -15,7 +15,7 @@ const std::string kSpace = prefix_space("", "");
 class CheckpointBytesTest : public testing::Test {
  protected:
   World world{60, 16, 4};
-  PrefixCache cache{world.pages, world.slots, {kMuch, kMuch, World::copy, kIdentity}};
+  PrefixCache cache{world.pages, world.slots, {kMuch, kMuch, &World::backend(), kIdentity}};
 
   CheckpointId add(const std::string& tokens, int64_t mtp_begin) {
     return *cache.insert(kSpace, text(tokens), world.from_nothing(text(tokens), mtp_begin));

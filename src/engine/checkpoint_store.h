@@ -2,16 +2,25 @@
 // a slot of the SlotPool and references to pages of the PagePool; on the host it is blobs: one of the whole slot, one
 // per page with the valid entries of that page (the content forms of the pools). Pages are shared between checkpoints
 // in both tiers. Which checkpoints share or move is decided by the PrefixCache.
+//
+// Between the tiers bytes go beside the stream of steps (Backend::copy_beside), so the host waits for none of them and
+// the step that runs is not held up:
+//   - to the host: when the step that wrote the checkpoint is done, for which it is noted when the checkpoint came; the
+//     steps after it need not be. What is launched from then on waits, since slot and pages go to others.
+//   - to the device: when all that was launched is done, since slot and pages may come from others; what is launched
+//     from then on waits, and finds them filled.
+//   - memory of blobs is touched by such copies alone, in their order; whoever reads it on the host waits first.
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <map>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "cache/page_pool.h"
 #include "cache/slot_pool.h"
+#include "ops/backend.h"
 
 namespace calandra {
 
@@ -37,11 +46,9 @@ struct CheckpointContent {
 
 class CheckpointStore {
  public:
-  // Copies between device and host. On return the host's bytes are read or written; the device's side may still wait in
-  // a queue that orders it before any later work.
-  using CopyBytes = PagePool::CopyBytes;
-  // The pools must outlive the store.
-  CheckpointStore(PagePool& pages, SlotPool& slots, CopyBytes copy_bytes);
+  // The pools are of the backend's memory; all must outlive the store. `host_bytes` of the host tier, for the size of
+  // the pieces in which it is allocated.
+  CheckpointStore(PagePool& pages, SlotPool& slots, Backend& backend, int64_t host_bytes);
 
   // Takes over a slot and one reference of each page.
   void adopt(const Checkpoint& checkpoint);
@@ -53,9 +60,11 @@ class CheckpointStore {
   // A copy in the other tier. Pages with shared[i] >= 0 are not copied: that page of the other tier is held instead.
   // Nothing, and nothing taken, when the pools or the host's memory do not suffice.
   std::optional<Checkpoint> to_host(const Checkpoint& checkpoint, std::span<const int32_t> shared);
+  std::optional<Checkpoint> to_device(const Checkpoint& checkpoint, std::span<const int32_t> shared);
+  // Out of other memory, which has been read on return.
   std::optional<Checkpoint> to_device(const CheckpointContent& content, std::span<const int32_t> shared);
-  // Of a checkpoint of the host tier, valid until it is released.
-  CheckpointContent content(const Checkpoint& checkpoint) const;
+  // Without a checkpoint in the host tier: its memory goes back to the system until it is needed.
+  void give_back_memory();
   // The whole checkpoint by content, appended to `bytes`: slot, then pages.
   void append_content(const Checkpoint& checkpoint, std::vector<std::byte>& bytes) const;
 
@@ -83,21 +92,38 @@ class CheckpointStore {
 
  private:
   struct Blob {
-    std::unique_ptr<std::byte[]> bytes;
+    std::byte* bytes = nullptr;
     int64_t size = 0;
+    int64_t room = 0;  // that of a slot, or of a whole page
     int references = 0;
+    Backend::CopyId filled = 0;
   };
   // A new blob with one reference, or nothing when the system has no memory.
-  std::optional<int32_t> take_blob(int64_t size);
+  std::optional<int32_t> take_blob(int64_t size, int64_t room);
+  std::byte* take_room(int64_t room);
   void release_blob(int32_t blob);
+  CheckpointContent content(const Checkpoint& checkpoint) const;
+  std::optional<Checkpoint> to_device(const CheckpointContent& content, std::span<const int32_t> shared,
+                                      const PagePool::CopyBytes& copy);
 
   PagePool& pages_;
   SlotPool& slots_;
-  CopyBytes copy_bytes_;
+  Backend& backend_;
+  const PagePool::CopyBytes copy_now_, copy_later_;  // the latter are listed
+  std::vector<Backend::CopyBeside> listed_;
+  std::vector<Backend::UploadId>
+      written_;  // of each slot of a checkpoint: what was launched when it came stands before
   int64_t slots_held_ = 0;
   int64_t host_bytes_ = 0;
   std::vector<Blob> blobs_;
   std::vector<int32_t> free_blobs_;
+  // Rooms of blobs are kept for others of their size: allocating what copies are fast to takes long. So both kinds
+  // together may take as much as each of them took at its most.
+  const int64_t piece_bytes_;
+  std::vector<Buffer> pieces_;
+  int64_t left_ = 0;  // of the last piece
+  Backend::CopyId last_ = 0;
+  std::map<int64_t, std::vector<std::byte*>> free_rooms_;
 };
 
 }  // namespace calandra

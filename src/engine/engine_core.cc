@@ -10,7 +10,7 @@
 namespace calandra {
 namespace {
 
-constexpr double kWarmUpSeconds = 1;
+constexpr double kWarmUpSeconds = 0.5;
 
 double system_clock() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -46,12 +46,7 @@ EngineCore::EngineCore(ModelRunner& runner, const Tokenizer* tokenizer, EngineOp
   if (options_.checkpoint_bytes > 0 || options_.host_checkpoint_bytes > 0)
     cache_ = std::make_unique<PrefixCache>(
         runner.pages(), runner.slots(),
-        PrefixCacheOptions{options_.checkpoint_bytes,
-                           options_.host_checkpoint_bytes,
-                           [&backend = runner.backend()](void* to, const void* from, size_t bytes) {
-                             backend.copy_bytes(to, from, bytes);
-                           },
-                           {}});
+        PrefixCacheOptions{options_.checkpoint_bytes, options_.host_checkpoint_bytes, &runner.backend(), {}});
   SchedulerOptions scheduling = options_.scheduler;
   if (options_.speculative && options_.speculative->num_speculative_tokens > 0) {
     speculator_ = std::make_unique<Speculator>(runner, *options_.speculative, sampling_, options_.clock,

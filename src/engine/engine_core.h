@@ -62,7 +62,7 @@ class EngineCore {
                                        const OnPrefill& on_prefill = {});
 
   // While it is idle, and after a first request: steps that are likely are recorded where the backend can, so that
-  // those who come find the engine as fast as it gets. Takes about a second.
+  // those who come find the engine as fast as it gets. Takes at most half a second and a step.
   void warm_up();
   // Sends a running choice back to the queue. For tests: no token may change.
   void preempt(RequestId id, int32_t choice);

@@ -8,8 +8,6 @@
 namespace calandra {
 namespace {
 
-constexpr int64_t kWarmRows = 64;          // more than the kernels of few rows take
-constexpr int64_t kUsualTokens = 8192;     // of sequences whose steps are recorded at the start
 constexpr size_t kSmallUploads = 1 << 17;  // of two steps: logit rows, counts
 
 int64_t pages_for(int64_t tokens, int64_t block_size) { return (tokens + block_size - 1) / block_size; }
@@ -25,14 +23,8 @@ RunnerLimits complete(RunnerLimits limits) {
   return limits;
 }
 
-// With those that fill recorded steps up: they have what is added to the rows.
-int64_t most_sequences(const Backend& backend, const RunnerLimits& limits) {
-  const int64_t most = limits.max_num_seqs, added = most / limits.recorded_sizes + 1;
-  return backend.records() ? RecordedSteps::rounded(most + added, limits.recorded_sizes) : most;
-}
-
 BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
-  const int64_t sequences = most_sequences(backend, limits);
+  const int64_t sequences = ModelRunner::most_sequences(backend, limits);
   return {.rows = limits.max_num_batched_tokens,
           .sequences = sequences,
           .segments = sequences + limits.max_cuts,
@@ -358,28 +350,12 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
   bounds.repeats = backend_.records() && sizes.image_rows == 0 && sizes.segments == sizes.sequences &&
                    bounds.max_query_len <= limits_.pending_capacity + 1;
   if (bounds.repeats) round_up(bounds);
-  sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
   return bounds;
 }
 
-void ModelRunner::round_up(Bounds& bounds) const {
-  BatchSizes& sizes = bounds.sizes;
-  bounds.max_seq_len = RecordedSteps::bound_of(bounds.max_seq_len, limits_.max_model_len);
-  if (sizes.sequences > 1 && bounds.max_query_len > 1) {
-    bounds.max_query_len = limits_.pending_capacity + 1;
-    if (bounds.max_drafts > 0) bounds.max_drafts = limits_.pending_capacity;
-  }
-  // The rows that are added are those of added sequences.
-  const int64_t rows = RecordedSteps::rounded(sizes.rows, limits_.recorded_sizes), added = rows - sizes.rows;
-  const int64_t sequences = RecordedSteps::rounded(
-      sizes.sequences + (added + bounds.max_query_len - 1) / bounds.max_query_len, limits_.recorded_sizes);
-  if (rows > limits_.max_num_batched_tokens || sequences > most_sequences(backend_, limits_)) return;
-  sizes.rows = rows;
-  sizes.sequences = sizes.segments = sequences;
-}
-
 ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& bounds) {
-  const BatchSizes& sizes = bounds.sizes;
+  BatchSizes sizes = bounds.sizes;
+  sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
   const Batch host = lay_out(uploads_->take<int32_t>(batch_ints(sizes)), sizes, Device{});
   int32_t row = 0, segment = 0;
   const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
@@ -586,49 +562,6 @@ Tensor ModelRunner::run_draft(const Step& step, int64_t pass, Taps* taps) {
   const Tensor hidden = hidden_.tensor(model_.dtype(), {step.batch.rows(), model_.hidden_size()});
   return run(ctx, step, pass, hidden.data(),
              [&] { return model_.drafter()->forward(ctx, step.batch, caches_, hidden, pass); });
-}
-
-void ModelRunner::record_steps(double seconds, const Clock& clock) {
-  if (!backend_.records()) return;
-  const double end = clock() + seconds;
-  const auto run_one = [&](const Bounds& bounds, int64_t pass) {
-    const Step step = build({}, bounds);
-    const Tensor result = pass == RecordedSteps::kForward ? run_forward(step, nullptr) : run_draft(step, pass, nullptr);
-    std::byte first{};
-    backend_.copy_bytes(&first, result.data(), 1);  // the device has run it
-  };
-  const int64_t prompt = std::min({kWarmRows, limits_.max_num_batched_tokens, limits_.max_model_len});
-  run_one({.sizes = {.rows = prompt,
-                     .sequences = 1,
-                     .segments = 1,
-                     .pages_per_sequence = pages_for(prompt, limits_.block_size)},
-           .max_query_len = prompt,
-           .max_seq_len = prompt},
-          RecordedSteps::kForward);
-  const auto run_twice = [&](int64_t sequences, int64_t rows_each, int64_t drafts, int64_t tokens, int64_t pass) {
-    Bounds bounds;
-    bounds.sizes.mtp = pass != RecordedSteps::kForward;
-    bounds.sizes.rows = sequences * rows_each;
-    bounds.sizes.sequences = bounds.sizes.segments = sequences;
-    bounds.max_query_len = rows_each;
-    bounds.max_seq_len = tokens;
-    bounds.max_drafts = drafts;
-    bounds.repeats = true;
-    round_up(bounds);
-    bounds.sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
-    for (int time = 0; time < 2 && clock() < end && recorded_.recordings() < RecordedSteps::kMostAtStart; ++time)
-      run_one(bounds, pass);
-  };
-  const int64_t most_drafts = limits_.pending_capacity;
-  for (int64_t sequences = 1; sequences <= limits_.max_num_seqs; sequences *= 2)
-    for (int64_t tokens = 1; tokens <= std::min(kUsualTokens, limits_.max_model_len);
-         tokens = RecordedSteps::bound_of(tokens, limits_.max_model_len) + 1) {
-      for (int64_t drafts = 0; drafts <= most_drafts; ++drafts)
-        run_twice(sequences, 1 + drafts, drafts, tokens, RecordedSteps::kForward);
-      if (model_.drafter() == nullptr) continue;
-      for (int64_t rows = 1; rows <= most_drafts + 1; ++rows) run_twice(sequences, rows, 0, tokens, 0);
-      for (int64_t pass = 1; pass < most_drafts; ++pass) run_twice(sequences, 1, 0, tokens, pass);
-    }
 }
 
 Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {

@@ -178,6 +178,8 @@ class ModelRunner {
   // they have come. They are steps of no sequence and change nothing.
   void record_steps(double seconds, const Clock& clock);
   int64_t recorded_steps() const { return recorded_.recordings(); }
+  // Sequences of one step, with those that fill recorded steps up: they have what is added to the rows.
+  static int64_t most_sequences(const Backend& backend, const RunnerLimits& limits);
   // Passes so far that took longer than the next ones of their shape will.
   int64_t first_runs() const { return recorded_.first_runs(); }
   // Called before every pass, recorded or not, with what it runs but its logits: RecordedSteps::kForward, or the

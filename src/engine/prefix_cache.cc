@@ -20,7 +20,7 @@ constexpr int64_t kMostShares = 8;  // a space that holds less than this part of
 }  // namespace
 
 PrefixCache::PrefixCache(PagePool& pages, SlotPool& slots, PrefixCacheOptions options)
-    : store_(pages, slots, options.copy_bytes), options_(std::move(options)) {
+    : store_(pages, slots, *options.backend, options.host_checkpoint_bytes), options_(std::move(options)) {
   CHECK_LE(0, options_.checkpoint_bytes);
   CHECK_LE(0, options_.host_checkpoint_bytes);
 }
@@ -280,6 +280,7 @@ void PrefixCache::clear() {
     Entry& entry = (next++)->second;
     if (entry.pins == 0) drop(entry);
   }
+  if (store_.bytes(Tier::kHost) == 0) store_.give_back_memory();
 }
 
 void PrefixCache::enforce_limits(std::string_view space) {
@@ -337,7 +338,7 @@ bool PrefixCache::restore(CheckpointId id) {
   Entry& entry = at(id);
   CHECK(entry.held.tier == Tier::kHost);
   const auto shared = shareable(entry.node, entry.held.P, entry.held.mtp_begin, Tier::kDevice);
-  std::optional<Checkpoint> copy = store_.to_device(store_.content(entry.held), shared);
+  std::optional<Checkpoint> copy = store_.to_device(entry.held, shared);
   if (!copy) return false;
   store_.release(entry.held);
   entry.held = std::move(*copy);

@@ -31,8 +31,8 @@ namespace calandra {
 struct PrefixCacheOptions {
   int64_t checkpoint_bytes = 0;       // limit of the device tier; 0: off
   int64_t host_checkpoint_bytes = 0;  // limit of the host tier; 0: off
-  CheckpointStore::CopyBytes copy_bytes;
-  CheckpointIdentity identity;  // of the byte form
+  Backend* backend = nullptr;         // of the pools; not null
+  CheckpointIdentity identity;        // of the byte form
 };
 
 using CheckpointId = int64_t;  // never used twice

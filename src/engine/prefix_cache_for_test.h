@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/reference/reference.h"
 #include "engine/prefix_cache.h"
 
 namespace calandra {
@@ -40,8 +41,12 @@ class World {
   World(int64_t page_count, int64_t slot_count, int64_t page_tokens)
       : pages(specs_for_test(), page_count, page_tokens, Buffer::host),
         slots(specs_for_test(), 4, DType::kF32, slot_count, 2, Buffer::host),
-        reading(pages, slots, copy) {}
+        reading(pages, slots, backend(), 0) {}
 
+  static ReferenceBackend& backend() {
+    static ReferenceBackend backend;
+    return backend;
+  }
   static void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 
   // One more token; with `mtp` also its MTP entry, else the valid ones begin anew behind it. False without a free page.

@@ -29,7 +29,7 @@ class Scenario {
         limit_(checkpoint_bytes),
         world_(page_tokens == 1 ? 120 : 40, 12, page_tokens),
         cache_(std::in_place, world_.pages, world_.slots,
-               PrefixCacheOptions{checkpoint_bytes, host_bytes, World::copy, {{1, 2, 3, 4}, 0, 1}}) {}
+               PrefixCacheOptions{checkpoint_bytes, host_bytes, &World::backend(), {{1, 2, 3, 4}, 0, 1}}) {}
 
   void run(int steps) {
     for (step_ = 0; step_ < steps && !testing::Test::HasFailure(); ++step_) {

@@ -9,7 +9,7 @@ constexpr CheckpointIdentity kIdentity = {{11, 12, 13, 14}, 0, 1};
 constexpr int64_t kMuch = 1 << 20;
 const std::string kSpace = prefix_space("", "");
 
-PrefixCacheOptions options(int64_t device, int64_t host = 0) { return {device, host, World::copy, kIdentity}; }
+PrefixCacheOptions options(int64_t device, int64_t host = 0) { return {device, host, &World::backend(), kIdentity}; }
 
 // Pages of 4 tokens, 144 bytes; slots of 120 bytes.
 class PrefixCacheTest : public testing::Test {

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "ops/attention.h"
@@ -53,6 +54,24 @@ class Backend {
     return 0;
   }
   virtual void wait_for_upload(UploadId) {}
+
+  // Copies between memory of allocate_host and the device beside the stream, one after the other. They begin when the
+  // stream has done what it had been given before upload `behind`, and may still be on their way after the return.
+  // wait_for_copies: until those of `id` and before are done. follow_copies: what the stream is given from now on
+  // begins when all copies so far are done.
+  struct CopyBeside {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  using CopyId = int64_t;                         // ascending
+  virtual UploadId uploads() const { return 0; }  // the next one; copies behind it are behind all so far
+  virtual CopyId copy_beside(std::span<const CopyBeside> copies, UploadId) {
+    for (const CopyBeside& copy : copies) copy_bytes(copy.to, copy.from, copy.bytes);
+    return 0;
+  }
+  virtual void wait_for_copies(CopyId) {}
+  virtual void follow_copies() {}
 
   // Kernels that `work` starts, for starting them again in one call with the same arguments: whatever changes from one
   // step to the next is read from device memory. While `records()` is false there are no recordings.

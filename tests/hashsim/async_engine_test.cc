@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 #include "tests/hashsim/planted_fault.h"
 
@@ -248,6 +249,42 @@ TEST_F(AsyncEngine, SequencesThatFillAStepUpRun) {
       if (ints(batch.seq_len)[b] == 0) ints(batch.active)[b] = 1;
   };
   EXPECT_GT(reported(options), 10);
+}
+
+// A checkpoint is copied to the host when the step that wrote it is done, the one after it need not be; and is read
+// there when the copy is done.
+TEST_F(AsyncEngine, CheckpointsAreCopiedWhenTheyWereWritten) {
+  const HashModel model({});
+  for (const DeferredFaults faults : {DeferredFaults{}, {.copies_early = true}, {.reads_copies_early = true}}) {
+    DeferredBackend<ReferenceBackend> stream(0, faults);
+    PagePool pages(model.cache_specs(), 2, 4, Buffer::host);
+    SlotPool slots(model.cache_specs(), model.hidden_size(), model.dtype(), 1, 2, Buffer::host);
+    CheckpointStore store(pages, slots, stream, 1 << 20);
+    const Checkpoint checkpoint{.P = 6, .slot = *slots.take(), .pages = {*pages.take(), *pages.take()}};
+    Workspace workspace;
+    OneRank rank;
+    ExecContext ctx{stream, workspace, rank};
+    const Buffer input = stream.allocate_host(4);
+    std::memset(input.data(), 7, input.bytes());
+    int32_t later = 0;
+    stream.upload(ctx, slots.N().data(), input.data(), 4);  // the last that the step writes
+    store.adopt(checkpoint);
+    stream.upload(ctx, &later, input.data(), 4);  // of the next step
+    const std::optional<Checkpoint> copy = store.to_host(checkpoint, std::vector<int32_t>{-1, -1});
+    ASSERT_TRUE(copy.has_value());
+    std::vector<std::byte> on_host, on_device;
+    store.append_content(*copy, on_host);
+    EXPECT_EQ(later, 0);
+    store.append_content(checkpoint, on_device);
+    EXPECT_EQ(on_host == on_device, !faults.copies_early && !faults.reads_copies_early);
+    store.release(*copy);
+    store.give_back_memory();
+    EXPECT_EQ(store.bytes(Tier::kHost), 0);
+  }
+}
+
+TEST_F(AsyncEngine, SlotsOfCheckpointsOverwrittenBeforeTheyWereCopied) {
+  EXPECT_GT(reported(async(only(By::kTokens), {.follows_late = true})), 5);
 }
 
 TEST_F(AsyncEngine, SlotOverwrittenAfterAStop) {

@@ -185,8 +185,7 @@ void EngineSim::check_checkpoint(const Checkpoint& held, std::span<const TokenKe
 // All that stand at the end, in both tiers.
 void EngineSim::check_checkpoints() {
   PrefixCache& cache = *core_.cache();
-  CheckpointStore reading(runner_.pages(), runner_.slots(),
-                          [](void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); });
+  CheckpointStore reading(runner_.pages(), runner_.slots(), runner_.backend(), 0);
   for (CheckpointId id = 0; id < cache.stats().inserted && violation_.empty(); ++id) {
     if (!cache.contains(id)) continue;
     if (cache.checkpoint(id).tier == Tier::kHost) {

@@ -222,7 +222,7 @@ TEST(RunnerSteps, ThoseRecordedAtTheStartChangeNothingAndComeAgain) {
   const DeferredModel deferred(model, stream.queue());
   ModelRunner runner(deferred, stream,
                      {.max_num_seqs = 20,
-                      .max_num_batched_tokens = 64,
+                      .max_num_batched_tokens = 40,
                       .max_model_len = 160,
                       .block_size = 4,
                       .pending_capacity = 2,

@@ -48,6 +48,9 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   memory_bytes_ = free - free / 32;        // kernels are loaded as they are first run, and allocations are rounded up
   CUDA_CHECK(cudaStreamCreate(&stream_));  // blocking: copies keep their order to a step that was launched ahead
   for (cudaEvent_t& event : uploaded_) CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  CUDA_CHECK(cudaStreamCreateWithFlags(&beside_, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaEventCreateWithFlags(&now_, cudaEventDisableTiming));
+  for (cudaEvent_t& event : copied_) CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   for (cuda::SamplingFlight& flight : sampling_.flights)
     CUDA_CHECK(cudaEventCreateWithFlags(&flight.sampled, cudaEventDisableTiming));
   cuda::fail_call(options_.fail_call);
@@ -56,6 +59,9 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
 CudaBackend::~CudaBackend() {
   for (const cuda::SamplingFlight& flight : sampling_.flights) CUDA_RELEASE(cudaEventDestroy(flight.sampled));
   for (const cudaEvent_t event : uploaded_) CUDA_RELEASE(cudaEventDestroy(event));
+  for (const cudaEvent_t event : copied_) CUDA_RELEASE(cudaEventDestroy(event));
+  CUDA_RELEASE(cudaEventDestroy(now_));
+  CUDA_RELEASE(cudaStreamDestroy(beside_));
   CUDA_RELEASE(cudaStreamDestroy(stream_));
 }
 
@@ -85,7 +91,15 @@ Buffer CudaBackend::allocate(size_t bytes) {
 Buffer CudaBackend::allocate_host(size_t bytes) {
   if (bytes == 0) return {};
   void* data = nullptr;
-  CUDA_CHECK(cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
+  const cudaError_t status = cuda::counted(cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    static thread_local char message[128];
+    std::snprintf(message, sizeof message, "out of memory: %.2f GB of page-locked host memory asked for",
+                  static_cast<double>(bytes) * 1e-9);
+    cuda::load_error(message);
+  }
+  cuda::check(status, "cudaHostAlloc", __FILE__, __LINE__);
   std::memset(data, 0, bytes);
   return Buffer(data, bytes, Device{}, [](void* p, size_t) { CUDA_RELEASE(cudaFreeHost(p)); });
 }
@@ -109,6 +123,46 @@ void CudaBackend::wait_for_upload(UploadId id) {
   CUDA_CHECK(cudaSetDevice(options_.device));
   wait_for(uploaded_[static_cast<size_t>(id % kUploads)]);
   awaited_ = id + 1;
+}
+
+// The event of an upload stands behind all that the stream was given before it.
+Backend::CopyId CudaBackend::copy_beside(std::span<const CopyBeside> copies, UploadId behind) {
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  cudaEvent_t begin = now_;
+  if (behind < uploads_)
+    begin = uploaded_[static_cast<size_t>(behind % kUploads)];
+  else
+    CUDA_CHECK(cudaEventRecord(now_, stream_));
+  CUDA_CHECK(cudaStreamWaitEvent(beside_, begin));
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  std::vector<size_t> bytes;
+  for (const CopyBeside& copy : copies) {
+    to.push_back(copy.to);
+    from.push_back(copy.from);
+    bytes.push_back(copy.bytes);
+  }
+  cudaMemcpyAttributes attributes{};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  size_t first = 0;  // of those that have these attributes
+  if (!copies.empty())
+    CUDA_CHECK(
+        cudaMemcpyBatchAsync(to.data(), from.data(), bytes.data(), copies.size(), &attributes, &first, 1, beside_));
+  ++copies_;
+  CUDA_CHECK(cudaEventRecord(copied_[static_cast<size_t>(copies_ % kCopies)], beside_));
+  return copies_;
+}
+
+void CudaBackend::wait_for_copies(CopyId id) {
+  if (id == 0) return;
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  CUDA_CHECK(cudaEventSynchronize(copied_[static_cast<size_t>(id % kCopies)]));
+}
+
+void CudaBackend::follow_copies() {
+  if (copies_ == 0) return;
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  CUDA_CHECK(cudaStreamWaitEvent(stream_, copied_[static_cast<size_t>(copies_ % kCopies)]));
 }
 
 void CudaBackend::wait_for(cudaEvent_t event) {

@@ -53,6 +53,10 @@ class CudaBackend final : public Backend {
   void* stream() const override { return stream_; }
   UploadId upload(ExecContext& ctx, void* to, const void* from, size_t bytes) override;
   void wait_for_upload(UploadId id) override;
+  UploadId uploads() const override { return uploads_; }
+  CopyId copy_beside(std::span<const CopyBeside> copies, UploadId behind) override;
+  void wait_for_copies(CopyId id) override;
+  void follow_copies() override;
   bool records() const override;
   std::unique_ptr<Recording> record(ExecContext& ctx, const std::function<void()>& work) override;
   void plan(ExecContext& ctx, const Batch& batch) override;
@@ -169,8 +173,13 @@ class CudaBackend final : public Backend {
   static constexpr UploadId kUploads = 512;
   std::array<cudaEvent_t, kUploads> uploaded_ = {};  // behind the last uploads; that of upload i at i % kUploads
   UploadId uploads_ = 0, awaited_ = 0;               // those before are there
-  cudaStream_t last_stream_ = nullptr;               // that was launched on
-  cuda::KernelTimer* timer_ = nullptr;               // during time_kernels
+  cudaStream_t beside_ = nullptr;                    // waits for stream_ where it is told to alone
+  cudaEvent_t now_ = nullptr;                        // where copies begin that wait for all that stream_ was given
+  static constexpr CopyId kCopies = 64;
+  std::array<cudaEvent_t, kCopies> copied_ = {};  // behind the last copies, as uploaded_
+  CopyId copies_ = 0;                             // the last one
+  cudaStream_t last_stream_ = nullptr;            // that was launched on
+  cuda::KernelTimer* timer_ = nullptr;            // during time_kernels
   cuda::SamplingMemory sampling_;
 };
 
