@@ -60,7 +60,7 @@ TEST_F(CudaParts, SwigluMlpAndLinearAdd) {
     for (const auto& [D, F] : {std::pair<int64_t, int64_t>{1024, 3584}, {2048, 520}}) {
       const LinearPack gate_up{matrix(F, D, 1, fp8), matrix(F, D, 2, fp8)};
       const PackedWeight down = matrix(D, F, 3, fp8);
-      for (const int64_t T : {1, 2, 7, 8, 9, 16, 17}) {
+      for (const int64_t T : {1, 2, 7, 8, 9, 16, 17, 33, 65}) {
         const Tensor x = rows(T, D, 4), residual = rows(T, D, 5), h = rows(T, F, 6);
         equal("swiglu_mlp rows " + std::to_string(T),
               [&](ExecContext& ctx) { return Results{ops::swiglu_mlp(ctx, x, gate_up, down, residual)}; });
@@ -87,7 +87,7 @@ TEST_F(CudaParts, SparseMoe) {
         weights.shared_down = matrix(s.D, s.Fs, 7, fp8);
         weights.shared_gate = matrix(1, s.D, 8, false);
       }
-      for (const int64_t T : {1, 3, 16, 17, 33, 300}) {
+      for (const int64_t T : {1, 3, 4, 5, 8, 9, 16, 17, 33, 300}) {
         const Tensor x = rows(T, s.D, 9), residual = rows(T, s.D, 10);
         equal("sparse_moe rows " + std::to_string(T),
               [&](ExecContext& ctx) { return Results{ops::sparse_moe(ctx, x, weights, {.top_k = s.k}, residual)}; });

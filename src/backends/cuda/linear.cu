@@ -102,7 +102,9 @@ void CudaBackend::linear(ExecContext& ctx, const Tensor& x, const LinearPack& pa
     LinearArgs plain = args_for(x, x.size(0), pack.K(), out);
     plain.out_stride = out.stride(0);
     int tiles = 0;
-    for (; i < parts.size() && has_few_rows(x.dtype(), parts[i]) == fast && parts[i].dtype == first.dtype; ++i) {
+    for (; i < parts.size() && has_few_rows(x.dtype(), parts[i]) == fast && !many(parts[i]) &&
+           (fast || parts[i].dtype == first.dtype);
+         ++i) {
       if (parts[i].N == 0) continue;
       if (fast)
         few_rows.add(x, parts[i], out, column);

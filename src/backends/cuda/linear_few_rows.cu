@@ -15,8 +15,7 @@ bool has_few_rows(DType x, const PackedWeight& weight) {
 
 FewRowsPart& FewRowsLaunch::part(const Tensor& x, const PackedWeight& weight, const Tensor& out, After after) {
   CHECK_LT(args_.parts, FewRowsArgs::kMostParts);
-  CHECK(args_.parts == 0 || (weight.dtype == stored_ && args_.part[args_.parts - 1].expert_bytes == 0));
-  stored_ = weight.dtype;
+  CHECK(args_.parts == 0 || args_.part[args_.parts - 1].expert_bytes == 0);
   FewRowsPart& p = args_.part[args_.parts++];
   p.weight = weight.packed.bytes_at(0);
   p.bias = weight.bias ? weight.bias.as<float>() : nullptr;
@@ -30,6 +29,7 @@ FewRowsPart& FewRowsLaunch::part(const Tensor& x, const PackedWeight& weight, co
   p.N = static_cast<int>(weight.N);
   p.K = static_cast<int>(weight.K);
   p.after = after;
+  p.f8 = weight.dtype == DType::kF8E4M3;
   return p;
 }
 
@@ -74,9 +74,12 @@ void FewRowsLaunch::swiglu_experts(const Tensor& x, const GroupedWeight& gate, c
   grouped(x, gate, chosen, out, After::kSwiGlu).other = up.packed.bytes_at(0);
 }
 
+// Each block routes one row; for more rows a launch of its own is faster.
+bool FewRowsLaunch::can_route(int64_t T, const RouteArgs& route) { return T <= 4 && route.words() <= kRouteWords; }
+
 namespace {
 
-template <bool kF8, int kRows, int kAhead, int kTiles>
+template <Stored kStored, int kRows, int kAhead, int kTiles, bool kGrouped, bool kAligned>
 void launch(cudaStream_t stream, FewRowsArgs& args) {
   int blocks = 0;
   for (int i = 0; i < args.parts; ++i) {
@@ -85,8 +88,8 @@ void launch(cudaStream_t stream, FewRowsArgs& args) {
     blocks += p.blocks(kTiles) * (p.expert_bytes == 0 ? 1 : std::min(args.T, kMostRows) * args.top_k);
   }
   args.row_tiles = static_cast<int>(blocks_for(args.T, kRows));
-  launch_follower(few_rows<kF8, kRows, kAhead, kTiles>, dim3(static_cast<unsigned>(blocks * args.row_tiles)),
-                  dim3(kTileWarps * kWarp), 0, stream, args);
+  launch_follower(few_rows<kStored, kRows, kAhead, kTiles, kGrouped, kAligned>,
+                  dim3(static_cast<unsigned>(blocks * args.row_tiles)), dim3(kTileWarps * kWarp), 0, stream, args);
 }
 
 }  // namespace
@@ -94,34 +97,51 @@ void launch(cudaStream_t stream, FewRowsArgs& args) {
 // Measured on an H100: see bench/results/cuda_few_rows.md.
 void FewRowsLaunch::run(cudaStream_t stream) {
   constexpr int kSms = 132;
-  int tiles = 0, longest = 0;
+  int tiles = 0, longest = 0, of_f8 = 0;
+  bool aligned = true;
   for (int i = 0; i < args_.parts; ++i) {
     tiles += args_.part[i].blocks(1);
     longest = std::max(longest, args_.part[i].value_bytes);
+    of_f8 += args_.part[i].f8;
+    aligned = aligned && args_.part[i].x_aligned;
   }
-  const bool high = args_.T > 8, f8 = stored_ == DType::kF8E4M3, grouped = args_.experts != nullptr;
-  const auto of_rows = [&]<int kRows, int kAhead, int kTiles>() {
-    f8 ? launch<true, kRows, kAhead, kTiles>(stream, args_) : launch<false, kRows, kAhead, kTiles>(stream, args_);
+  const bool high = args_.T > 8, f8 = of_f8 > 0, grouped = args_.experts != nullptr;
+  const auto of_format = [&]<Stored kStored>() {
+    const auto dense = [&]<int kRows, int kAhead, int kTiles>() {
+      launch<kStored, kRows, kAhead, kTiles, false, true>(stream, args_);
+    };
+    const auto experts = [&]<int kRows, int kTiles>() { launch<kStored, kRows, 1, kTiles, true, true>(stream, args_); };
+    if (!aligned) {  // odd sizes: any rows, no hurry
+      if (!grouped) return launch<kStored, kMostRows, 1, 1, false, false>(stream, args_);
+      return high ? launch<kStored, kMostRows, 1, 2, true, false>(stream, args_)
+                  : launch<kStored, 8, 1, 2, true, false>(stream, args_);
+    }
+    if (grouped) {
+      if (high) return experts.template operator()<16, 4>();
+      return experts.template operator() < 8, kStored == Stored::kBF16 ? 2 : 4 > ();
+    }
+    if (args_.T > kMostRows) {
+      const bool wide = tiles * blocks_for(args_.T, 64) > 4 * kSms;  // enough of them for all multiprocessors
+      if (args_.T > 32) return wide ? dense.template operator()<64, 1, 4>() : dense.template operator()<64, 1, 1>();
+      return wide ? dense.template operator()<32, 1, 4>() : dense.template operator()<32, 1, 1>();
+    }
+    if constexpr (kStored != Stored::kBF16) {  // if they fit, all blocks at once
+      if (high) return tiles > 4 * kSms ? dense.template operator()<16, 1, 2>() : dense.template operator()<16, 1, 1>();
+      if (tiles <= 3 * kSms) return dense.template operator()<8, 2, 1>();
+      return tiles <= 5 * kSms ? dense.template operator()<8, 1, 1>() : dense.template operator()<8, 1, 2>();
+    } else {
+      if (tiles <= 2 * kSms) return high ? dense.template operator()<16, 4, 1>() : dense.template operator()<8, 4, 1>();
+      if (high)
+        return longest <= 2 * kChunk ? dense.template operator()<16, 1, 4>() : dense.template operator()<16, 1, 2>();
+      if (tiles > 4 * kSms && tiles <= 5 * kSms)  // all blocks at once, which read less ahead
+        return dense.template operator()<8, 1, 1>();
+      dense.template operator()<8, 2, 1>();
+    }
   };
-  const auto choose = [&]<int kAhead, int kTiles>() {
-    high ? of_rows.operator()<16, kAhead, kTiles>() : of_rows.operator()<8, kAhead, kTiles>();
-  };
-  if (grouped) return f8 || high ? choose.operator()<1, 4>() : choose.operator()<1, 2>();
-  if (args_.T > kMostRows) {
-    const bool wide = tiles * blocks_for(args_.T, 64) > 4 * kSms;  // enough of them for all multiprocessors
-    if (args_.T > 32) return wide ? of_rows.operator()<64, 1, 4>() : of_rows.operator()<64, 1, 1>();
-    return wide ? of_rows.operator()<32, 1, 4>() : of_rows.operator()<32, 1, 1>();
-  }
-  if (f8)
-    tiles > 4 * kSms ? choose.operator()<1, 2>() : choose.operator()<1, 1>();
-  else if (tiles <= 2 * kSms)
-    choose.operator()<4, 1>();
-  else if (high)
-    longest <= 2 * kChunk ? choose.operator()<1, 4>() : choose.operator()<1, 2>();
-  else if (tiles > 4 * kSms && tiles <= 5 * kSms)  // all blocks at once, which read less ahead
-    choose.operator()<1, 1>();
+  if (!f8)
+    of_format.operator()<Stored::kBF16>();
   else
-    choose.operator()<2, 1>();
+    of_f8 == args_.parts ? of_format.operator()<Stored::kF8>() : of_format.operator()<Stored::kBoth>();
 }
 
 }  // namespace calandra::cuda

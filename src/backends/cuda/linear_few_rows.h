@@ -13,7 +13,7 @@ inline bool has_swiglu(DType x, const PackedWeight& gate, const PackedWeight& up
   return has_few_rows(x, gate) && gate.dtype == up.dtype && gate.block_k == up.block_k;
 }
 
-// Collects up to four products of weights of one format and launches them. All have T rows.
+// Collects up to four products and launches them. All have T rows.
 class FewRowsLaunch {
  public:
   explicit FewRowsLaunch(int64_t T) { args_.T = static_cast<int>(T); }
@@ -29,6 +29,10 @@ class FewRowsLaunch {
   void swiglu_experts(const Tensor& x, const GroupedWeight& gate, const GroupedWeight& up, const Tensor& chosen,
                       const Tensor& out);
 
+  // Lets the launch choose the experts itself, from logits that are there when it begins; it stores its choice.
+  static bool can_route(int64_t T, const RouteArgs& route);
+  void route(const RouteArgs& route) { args_.route = route; }
+
   bool empty() const { return args_.parts == 0; }
   void run(cudaStream_t stream);
 
@@ -38,7 +42,6 @@ class FewRowsLaunch {
                        After after);
 
   FewRowsArgs args_{};
-  DType stored_{};
 };
 
 }  // namespace calandra::cuda

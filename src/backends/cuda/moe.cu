@@ -1,17 +1,21 @@
 // Mixture of experts (ops/moe.h) but its products, which are in linear.cu.
-//   route         one warp a row, its scores in 2 E floats of shared memory (and one flag a group). Every pick is a
-//                 maximum over the warp, the lowest index of equals. Bound by latency: top_k picks of E / 32 steps.
+//   route         one warp a row (device/route.cuh)
 //   moe_combine   one number a thread; bound by memory
-//   sparse_moe    few rows: five launches. What reads x is one (router, shared gate and up, shared gate), then route,
-//                 the experts' gate and up, then all products with D outputs, then every sum (join_outputs: four
-//                 numbers a thread, bound by latency). Many rows: choices are sorted by expert once (moe_gemm.cu), and
-//                 what lies between the products stays in that order.
+//   sparse_moe    few rows. What reads x is one launch (router, shared gate and up, shared gate); then route and the
+//                 experts' gate and up, of up to four tokens in one launch whose blocks each route for themselves; then
+//                 all products with D outputs and every sum, of up to eight tokens in one launch
+//                 (device/experts_down.cuh), else in two (join_outputs: four numbers a thread, bound by latency).
+//                 Many rows: choices are sorted by expert once (moe_gemm.cu), and what lies between the products stays
+//                 in that order.
+#include "backends/cuda/device/experts_down.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/route.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/linear_few_rows.h"
 #include "backends/cuda/moe_gemm.h"
+#include "backends/cuda/packed_rows.h"
 #include "backends/cuda/scratch.h"
 
 namespace calandra {
@@ -20,98 +24,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ __forceinline__ float or_lowest(float x) { return isnan(x) ? -INFINITY : x; }
-
-// Bits whose order as numbers is that of x, which is no NaN; -0 is 0.
-__device__ __forceinline__ uint32_t ordered(float x) {
-  const uint32_t bits = __float_as_uint(x == 0 ? 0.0f : x);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// The index of the largest candidate, the lowest of equal ones; NaN is no candidate. -1: there is none.
-__device__ __forceinline__ int best_of(const float* candidates, int count, int lane) {
-  uint32_t value = 0;  // below every number
-  unsigned best = ~0u;
-#pragma unroll 8
-  for (int i = lane; i < count; i += kWarp) {
-    const float c = candidates[i];
-    const uint32_t key = isnan(c) ? 0 : ordered(c);
-    if (key > value) value = key, best = static_cast<unsigned>(i);
-  }
-  const uint32_t top = __reduce_max_sync(kAllLanes, value);
-  return static_cast<int>(__reduce_min_sync(kAllLanes, value == top ? best : ~0u));
-}
-
-__global__ void __launch_bounds__(kWarp)
-    route_rows(Rows<const float> logits, const float* bias, int E, int top_k, int n_group, int topk_group,
-               bool sigmoids, bool norm, float factor, int32_t* experts, float* weights) {
-  extern __shared__ float shared[];
-  float *scores = shared, *choice = scores + E, *groups = choice + E;
-  const int lane = threadIdx.x;
-  const int64_t t = blockIdx.x;
-  const float* row = logits[t];
+__global__ void __launch_bounds__(kWarp) route_rows(const __grid_constant__ RouteArgs a) {
+  extern __shared__ float words[];
   begin_as_follower();
-  if (sigmoids) {
-    for (int e = lane; e < E; e += kWarp) scores[e] = sigmoid(row[e]);
-  } else {
-    float top = -INFINITY, sum = 0;
-#pragma unroll 8
-    for (int e = lane; e < E; e += kWarp) top = fmaxf(top, scores[e] = row[e]);  // NaN is passed over
-    top = warp_max(top);
-    for (int e = lane; e < E; e += kWarp) sum += scores[e] = expf(scores[e] - top);
-    sum = warp_sum(sum);
-    for (int e = lane; e < E; e += kWarp) scores[e] /= sum;
-  }
-  for (int e = lane; e < E; e += kWarp) choice[e] = or_lowest(scores[e] + (bias != nullptr ? bias[e] : 0.0f));
-  __syncwarp();
-
-  if (n_group > 1) {
-    const int size = E / n_group;
-    for (int g = lane; g < n_group; g += kWarp) {
-      float first = -INFINITY, second = -INFINITY;
-      for (int i = g * size; i < (g + 1) * size; ++i) {
-        if (choice[i] > first)
-          second = first, first = choice[i];
-        else if (choice[i] > second)
-          second = choice[i];
-      }
-      groups[g] = !sigmoids || size == 1 ? first : or_lowest(first + second);
-    }
-    __syncwarp();
-    for (int i = 0; i < topk_group; ++i) {
-      const int g = best_of(groups, n_group, lane);
-      __syncwarp();
-      if (lane == 0 && g >= 0) groups[g] = NAN;
-      __syncwarp();
-    }
-    for (int e = lane; e < E; e += kWarp)
-      if (!isnan(groups[e / size])) choice[e] = NAN;  // its group was not taken
-    __syncwarp();
-  }
-
-  float sum = 0, mine = 0;  // lane j has the weight of pick j, and of pick j + 32 and so on
-  for (int j0 = 0; j0 < top_k; j0 += kWarp) {
-    const int picks = min(kWarp, top_k - j0);
-    int expert = 0;
-    for (int j = 0; j < picks; ++j) {
-      const int e = best_of(choice, E, lane);
-      if (lane == j) expert = e, mine = scores[e];
-      sum += scores[e];
-      __syncwarp();
-      if (lane == e % kWarp) choice[e] = NAN;
-      __syncwarp();
-    }
-    if (lane < picks) {
-      experts[t * top_k + j0 + lane] = expert;
-      weights[t * top_k + j0 + lane] = mine;
-    }
-  }
-  __syncwarp();
-  for (int j = lane; j < top_k; j += kWarp) {
-    float weight = top_k <= kWarp ? mine : weights[t * top_k + j];
-    if (norm) weight /= sum + 1e-20f;
-    weights[t * top_k + j] = weight * factor;
-  }
+  route_row(a, blockIdx.x, words, a.top_k - 1, true, threadIdx.x);
 }
 
 template <class T>
@@ -163,24 +79,33 @@ __global__ void __launch_bounds__(kThreads) join_outputs(const __grid_constant__
   store_some(a.out + int64_t{t} * a.D + d, sum, own, a.aligned);
 }
 
-// Products of one input, in a launch for each format.
-class LaunchByFormat {
- public:
-  explicit LaunchByFormat(int64_t T) : launches_{FewRowsLaunch(T), FewRowsLaunch(T)} {}
-  FewRowsLaunch& of(DType stored) { return launches_[stored == DType::kBF16 ? 0 : 1]; }
-  // Returns how many there were.
-  int run(cudaStream_t stream) {
-    int count = 0;
-    for (FewRowsLaunch& launch : launches_)
-      if (!launch.empty()) launch.run(stream), ++count;
-    return count;
-  }
+RouteArgs route_args(const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options, ops::Routing& out) {
+  return {rows_of<float>(logits),
+          bias.rank() > 0 ? bias.as<float>() : nullptr,
+          static_cast<int>(logits.size(1)),
+          static_cast<int>(options.top_k),
+          static_cast<int>(options.n_group),
+          static_cast<int>(options.topk_group),
+          options.score == ops::RouterScore::kSigmoid,
+          options.norm_topk_prob,
+          options.routed_scaling_factor,
+          out.experts.as<int32_t>(),
+          out.weights.as<float>()};
+}
 
- private:
-  std::array<FewRowsLaunch, 2> launches_;
-};
+DownWeight down_weight(const PackedWeight& weight, int64_t expert_bytes) {
+  return {weight.packed.bytes_at(0), expert_bytes, static_cast<int>(packed_row(weight.dtype, weight.K, weight.block_k)),
+          static_cast<int>(padded_values(weight.dtype, weight.K)), static_cast<int>(weight.K)};
+}
 
-// Whether few rows go through one mixture in five launches.
+// Whether experts_down has the end of the mixture. For more tokens experts are shared by several of them.
+constexpr int64_t kDownRows = 8;
+bool has_experts_down(int64_t T, int64_t top_k, const ops::SparseMoeWeights& w) {
+  return T <= kDownRows && top_k < kMostDownWarps && w.down.K % 8 == 0 && w.shared_down.K % 8 == 0 &&
+         (w.shared_down.N == 0 || (w.shared_down.dtype == w.down.dtype && !w.shared_down.bias));
+}
+
+// Whether few rows go through one mixture in few launches.
 bool mixture_has_few_rows(DType x, const ops::SparseMoeWeights& w, int64_t top_k) {
   if (top_k * kMostRows > kMostChoices || !has_swiglu(x, w.gate.expert(0), w.up.expert(0)) ||
       w.gate.packed.stride(0) != w.up.packed.stride(0) || !has_few_rows(x, w.down.expert(0)))
@@ -204,15 +129,10 @@ using namespace cuda;
 void CudaBackend::route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
                         ops::Routing& out) {
   if (ctx.dry_run) return;
-  const int64_t E = logits.size(1);
-  const size_t bytes = static_cast<size_t>(2 * E + options.n_group) * sizeof(float);
+  const RouteArgs args = route_args(logits, bias, options, out);
+  const size_t bytes = static_cast<size_t>(args.words()) * sizeof(float);
   CHECK_LE(bytes, size_t{48 << 10});
-  launch_follower(route_rows, dim3(static_cast<unsigned>(logits.size(0))), dim3(kWarp), bytes, stream_of(ctx),
-                  rows_of<float>(logits), bias.rank() > 0 ? bias.as<float>() : nullptr, static_cast<int>(E),
-                  static_cast<int>(options.top_k), static_cast<int>(options.n_group),
-                  static_cast<int>(options.topk_group), options.score == ops::RouterScore::kSigmoid,
-                  options.norm_topk_prob, options.routed_scaling_factor, out.experts.as<int32_t>(),
-                  out.weights.as<float>());
+  launch_follower(route_rows, dim3(static_cast<unsigned>(logits.size(0))), dim3(kWarp), bytes, stream_of(ctx), args);
   launched(ctx, "route");
 }
 
@@ -251,30 +171,49 @@ void CudaBackend::mixture_of_few_rows(ExecContext& ctx, const Tensor& x, const o
   }
   if (gated) open = ctx.workspace.alloc(x.dtype(), {T, 1});
   if (ctx.dry_run) return;
-  const auto count = [&](int launches, const char* name) {
-    for (int i = 0; i < launches; ++i) launched(ctx, name);
-  };
-
-  LaunchByFormat of_x(T);
+  FewRowsLaunch of_x(T);
   if (has_few_rows(x.dtype(), weights.router))
-    of_x.of(weights.router.dtype).add(x, weights.router, logits);
+    of_x.add(x, weights.router, logits);
   else
     linear(ctx, x, LinearPack{weights.router}, logits);
-  if (gated) of_x.of(weights.shared_gate.dtype).add(x, weights.shared_gate, open);
-  if (shared_expert) {
-    const PackedWeight &gate = weights.shared_gate_up.parts()[0], &up = weights.shared_gate_up.parts()[1];
-    of_x.of(gate.dtype).swiglu(x, gate, up, shared_h);
+  if (gated) of_x.add(x, weights.shared_gate, open);
+  if (shared_expert) of_x.swiglu(x, weights.shared_gate_up.parts()[0], weights.shared_gate_up.parts()[1], shared_h);
+  if (!of_x.empty()) {
+    of_x.run(stream_of(ctx));
+    launched(ctx, "router and shared expert");
   }
-  count(of_x.run(stream_of(ctx)), "router and shared expert");
-  route(ctx, logits, weights.bias, options, routing);
+  const RouteArgs routes = route_args(logits, weights.bias, options, routing);
+  const bool routed = FewRowsLaunch::can_route(T, routes);
+  if (!routed) route(ctx, logits, weights.bias, options, routing);
   FewRowsLaunch up(T);
   up.swiglu_experts(x, weights.gate, weights.up, routing.experts, h);
+  if (routed) up.route(routes);
   up.run(stream_of(ctx));
   launched(ctx, "experts' gate and up");
-  LaunchByFormat down(T);
-  if (shared_expert) down.of(weights.shared_down.dtype).add(shared_h, weights.shared_down, shared);
-  down.of(weights.down.dtype).experts(h, weights.down, routing.experts, y);
-  count(down.run(stream_of(ctx)), "experts' down");
+  const auto numbers = [](const Tensor& t) { return t ? static_cast<const bf16_t*>(t.data()) : nullptr; };
+  if (has_experts_down(T, k, weights)) {
+    const ExpertsDownArgs args{down_weight(weights.down.expert(0), weights.down.packed.stride(0)),
+                               shared_expert ? down_weight(weights.shared_down, 0) : DownWeight{},
+                               numbers(h),
+                               numbers(shared_h),
+                               numbers(open),
+                               routing.experts.as<int32_t>(),
+                               routing.weights.as<float>(),
+                               rows_of<bf16_t>(residual),
+                               static_cast<bf16_t*>(out.data()),
+                               static_cast<int>(k),
+                               static_cast<int>(weights.down.E),
+                               static_cast<int>(D)};
+    const auto kernel = weights.down.dtype == DType::kF8E4M3 ? experts_down<true> : experts_down<false>;
+    launch_follower(kernel, dim3(blocks_for(D, kTile), static_cast<unsigned>(T)),
+                    dim3(static_cast<unsigned>(k + shared_expert) * kWarp), 0, stream_of(ctx), args);
+    return launched(ctx, "experts' down and sums");
+  }
+  FewRowsLaunch down(T);
+  if (shared_expert) down.add(shared_h, weights.shared_down, shared);
+  down.experts(h, weights.down, routing.experts, y);
+  down.run(stream_of(ctx));
+  launched(ctx, "experts' down");
 
   join(ctx, y, routing.weights, shared, open, residual, out);
 }

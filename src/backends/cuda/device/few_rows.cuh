@@ -18,13 +18,17 @@
 
 namespace calandra::cuda {
 
-// 8 numbers of a row of x from k on, zeros beyond K.
-__device__ __forceinline__ uint4 x_at(const bf16_t* row, int k, int K, bool aligned) {
-  if (aligned && k + 8 <= K) return *reinterpret_cast<const uint4*>(row + k);
-  Vec<bf16_t, 8> v;
+// 8 numbers of a row of x from k on, zeros beyond K. kAligned: rows begin at multiples of 16 bytes and K is one of 8.
+template <bool kAligned>
+__device__ __forceinline__ uint4 x_at(const bf16_t* row, int k, int K) {
+  if constexpr (kAligned) {
+    return *reinterpret_cast<const uint4*>(row + k);
+  } else {
+    Vec<bf16_t, 8> v;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v.at[i] = k + i < K ? row[k + i] : __float2bfloat16_rn(0.0f);
-  return reinterpret_cast<const uint4&>(v);
+    for (int i = 0; i < 8; ++i) v.at[i] = k + i < K ? row[k + i] : __float2bfloat16_rn(0.0f);
+    return reinterpret_cast<const uint4&>(v);
+  }
 }
 
 // 16 bytes that are read once.
@@ -47,63 +51,74 @@ struct ChunkProduct {
   __device__ __forceinline__ static int input(int i, int t) {
     return kF8 ? i / 2 * 64 + 16 * t + i % 2 * 8 : i * 32 + 8 * t;
   }
-  __device__ __forceinline__ static void step(float (&d)[4], const uint4& low, const uint4& high, const uint4& w) {
-    mma_bf16(d, low.x, high.x, low.y, high.y, w.x, w.y);
-    mma_bf16(d, low.z, high.z, low.w, high.w, w.z, w.w);
+  // Without f8's scale.
+  __device__ __forceinline__ static void multiply(float (&sum)[4], const uint4 (&low)[kOwn], const uint4 (&high)[kOwn],
+                                                  const uint4 (&w)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if constexpr (kF8) {
+        mma_step(sum, low[2 * i], high[2 * i], bf16x8_of_e4m3x8({w[i].x, w[i].y}));
+        mma_step(sum, low[2 * i + 1], high[2 * i + 1], bf16x8_of_e4m3x8({w[i].z, w[i].w}));
+      } else {
+        mma_step(sum, low[i], high[i], w[i]);
+      }
   }
   __device__ __forceinline__ static void add(float (&sum)[4], const uint4 (&low)[kOwn], const uint4 (&high)[kOwn],
                                              const uint4 (&w)[2], const float (&scale)[2]) {
     if constexpr (kF8) {
       float block[4] = {};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        step(block, low[2 * i], high[2 * i], bf16x8_of_e4m3x8({w[i].x, w[i].y}));
-        step(block, low[2 * i + 1], high[2 * i + 1], bf16x8_of_e4m3x8({w[i].z, w[i].w}));
-      }
+      multiply(block, low, high, w);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] = fmaf(block[i], scale[i % 2], sum[i]);
     } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) step(sum, low[i], high[i], w[i]);
+      multiply(sum, low, high, w);
     }
   }
 };
+
+constexpr int kRouteWords = 2 * kTileWarps * 8 * kTile;  // of shared memory that experts' blocks have
+
+// Formats of the weights of a launch.
+enum class Stored { kBF16, kF8, kBoth };
 
 // Blocks of a multiprocessor that their registers leave room for.
 constexpr int blocks_of_few_rows(bool f8, int rows, int ahead, int tiles) {
   if (rows > kMostRows) return tiles > 1 ? 1 : 2;
   if (ahead * tiles > 2) return 2;
-  if (f8 || rows > 8) return 3;
-  return ahead * tiles == 1 ? 5 : 4;
+  if (rows > 8) return 3;
+  return ahead * tiles == 1 ? 5 : f8 ? 3 : 4;
 }
 
-// kRows: of a block, 8, 16, 32 or 64; experts: up to 16.
-template <bool kF8, int kRows, int kAhead, int kTiles>
-__global__ void __launch_bounds__(kTileWarps* kWarp, blocks_of_few_rows(kF8, kRows, kAhead, kTiles))
-    few_rows(const __grid_constant__ FewRowsArgs a) {
-  constexpr bool kHigh = kRows > 8;                       // the upper 8 rows of an instruction's 16, too
-  constexpr int kGroups = kHigh ? kRows / kMostRows : 1;  // of 16 rows
-  constexpr int kAtOnce = kGroups > 1 ? 1 : kTiles;       // tiles whose sums are in shared memory
-  __shared__ float sums[kAtOnce][kTileWarps][kRows][kTile];
-  __shared__ ChoiceGroup chosen;
+template <int kRows, int kTiles>
+struct FewRowsShape {
+  static constexpr bool kHigh = kRows > 8;                       // the upper 8 rows of an instruction's 16, too
+  static constexpr int kGroups = kHigh ? kRows / kMostRows : 1;  // of 16 rows
+  static constexpr int kAtOnce = kGroups > 1 ? 1 : kTiles;       // tiles whose sums are in shared memory
+  using Sums = float[kAtOnce][kTileWarps][kRows][kTile];
+};
+
+// A block of part p. `index`: its number among those of the same rows.
+template <bool kF8, int kRows, int kAhead, int kTiles, bool kGrouped, bool kAligned>
+__device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsPart& p, int index,
+                                            typename FewRowsShape<kRows, kTiles>::Sums& sums, ChoiceGroup& chosen) {
+  using Shape = FewRowsShape<kRows, kTiles>;
+  constexpr bool kHigh = Shape::kHigh;
+  constexpr int kGroups = Shape::kGroups, kAtOnce = Shape::kAtOnce;
   using Product = ChunkProduct<kF8>;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  // Blocks of the same weights follow each other, so that these come from the caches.
-  const int index = static_cast<int>(a.row_tiles == 1 ? blockIdx.x : blockIdx.x / a.row_tiles),
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4,
             t0 = (static_cast<int>(blockIdx.x) - index * a.row_tiles) * kRows, rows = min(kRows, a.T - t0);
-  int number = 0;
-  while (number + 1 < a.parts && index >= a.part[number + 1].first_block) ++number;
-  const FewRowsPart& p = a.part[number];
   const std::byte *weight = p.weight, *other = p.other;
   int block = index - p.first_block, own = rows;
-  const bool grouped = p.expert_bytes != 0;
-  let_next_grid_begin();
+  const bool grouped = kGrouped && p.expert_bytes != 0;
   if (grouped) {
     wait_for_grid();
     const int blocks = p.blocks(kTiles), slot = block / blocks;
     block %= blocks;
     if (slot >= rows * a.top_k) return;
-    group_of_choice(a, t0, rows, slot, chosen);
+    if (kRows == 8 && a.route.logits.data != nullptr)
+      route_choice(a.route, t0, slot, block == 0, &sums[0][0][0][0], chosen);
+    else
+      group_of_choice(a, t0, rows, slot, chosen);
     own = chosen.count;
     if (own == 0) return;
     const bool exists = chosen.expert >= 0 && chosen.expert < a.E;
@@ -170,8 +185,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, blocks_of_few_rows(kF8, kRo
           for (int i = 0; i < Product::kOwn; ++i) {
             const int k = (begin + u * kChunk) / Product::kSize + warp * Product::kInputs + Product::input(i, t);
             const bf16_t *l = low_row[group], *h = high_row[group];
-            low[u][i] = l != nullptr && k < p.K ? x_at(l, k, p.K, p.x_aligned) : uint4{};
-            high[u][i] = h != nullptr && k < p.K ? x_at(h, k, p.K, p.x_aligned) : uint4{};
+            low[u][i] = l != nullptr && k < p.K ? x_at<kAligned>(l, k, p.K) : uint4{};
+            high[u][i] = h != nullptr && k < p.K ? x_at<kAligned>(h, k, p.K) : uint4{};
           }
 #pragma unroll
         for (int u = 0; u < kAhead; ++u)
@@ -214,6 +229,26 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, blocks_of_few_rows(kF8, kRo
       p.out.store(row * p.out_stride + n, y);
     }
   }
+}
+
+// kRows: of a block, 8, 16, 32 or 64; kGrouped: the last part has experts, with up to 16. Code that a launch does not
+// need is not in it: what is small runs often, and its instructions come from the caches too.
+template <Stored kStored, int kRows, int kAhead, int kTiles, bool kGrouped, bool kAligned>
+__global__ void __launch_bounds__(kTileWarps* kWarp,
+                                  blocks_of_few_rows(kStored != Stored::kBF16, kRows, kAhead, kTiles))
+    few_rows(const __grid_constant__ FewRowsArgs a) {
+  __shared__ typename FewRowsShape<kRows, kTiles>::Sums sums;
+  __shared__ ChoiceGroup chosen;
+  // Blocks of the same weights follow each other, so that these come from the caches.
+  const int index = static_cast<int>(a.row_tiles == 1 ? blockIdx.x : blockIdx.x / a.row_tiles);
+  int number = 0;
+  while (number + 1 < a.parts && index >= a.part[number + 1].first_block) ++number;
+  const FewRowsPart& p = a.part[number];
+  let_next_grid_begin();
+  if (kStored == Stored::kF8 || (kStored == Stored::kBoth && p.f8))
+    few_rows_of<true, kRows, kAhead, kTiles, kGrouped, kAligned>(a, p, index, sums, chosen);
+  else if constexpr (kStored != Stored::kF8)
+    few_rows_of<false, kRows, kAhead, kTiles, kGrouped, kAligned>(a, p, index, sums, chosen);
 }
 
 }  // namespace calandra::cuda

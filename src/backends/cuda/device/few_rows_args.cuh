@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/route.cuh"
 #include "backends/cuda/device/vec.cuh"
 
 namespace calandra::cuda {
@@ -37,6 +38,7 @@ struct FewRowsPart {
   int N, K;
   int first_block;  // number of the blocks of the parts before
   After after;
+  bool f8;         // or bf16
   bool x_aligned;  // rows of x begin at multiples of 16 bytes and have a multiple of 8 numbers
 
   __host__ __device__ int outputs_of_tile() const { return after == After::kSwiGlu ? kTile / 2 : kTile; }
@@ -57,6 +59,7 @@ struct FewRowsArgs {
   const int32_t* experts;
   int64_t experts_stride;
   int top_k, E;
+  RouteArgs route;  // of up to 8 rows, whose choices are not there yet; no logits: they are in `experts`
 };
 
 // Choices of one expert, up to 16, as token * top_k + choice from the block's first token on.
@@ -91,6 +94,18 @@ __device__ inline void group_of_choice(const FewRowsArgs& a, int t0, int rows, i
   if (i == kMostChoices - 1) {
     group.expert = e;
     group.count = leads ? min(before(i) + same - before_own, kMostRows) : 0;
+  }
+  __syncthreads();
+}
+
+// The expert of choice `own` of the rows from t0 on, chosen here. `words`: shared memory.
+__device__ inline void route_choice(const RouteArgs& route, int t0, int own, bool keep, float* words,
+                                    ChoiceGroup& group) {
+  if (threadIdx.x < kWarp) {
+    const int last = own % route.top_k,
+              expert = route_row(route, t0 + own / route.top_k, words, last, keep && last + 1 == route.top_k,
+                                 static_cast<int>(threadIdx.x));
+    if (threadIdx.x == 0) group.expert = expert, group.count = 1, group.choice[0] = static_cast<int16_t>(own);
   }
   __syncthreads();
 }
