@@ -1,8 +1,8 @@
 // Projections (ops/dense.h) and products with experts (ops/moe.h).
 //
 // bf16 activations with bf16 or f8 weights: few rows device/few_rows.cuh, 16 rows at a time, each weight read once for
-// them; many rows device/gemm.cuh and gemm_f8.cuh. What follows a product (a residual; of few rows SwiGLU) is done
-// where its sum is.
+// them; many rows device/gemm.cuh and gemm_f8.cuh, up to 128 of them with f8 weights device/stream_f8.cuh. What follows
+// a product (a residual; of few rows and in stream_f8 SwiGLU) is done where its sum is.
 //
 // Everything else (f32 activations, f32 and f16 weights, odd blocks of scales): one warp sums one output of up to four
 // rows, 32 inputs at a time. For oracles and small parts of a model.
@@ -10,6 +10,7 @@
 #include "backends/cuda/linear_args.cuh"
 #include "backends/cuda/linear_few_rows.h"
 #include "backends/cuda/linear_gemm.h"
+#include "backends/cuda/linear_stream.h"
 #include "backends/cuda/moe_gemm.h"
 #include "backends/cuda/scratch.h"
 
@@ -82,13 +83,22 @@ LinearArgs args_for(const Tensor& x, int64_t rows, int64_t K, Tensor& out) {
 
 using namespace cuda;
 
-// The parts of one kind that follow each other are one launch.
+// The parts that one kernel has and that follow each other are one launch.
 void CudaBackend::linear(ExecContext& ctx, const Tensor& x, const LinearPack& pack, Tensor& out) {
   const auto parts = pack.parts();
+  const auto streamed = [&](const PackedWeight& weight) { return !options_.deterministic && has_stream(x, weight); };
   const auto many = [&](const PackedWeight& weight) { return !options_.deterministic && has_gemm(x, weight); };
   int64_t column = 0;
   for (size_t i = 0; i < parts.size();) {
     const PackedWeight& first = parts[i];
+    if (streamed(first)) {
+      StreamLaunch stream(x);
+      for (; i < parts.size() && streamed(parts[i]); column += parts[i++].N)
+        if (parts[i].N > 0) stream.add(parts[i], out, column);
+      stream.run(stream_of(ctx));
+      launched(ctx, "linear");
+      continue;
+    }
     if (many(first)) {
       GemmLaunch gemm(x);
       for (; i < parts.size() && parts[i].dtype == first.dtype && many(parts[i]); column += parts[i++].N)
@@ -102,7 +112,7 @@ void CudaBackend::linear(ExecContext& ctx, const Tensor& x, const LinearPack& pa
     LinearArgs plain = args_for(x, x.size(0), pack.K(), out);
     plain.out_stride = out.stride(0);
     int tiles = 0;
-    for (; i < parts.size() && has_few_rows(x.dtype(), parts[i]) == fast && !many(parts[i]) &&
+    for (; i < parts.size() && has_few_rows(x.dtype(), parts[i]) == fast && !streamed(parts[i]) && !many(parts[i]) &&
            (fast || parts[i].dtype == first.dtype);
          ++i) {
       if (parts[i].N == 0) continue;
@@ -124,10 +134,15 @@ void CudaBackend::linear(ExecContext& ctx, const Tensor& x, const LinearPack& pa
 
 void CudaBackend::linear_add(ExecContext& ctx, const Tensor& x, const PackedWeight& weight, const Tensor& residual,
                              Tensor& out) {
-  const bool many = !options_.deterministic && has_gemm(x, weight);
-  if (!many && !has_few_rows(x.dtype(), weight)) return Backend::linear_add(ctx, x, weight, residual, out);
+  const bool streamed = !options_.deterministic && has_stream(x, weight),
+             many = !options_.deterministic && has_gemm(x, weight);
+  if (!streamed && !many && !has_few_rows(x.dtype(), weight)) return Backend::linear_add(ctx, x, weight, residual, out);
   if (ctx.dry_run) return;
-  if (many) {
+  if (streamed) {
+    StreamLaunch stream(x);
+    stream.add(weight, out, 0, residual);
+    stream.run(stream_of(ctx));
+  } else if (many) {
     GemmLaunch gemm(x);
     gemm.add(weight, out, 0, residual);
     gemm.run(stream_of(ctx));
@@ -142,14 +157,22 @@ void CudaBackend::linear_add(ExecContext& ctx, const Tensor& x, const PackedWeig
 void CudaBackend::swiglu_mlp(ExecContext& ctx, const Tensor& x, const LinearPack& gate_up, const PackedWeight& down,
                              const Tensor& residual, Tensor& out) {
   const PackedWeight &gate = gate_up.parts()[0], &up = gate_up.parts()[1];
-  if (ctx.taps != nullptr || (x.size(0) > kMostRows && !options_.deterministic) || !has_swiglu(x.dtype(), gate, up))
+  const bool streamed = !options_.deterministic && has_stream(x, gate) && has_stream(x, up) && gate.N == up.N;
+  if (ctx.taps != nullptr ||
+      (!streamed && ((x.size(0) > kMostRows && !options_.deterministic) || !has_swiglu(x.dtype(), gate, up))))
     return Backend::swiglu_mlp(ctx, x, gate_up, down, residual, out);
   const Scratch scratch(ctx.workspace);
   const Tensor h = ctx.workspace.alloc(x.dtype(), {x.size(0), gate.N});
   if (!ctx.dry_run) {
-    FewRowsLaunch launch(x.size(0));
-    launch.swiglu(x, gate, up, h);
-    launch.run(stream_of(ctx));
+    if (streamed) {
+      StreamLaunch stream(x);
+      stream.swiglu(gate, up, h);
+      stream.run(stream_of(ctx));
+    } else {
+      FewRowsLaunch launch(x.size(0));
+      launch.swiglu(x, gate, up, h);
+      launch.run(stream_of(ctx));
+    }
     launched(ctx, "swiglu");
   }
   linear_add(ctx, h, down, residual, out);

@@ -1,13 +1,12 @@
 // Launches of device/gemm.cuh. The tile is chosen by how many there are; it changes no bit.
 #include "backends/cuda/linear_gemm.h"
 
-#include <cudaTypedefs.h>
-
 #include <limits>
 
 #include "backends/cuda/device/gemm_f8.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
+#include "backends/cuda/tensor_map.h"
 
 namespace calandra::cuda {
 
@@ -15,29 +14,18 @@ namespace {
 
 constexpr int kSms = 132;
 
-// The driver's function, without a link to the driver.
-PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult status;
-  CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status));
-  CHECK(status == cudaDriverEntryPointSuccess);
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-}
-
 // Tiles of `rows` rows of kTileDepth numbers of [matrices, N, K] bf16.
 CUtensorMap map_tiles(const void* data, int64_t K, int64_t N, int64_t row_bytes, int rows, int64_t matrices = 0,
                       int64_t matrix_bytes = 0) {
-  static const auto encode = find_encode();
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(K), static_cast<cuuint64_t>(N),
-                              static_cast<cuuint64_t>(matrices)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(matrix_bytes)};
-  const cuuint32_t box[] = {kTileDepth, static_cast<cuuint32_t>(rows), 1}, steps[] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, matrices > 0 ? 3 : 2, const_cast<void*>(data),
-                                 sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  CHECK_EQ(static_cast<int>(result), 0);
-  return map;
+  return encode({.data = data,
+                 .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                 .columns = K,
+                 .N = N,
+                 .row_bytes = row_bytes,
+                 .box_columns = kTileDepth,
+                 .box_rows = rows,
+                 .matrices = matrices,
+                 .matrix_bytes = matrix_bytes});
 }
 
 }  // namespace

@@ -74,6 +74,7 @@ __device__ __forceinline__ void hold(float (&d)[N]) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define CALANDRA_D32(i) CALANDRA_D8(i), CALANDRA_D8(i + 8), CALANDRA_D8(i + 16), CALANDRA_D8(i + 24)
+#define CALANDRA_N16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define CALANDRA_N32                                                                                               \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
@@ -119,8 +120,29 @@ __device__ __forceinline__ void wgmma_as_stored(float (&d)[128], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
+// The first kind with A in registers, as above.
+#define CALANDRA_WGMMA_REGISTERS(N, sums, a0, a1, a2, a3, b_, keep_)                                          \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " keep_                                                                   \
+  ", 0;\n"                                                                                                    \
+  "wgmma.mma_async.sync.aligned.m64n" N "k16.f32.bf16.bf16 {" sums "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_ \
+  ", p, 1, 1, 0;\n}\n"
+
+__device__ __forceinline__ void wgmma(float (&d)[16], const uint32_t (&a)[4], uint64_t b, int keep) {
+  asm volatile(CALANDRA_WGMMA_REGISTERS("32", CALANDRA_N16, "%16", "%17", "%18", "%19", "%20", "%21")
+               : CALANDRA_D8(0), CALANDRA_D8(8)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int keep) {
+  asm volatile(CALANDRA_WGMMA_REGISTERS("64", CALANDRA_N32, "%32", "%33", "%34", "%35", "%36", "%37")
+               : CALANDRA_D32(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
+
+#undef CALANDRA_WGMMA_REGISTERS
 #undef CALANDRA_D8
 #undef CALANDRA_D32
+#undef CALANDRA_N16
 #undef CALANDRA_N32
 #undef CALANDRA_N64
 #undef CALANDRA_N128
