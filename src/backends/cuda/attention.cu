@@ -258,12 +258,13 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
   AttendShape shape{q.size(0), H, pages.k.size(1), Dh, 0, scale};
   const bool tiled = tiles_serve(q, pages.k, pages.v, out);
   const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kFewRange : kKeyRange,
-                             tiled ? std::max<int64_t>(1, kMultiprocessors / shape.Hkv) : shape.most_rows());
+                             tiled ? std::max<int64_t>(1, kMultiprocessors / shape.Hkv) : shape.most_rows(),
+                             tiled ? kFewParts : 1);
   if (ctx.dry_run) return;
   const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
-  const auto join = [&](const auto& source) {
+  const auto join = [&]<int kParts>(const auto& source) {
     if (!scratch.split()) return;
-    join_ranges(stream_of(ctx), source, shape, scratch, output_of(out));
+    join_ranges<kParts>(stream_of(ctx), source, shape, scratch, output_of(out));
     launched(ctx, "paged_attention join");
   };
   if (tiled) {
@@ -282,7 +283,8 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
                     static_cast<bf16_t*>(out.data()));
     });
     launched(ctx, "paged_attention");
-    return join(PagedSource<bf16_t>{source.keys_of_pages, source.values_of_pages, source.batch, first, true});
+    return join.template operator()<kFewParts>(
+        PagedSource<bf16_t>{source.keys_of_pages, source.values_of_pages, source.batch, first, true});
   }
   on_type(q.dtype(), [&]<class T>(T) {
     on_head_dim<256>(Dh, [&](auto E) {
@@ -291,7 +293,7 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
       const HeadRows<T> queries{rows_of<T>(q), {nullptr, 0}};
       attend_rows<E, kHeadsOfBlock, 0>(stream_of(ctx), source, queries, shape, scratch, aligned, output_of(out));
       launched(ctx, "paged_attention");
-      join(source);
+      join.template operator()<1>(source);
     });
   });
 }

@@ -143,14 +143,17 @@ __device__ void attend_range(const Queries<E, G, X>& queries, const Keys& keys, 
   __syncthreads();  // the memory is free for the next range
 }
 
-// Results of ranges, for join_ranges: [rows, heads, ranges] of (m, l) and of D values.
+// Results of ranges, for join_ranges: [rows, heads, ranges, parts] of (m, l) and of D values. The parts of a range,
+// some of its keys each, are joined first, in order.
 struct RangeResults {
   float* ml;
   float* o;
   int64_t ranges;
   int keys;  // of a range
-  __device__ __forceinline__ int64_t place(int64_t row, int64_t heads, int64_t head, int64_t range) const {
-    return (row * heads + head) * ranges + range;
+  int parts;
+  __device__ __forceinline__ int64_t place(int64_t row, int64_t heads, int64_t head, int64_t range,
+                                           int part = 0) const {
+    return ((row * heads + head) * ranges + range) * parts + part;
   }
 };
 

@@ -1,16 +1,18 @@
 // Softmax attention of sequences with few bf16 rows over their pages on tensor cores: decoding, and the verification of
 // drafts, whose rows share one read of the keys.
 //
-// A block has 16 queries of one sequence and key head: rows with the query heads of the key head beside one
-// another. Keys come in ranges of 256 at absolute positions and in tiles of 64 through shared memory, the next tile
-// arriving while this one is used; 4 warps have 16 keys each of a tile for all queries, and 4 more the same for the
-// other half of the values. Maximum, sum and weighted values of its keys stay in registers (online softmax, weights
-// rounded to bf16 for the product); at the end of a range the warps' results are joined in order. 210 kB of shared
-// memory for D 256.
+// With many sequences a block has 16 queries of one sequence and key head and walks all its keys: rows with the query
+// heads of the key head beside one another. Keys come in ranges of 256 at absolute positions and in tiles of 64 through
+// shared memory, the next tile arriving while this one is used; 4 warps have 16 keys each of a tile for all queries,
+// and 4 more the same for the other half of the values. Maximum, sum and weighted values of its keys stay in registers
+// (online softmax, weights rounded to bf16 for the product); at the end of a range the warps' results are joined in
+// order. 210 kB of shared memory for D 256.
 //
-// With few sequences each range has a block of its own, which leaves its result in memory for join_ranges; with many,
-// one block walks all ranges. Both join range by range in order, with the same operations, and what other queries see
-// takes part with weight 0: a query's bits depend on its keys alone. Bound by the read of keys and values.
+// With few sequences (attend_part_kernel) the 16 keys of each tile that belong to one of the 4 warps have a block of
+// their own in each range: it has all its keys under way at once, its warps have parts of the values, and what it
+// leaves in memory is joined by join_ranges. Both join the warps' keys of a range and then range by range in order,
+// with the same operations, and what other queries see takes part with weight 0: a query's bits depend on its keys
+// alone. Bound by the read of keys and values, few keys by latency.
 #pragma once
 
 #include "backends/cuda/device/attend_queries.cuh"
@@ -18,11 +20,12 @@
 namespace calandra::cuda {
 
 constexpr int kFewQueries = 16, kFewRange = 256;
+constexpr int kFewParts = kTileKeys / 16;  // of a range
 
 template <int D>
 struct FewShared {
   static constexpr int kStride = D + kTilePadding;
-  static constexpr int kKeyWarps = kTileKeys / 16, kParts = D % 32 == 0 ? 2 : 1;  // of the numbers of a value
+  static constexpr int kKeyWarps = kFewParts, kParts = D % 32 == 0 ? 2 : 1;  // of the numbers of a value
   static constexpr int kThreads = kKeyWarps * kParts * kWarp;
   struct Tile {
     bf16_t keys[kTileKeys * kStride], values[kTileKeys * kStride];
@@ -34,11 +37,143 @@ struct FewShared {
   int64_t offsets[2][kTileKeys];                           // -1: no such key
 };
 
-// Source as for attend_queries. blockIdx: key head and 16 queries, sequence, range if `results` has ranges.
+// The weights of 16 keys from `first` on in place of their scores, for queries g and g + 8; the maximum, sum and
+// weighted values so far are brought to the new maximum.
+template <int kCount>
+__device__ __forceinline__ void weigh_keys(float (&score)[2][4], int64_t first, int64_t from, const int64_t (&ends)[2],
+                                           float scale, float (&m)[2], float (&l)[2], float (&o)[kCount][4]) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float top = m[r];
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 2 * r; i < 2 * r + 2; ++i) {
+        const int64_t key = first + n * 8 + lane % 4 * 2 + i % 2;
+        if (key < from || key >= ends[r]) score[n][i] = -INFINITY;
+        top = fmaxf(top, score[n][i]);
+      }
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+    const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
+    const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
+    m[r] = top;
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 2 * r; i < 2 * r + 2; ++i) sum += score[n][i] = exp2f(fmaf(score[n][i], scale, -base));
+    l[r] = fmaf(l[r], shrink, sum);
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
+  }
+}
+
+template <int D>
+struct PartShared {
+  static constexpr int kStride = D + kTilePadding, kKeys = kFewRange / kFewParts, kWarps = D % 128 == 0 ? 8 : D / 16,
+                       kThreads = kWarps * kWarp;
+  bf16_t keys[kKeys * kStride], values[kKeys * kStride], queries[kFewQueries * kStride];
+  int64_t offsets[kKeys];  // -1: no such key
+};
+
+// blockIdx: key head and 16 queries, sequence, range and which 16 keys of each of its tiles.
+template <int D, class Source>
+__global__ void __launch_bounds__(PartShared<D>::kThreads)
+    attend_part_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
+                       Rows<const bf16_t> q, TileShape s, RangeResults results) {
+  extern __shared__ __align__(16) std::byte few_shared[];
+  using Shared = PartShared<D>;
+  constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads, kValues = D / Shared::kWarps;
+  Shared& shared = *reinterpret_cast<Shared*>(few_shared);
+  const int b = blockIdx.y, head = blockIdx.x / parts, range = blockIdx.z / kFewParts, part = blockIdx.z % kFewParts;
+  const int lane = threadIdx.x % kWarp, value0 = threadIdx.x / kWarp * kValues;
+  const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.x} % parts * kFewQueries;
+  if (first >= count || source.runs(b)) return;
+  const int queries = static_cast<int>(min(count - first, int64_t{kFewQueries})), chunks = static_cast<int>(s.Dh / 8);
+  const auto row_of = [&](int query) { return row0 + (first + query) / G; };
+  const auto head_of = [&](int query) { return int64_t{head} * G + (first + query) % G; };
+  const KeySpan span = source.keys(b);
+  const int64_t from = max(span.begin, int64_t{range} * kFewRange),
+                to = min(min(span.end, source.end(b, row_of(queries - 1))), int64_t{range + 1} * kFewRange);
+  if (from >= to) return;
+  const auto key_of = [&](int i) { return int64_t{range} * kFewRange + i / 16 * kTileKeys + part * 16 + i % 16; };
+  if (threadIdx.x < Shared::kKeys) {
+    const int64_t key = key_of(static_cast<int>(threadIdx.x));
+    shared.offsets[threadIdx.x] = key >= from && key < to ? source.offset(b, head, key) : -1;
+  }
+  for (int i = threadIdx.x; i < kFewQueries * kChunks; i += kThreads) {
+    const int r = i / kChunks, c = i % kChunks;
+    const bool seen = r < queries && c < chunks;
+    copy_16_async(shared.queries + r * kStride + c * 8, seen ? q[row_of(r)] + head_of(r) * s.Dh + c * 8 : q.data, seen);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < Shared::kKeys * kChunks; i += kThreads) {
+    const int r = i / kChunks, c = i % kChunks, at = r * kStride + c * 8;
+    const int64_t offset = shared.offsets[r];
+    const bool seen = offset >= 0 && c < chunks;
+    copy_16_async(shared.keys + at, seen ? source.k() + offset + c * 8 : source.k(), seen);
+    copy_16_async(shared.values + at, seen ? source.v() + offset + c * 8 : source.v(), seen);
+  }
+  end_copy_group();
+  int64_t ends[2];  // of queries g and g + 8
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int query = lane / 4 + 8 * r;
+    ends[r] = query < queries ? min(to, source.end(b, row_of(query))) : 0;
+  }
+  wait_copies<0>();
+  __syncthreads();
+
+  const float scale = s.scale * 1.44269504f;  // of exponents of 2
+  float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, o[kValues / 8][4] = {};
+  const int begin_tile = static_cast<int>(from / kTileKeys), end_tile = static_cast<int>((to - 1) / kTileKeys) + 1;
+#pragma unroll 1
+  for (int tile = begin_tile; tile < end_tile; ++tile) {
+    const int at = tile % (kFewRange / kTileKeys) * 16;
+    float score[2][4] = {};
+#pragma unroll
+    for (int d = 0; d < D; d += 16) {
+      uint32_t a[4], k[4];
+      load_a(a, shared.queries, kStride, 0, d, lane);
+      load_b(k, shared.keys, kStride, at, d, lane);
+      mma_bf16(score[0], a[0], a[1], a[2], a[3], k[0], k[1]);
+      mma_bf16(score[1], a[0], a[1], a[2], a[3], k[2], k[3]);
+    }
+    weigh_keys(score, key_of(at), from, ends, scale, m, l, o);
+    const uint32_t a[4] = {bf16_pair(score[0][0], score[0][1]), bf16_pair(score[0][2], score[0][3]),
+                           bf16_pair(score[1][0], score[1][1]), bf16_pair(score[1][2], score[1][3])};
+#pragma unroll
+    for (int n = 0; n < kValues / 16; ++n) {
+      uint32_t v[4];
+      load_b_as_stored(v, shared.values, kStride, at, value0 + n * 16, lane);
+      mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
+      mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
+    l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
+    const int query = lane / 4 + 8 * r;
+    if (query >= queries) continue;
+    const int64_t place = results.place(row_of(query), s.H, head_of(query), range, part);
+    if (lane % 4 == 0 && value0 == 0)
+      results.ml[2 * place] = __fmul_rn(m[r], s.scale), results.ml[2 * place + 1] = l[r];
+#pragma unroll
+    for (int n = 0; n < kValues / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (const int d = value0 + n * 8 + lane % 4 * 2 + i; d < s.Dh) results.o[place * s.Dh + d] = o[n][2 * r + i];
+  }
+}
+
+// Source as for attend_queries. blockIdx: key head and 16 queries, sequence.
 template <int D, class Source>
 __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
     attend_few_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
-                      Rows<const bf16_t> q, TileShape s, RangeResults results, bf16_t* out) {
+                      Rows<const bf16_t> q, TileShape s, bf16_t* out) {
   extern __shared__ __align__(16) std::byte few_shared[];
   using Shared = FewShared<D>;
   constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads,
@@ -49,17 +184,12 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
             value0 = threadIdx.x / kWarp / Shared::kKeyWarps * kValues;
   const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.x} % parts * kFewQueries;
   if (first >= count || source.runs(b)) return;  // what attend_queries runs
-  const bool split = results.ranges > 0;
   const int queries = static_cast<int>(min(count - first, int64_t{kFewQueries})), chunks = static_cast<int>(s.Dh / 8);
   const auto row_of = [&](int query) { return row0 + (first + query) / G; };
   const auto head_of = [&](int query) { return int64_t{head} * G + (first + query) % G; };
   const KeySpan span = source.keys(b);
   const int64_t end = min(span.end, source.end(b, row_of(queries - 1)));
-  int64_t from = span.begin, to = end;
-  if (split) {
-    from = max(from, int64_t{blockIdx.z} * kFewRange), to = min(to, int64_t{blockIdx.z + 1} * kFewRange);
-    if (from >= to) return;
-  }
+  const int64_t from = span.begin, to = end;
   const int begin_tile = static_cast<int>(from / kTileKeys),
             end_tile = from < to ? static_cast<int>((to + kTileKeys - 1) / kTileKeys) : begin_tile;
 
@@ -100,7 +230,7 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   // What the thread has of the ranges' results: numbers threadIdx.x + i * kThreads of [kFewQueries, D].
   float total[kOwn] = {};
   int turn = 0;
-  const auto end_range = [&](int range) {
+  const auto end_range = [&] {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
@@ -128,17 +258,11 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
         const float mine[1] = {shared.o[w][query][d]};
         part.join(shared.m[w][query], shared.l[w][query], mine);
       }
-      if (!split) {
-        Softmax<1> joined;
-        joined.m = shared.total_m[turn][query], joined.l = shared.total_l[turn][query], joined.o[0] = total[i];
-        joined.join(part.m, part.l, part.o);
-        total[i] = joined.o[0];
-        if (d == 0) shared.total_m[turn ^ 1][query] = joined.m, shared.total_l[turn ^ 1][query] = joined.l;
-      } else if (d < s.Dh) {
-        const int64_t place = results.place(row_of(query), s.H, head_of(query), range);
-        if (d == 0) results.ml[2 * place] = part.m, results.ml[2 * place + 1] = part.l;
-        results.o[place * s.Dh + d] = part.o[0];
-      }
+      Softmax<1> joined;
+      joined.m = shared.total_m[turn][query], joined.l = shared.total_l[turn][query], joined.o[0] = total[i];
+      joined.join(part.m, part.l, part.o);
+      total[i] = joined.o[0];
+      if (d == 0) shared.total_m[turn ^ 1][query] = joined.m, shared.total_l[turn ^ 1][query] = joined.l;
     }
     turn ^= 1;
     __syncthreads();  // the memory is free for the next range
@@ -164,31 +288,7 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
       mma_bf16(score[0], a[0], a[1], a[2], a[3], k[0], k[1]);
       mma_bf16(score[1], a[0], a[1], a[2], a[3], k[2], k[3]);
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float top = m[r];
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          const int64_t key = int64_t{tile} * kTileKeys + warp * 16 + n * 8 + lane % 4 * 2 + i % 2;
-          if (key < from || key >= ends[r]) score[n][i] = -INFINITY;
-          top = fmaxf(top, score[n][i]);
-        }
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
-      const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
-      m[r] = top;
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) sum += score[n][i] = exp2f(fmaf(score[n][i], scale, -base));
-      l[r] = fmaf(l[r], shrink, sum);
-#pragma unroll
-      for (int n = 0; n < kValues / 8; ++n) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
-    }
+    weigh_keys(score, int64_t{tile} * kTileKeys + warp * 16, from, ends, scale, m, l, o);
     const uint32_t a[4] = {bf16_pair(score[0][0], score[0][1]), bf16_pair(score[0][2], score[0][3]),
                            bf16_pair(score[1][0], score[1][1]), bf16_pair(score[1][2], score[1][3])};
 #pragma unroll
@@ -198,10 +298,9 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
       mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
       mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
     }
-    if (tile + 1 == end_tile || (tile + 1) * kTileKeys % kFewRange == 0) end_range(tile * kTileKeys / kFewRange);
+    if (tile + 1 == end_tile || (tile + 1) * kTileKeys % kFewRange == 0) end_range();
   }
   wait_copies<0>();
-  if (split) return;
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int at = threadIdx.x + i * kThreads, query = at / D, d = at % D;
@@ -211,17 +310,25 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   }
 }
 
+// Not as followers: with the whole step in one chain of followers it was slower, by 90 us for each layer of attention
+// of 9B and 27B (bench/results/cuda_small_kernels.md).
 template <int D, class Source>
 void attend_few(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
                 int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, const RangeResults& results,
                 bf16_t* out) {
   const int64_t G = shape.H / key_heads, parts = (most_rows * G + kFewQueries - 1) / kFewQueries;
-  const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
-                  results.ranges > 0 ? static_cast<unsigned>(results.ranges) : 1);
-  const auto kernel = attend_few_kernel<D, Source>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(FewShared<D>)));
-  kernel<<<grid, FewShared<D>::kThreads, sizeof(FewShared<D>), stream>>>(
-      source, start, static_cast<int>(G), static_cast<int>(parts), q, shape, results, out);
+  const auto launch = [&](auto kernel, int ranges, int threads, size_t bytes, auto last) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
+                    static_cast<unsigned>(ranges));
+    kernel<<<grid, threads, bytes, stream>>>(source, start, static_cast<int>(G), static_cast<int>(parts), q, shape,
+                                             last);
+  };
+  if (results.ranges > 0)
+    launch(attend_part_kernel<D, Source>, static_cast<int>(results.ranges) * results.parts, PartShared<D>::kThreads,
+           sizeof(PartShared<D>), results);
+  else
+    launch(attend_few_kernel<D, Source>, 1, FewShared<D>::kThreads, sizeof(FewShared<D>), out);
 }
 
 }  // namespace calandra::cuda

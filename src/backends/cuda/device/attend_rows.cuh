@@ -90,19 +90,19 @@ struct AttendShape {
 class RangeScratch {
  public:
   RangeScratch() = default;
-  // For kernels with ranges of so many keys that keep the device busy with `most` rows. In a dry run room for every
-  // smaller number of rows and keys too, but never more than kMostBytes.
-  RangeScratch(ExecContext& ctx, const AttendShape& shape, int64_t max_keys, int keys, int64_t most)
+  // For kernels with ranges of so many keys, in `parts`, that keep the device busy with `most` rows. In a dry run room
+  // for every smaller number of rows and keys too, but never more than kMostBytes.
+  RangeScratch(ExecContext& ctx, const AttendShape& shape, int64_t max_keys, int keys, int64_t most, int parts = 1)
       : workspace_(&ctx.workspace), mark_(ctx.workspace.mark()) {
     constexpr int64_t kMostBytes = int64_t{512} << 20;
     const int64_t ranges = (max_keys + keys - 1) / keys,
                   limit = kMostBytes / (static_cast<int64_t>(sizeof(float)) * shape.H * (shape.D + 2)),
-                  results = std::min(shape.T, most) * ranges;
-    if (ranges <= 1 || (!ctx.dry_run && (shape.T > most || results > limit))) return;
+                  results = std::min(shape.T, most) * ranges * parts;
+    if (ranges * parts <= 1 || (!ctx.dry_run && (shape.T > most || results > limit))) return;
     const int64_t room = shape.H * std::min(results, limit);
     const Tensor ml = ctx.workspace.alloc(DType::kF32, {room, 2}),
                  o = ctx.workspace.alloc(DType::kF32, {room, shape.D});
-    results_ = {static_cast<float*>(ml.data()), static_cast<float*>(o.data()), ranges, keys};
+    results_ = {static_cast<float*>(ml.data()), static_cast<float*>(o.data()), ranges, keys, parts};
   }
   ~RangeScratch() {
     if (workspace_ != nullptr) workspace_->release(mark_);
@@ -176,28 +176,37 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
-// One block per row, head and kAttendThreads values, one value a thread. Results are read some ranges ahead.
-template <class Source>
+// One block per row, head and kAttendThreads values, one value a thread. Results are read some at a time.
+template <int kParts, class Source>
 __global__ void __launch_bounds__(kAttendThreads)
     join_kernel(Source source, AttendShape s, RangeResults results, Output out) {
-  constexpr int kAhead = 8;
+  constexpr int kAhead = 8;  // a multiple of kParts
   const int64_t row = blockIdx.x, head = blockIdx.y, d = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x;
   if (d >= s.D || source.skips(row)) return;
   const KeySpan span = source.span(row);
-  const int64_t begin = span.begin / results.keys, end = (span.end + results.keys - 1) / results.keys;
+  const int64_t begin = span.begin / results.keys * kParts, end = (span.end + results.keys - 1) / results.keys * kParts,
+                first = results.place(row, s.H, head, 0);
   Softmax<1> total;
-  for (int64_t range = begin; range < end; range += kAhead) {
+  for (int64_t at = begin; at < end; at += kAhead) {
     float m[kAhead], l[kAhead], o[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int64_t place = results.place(row, s.H, head, min(range + i, end - 1));
-      m[i] = results.ml[2 * place], l[i] = range + i < end ? results.ml[2 * place + 1] : 0;
+      const int64_t place = first + min(at + i, end - 1);
+      m[i] = results.ml[2 * place], l[i] = at + i < end ? results.ml[2 * place + 1] : 0;
       o[i] = results.o[place * s.D + d];
     }
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const float one[1] = {o[i]};
-      total.join(m[i], l[i], one);
+    for (int i = 0; i < kAhead; i += kParts) {
+      Softmax<1> range;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const float one[1] = {o[i + part]};
+        if constexpr (kParts == 1)
+          total.join(m[i], l[i], one);
+        else
+          range.join(m[i + part], l[i + part], one);
+      }
+      if constexpr (kParts > 1) total.join(range.m, range.l, range.o);
     }
   }
   out.store((row * s.H + head) * s.D + d, total.l == 0 ? 0 : total.o[0] / total.l);
@@ -212,11 +221,11 @@ void attend_rows(cudaStream_t stream, const Source& source, const In& in, const 
       <<<grid, kAttendThreads, 0, stream>>>(source, in, shape, scratch.results(), aligned, out);
 }
 
-template <class Source>
+template <int kParts = 1, class Source>
 void join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
                  Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
-  join_kernel<<<grid, kAttendThreads, 0, stream>>>(source, shape, scratch.results(), out);
+  join_kernel<kParts><<<grid, kAttendThreads, 0, stream>>>(source, shape, scratch.results(), out);
 }
 
 }  // namespace calandra::cuda
