@@ -10,6 +10,7 @@ import json
 import pathlib
 import random
 import shutil
+import socket
 import sys
 import tempfile
 import unicodedata
@@ -18,7 +19,7 @@ import unittest
 import serve_harness
 import server_faults_test as faults
 from serve_harness import MODEL, Server, chat, completion
-from server_faults_test import quantity
+from server_faults_test import body_of, quantity
 
 # Templates that would not end, or would take all memory, of any such size N; and those that no reader may follow down to their end.
 BOMBS = {
@@ -127,6 +128,31 @@ class Forms(faults.WithServer):
             self.check(client, i)
         print(f'{len(bombs)} bombs, {self.resident() - resident >> 20} MiB more', flush=True)
         self.assertLess(self.resident() - resident, 256 << 20)
+
+    def test_forms_that_take_long_are_stopped_and_hold_up_nobody(self):
+        """As many as there are threads that handle requests, each for all the time that a compile may take."""
+        hanging = []
+        for i in range(2):
+            properties = {f'p{k}': {'type': 'string', 'pattern': f'^[^{chr(0x4e00 + k)}é]{{0,{33 + (k + i) % 30}}}$'} for k in range(300)}
+            one = socket.create_connection(('127.0.0.1', self.server.port))
+            one.sendall(faults.post('/v1/chat/completions', chat(max_tokens=3, response_format={
+                'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'object', 'properties': properties}}})))
+            hanging.append(one)
+        self.assertTrue(self.server.until(lambda: self.server.metric('calandra:http_requests_total') >= 2))
+        quick = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'enum': ['quick']}}}
+        self.server.ok(*body_of(7))
+        self.server.ok('/v1/chat/completions', chat(max_tokens=3, response_format=quick))
+        for one in hanging:
+            self.assertRaises(BlockingIOError, one.recv, 1, socket.MSG_DONTWAIT)
+        for one in hanging:
+            reply = bytearray()
+            while part := one.recv(1 << 16):
+                reply += part
+            status, _, body = faults.parse(reply)
+            self.assertIn(status, (400, 503))
+            self.assertIn(self.fault_of(status, body)['message'], ('the output form cannot be used: compiling it takes too long',
+                                                                   'other output forms are being compiled; try again later'))
+            one.close()
 
     def test_large_forms_that_people_use_are_taken(self):
         maker = FormMaker(3)

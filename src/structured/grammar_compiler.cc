@@ -23,7 +23,7 @@
 namespace calandra {
 namespace {
 
-constexpr int kNiceness = 10;  // of the thread of hard forms
+constexpr int kNiceness = 5;  // of the thread of hard forms
 
 const char* text_of(WorkBudget::Bound bound) {
   switch (bound) {
@@ -85,11 +85,13 @@ class GrammarCompiler::Worker {
 
   Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
     if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(why)};
-    std::shared_future<Result> result = submit(form);
-    if (result.wait_for(limits_.patience) != std::future_status::ready)
+    const std::shared_ptr<Entry> entry = submit(form);
+    if (entry->result.wait_for(limits_.patience) != std::future_status::ready) {
+      leave(*entry);
       return {nullptr, RequestError{503, "service_unavailable", "response_format",
                                     "other output forms are being compiled; try again later"}};
-    const Result& compiled = result.get();
+    }
+    const Result& compiled = entry->result.get();
     if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(refused->why)};
     return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
             {}};
@@ -109,29 +111,40 @@ class GrammarCompiler::Worker {
     std::promise<Result> promise = {};
     std::shared_future<Result> result = promise.get_future().share();
     int64_t bytes = -1;  // not compiled yet
+    int waiting = 0;     // who waits for it, or has
   };
 
   static bool same(const OutputForm& a, const OutputForm& b) {
     return a.kind == b.kind && a.strict == b.strict && a.text == b.text;
   }
 
-  std::shared_future<Result> submit(const OutputForm& form) {
+  std::shared_ptr<Entry> submit(const OutputForm& form) {
     const std::lock_guard lock(mutex_);
     for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
       if (!same((*entry)->form, form)) continue;
       entries_.splice(entries_.begin(), entries_, entry);
       ++stats_.found;
-      return entries_.front()->result;
+      ++entries_.front()->waiting;
+      return entries_.front();
     }
     auto entry = std::make_shared<Entry>(form);
     if (stopping_) {
       entry->promise.set_value(Refused{text_of(WorkBudget::Bound::kStop)});
-      return entry->result;
+      return entry;
     }
+    ++entry->waiting;
     entries_.push_front(entry);
     waiting(Lane::kNew).push_back(entry);
     work_.notify_all();
-    return entry->result;
+    return entry;
+  }
+
+  // What nobody waits for any more is not begun.
+  void leave(Entry& entry) {
+    const std::lock_guard lock(mutex_);
+    if (--entry.waiting > 0) return;
+    const auto is_it = [&](const std::shared_ptr<Entry>& one) { return one.get() == &entry; };
+    if (std::erase_if(waiting_[0], is_it) + std::erase_if(waiting_[1], is_it) > 0) std::erase_if(entries_, is_it);
   }
 
   std::deque<std::shared_ptr<Entry>>& waiting(Lane lane) { return waiting_[static_cast<int>(lane)]; }
@@ -148,6 +161,10 @@ class GrammarCompiler::Worker {
       std::optional<Result> result = compile_now(entry->form, lane);
       lock.lock();
       if (!result && stopping_) result = Refused{text_of(WorkBudget::Bound::kStop)};
+      if (!result && entry->waiting == 0) {
+        entries_.remove(entry);
+        continue;
+      }
       if (!result) {
         ++stats_.hard;
         waiting(Lane::kHard).push_back(entry);

@@ -26,8 +26,8 @@ class GrammarCompiler {
   struct Limits {
     int64_t cache_bytes = int64_t{256} << 20;
     WorkBudget::Limits work{.time = std::chrono::seconds(5), .bytes = int64_t{256} << 20};  // of one grammar
-    std::chrono::milliseconds short_time{250};   // of computing, then it is one of the hard ones
-    std::chrono::milliseconds patience{10'000};  // of who waits for a grammar; it is kept if it comes later
+    std::chrono::milliseconds short_time{250};  // of computing, then it is one of the hard ones
+    std::chrono::seconds patience{60};          // of who waits for a grammar; it is kept if it comes later
   };
   // `vocabulary`: the bytes of each token, empty for those that no text may contain. The end-of-text ids end an answer.
   GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids, Limits limits);

@@ -39,7 +39,10 @@ OutputForm schema_form(const json::value& given, bool strict, std::string_view p
 }
 
 OutputForm choice_form(const json::value& given, std::string_view param) {
+  constexpr size_t kMost = 10'000;
   std::vector<std::string> texts;
+  if (given.is_array() && given.get_array().size() > kMost)
+    refuse(param, fmt::format("{} has more than {} texts", param, kMost));
   if (given.is_array())
     for (const json::value& text : given.get_array()) texts.push_back(text_of(text, param));
   if (texts.empty()) refuse(param, fmt::format("{} must be a list of strings", param));

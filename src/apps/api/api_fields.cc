@@ -107,7 +107,7 @@ constexpr ApiField kFields[] = {
     {"guided_json", kTextBodies, 0, kOther, kSchema},
     {"guided_regex", kTextBodies, 0, kOther, kNamed},
     {"guided_choice", kTextBodies, 0, kOther,
-     R"({"type":"array","minItems":1,"items":{"type":"string","minLength":1}})"},
+     R"({"type":"array","minItems":1,"maxItems":10000,"items":{"type":"string","minLength":1}})"},
     {"guided_grammar", kTextBodies, 0, kOther, kNamed},
     {"stream", kAnswerBodies, 0, kOther, kFlag},
     {"stream_options", kTextBodies, 0, kOther, R"({"$ref":"#StreamOptions"})"},
