@@ -97,7 +97,7 @@ void StreamLaunch::launch(cudaStream_t stream) {
                     .box_columns = kTileDepth,
                     .box_rows = kRows});
   const auto tiles = static_cast<int>(blocks_for(outputs_, kStreamOutputs));  // the same fused and not
-  args_.splits = parts_of_K(tiles, args_.blocks, 132 * StreamStage<kRows>::kBlocks);
+  args_.splits = parts_of_K(tiles, args_.blocks, static_cast<int>(kMultiprocessors) * StreamStage<kRows>::kBlocks);
   constexpr size_t kBytes = StreamStage<kRows>::kShared;
   CUDA_CHECK(
       cudaFuncSetAttribute(stream_f8<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));

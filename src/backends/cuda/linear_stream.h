@@ -7,7 +7,7 @@
 namespace calandra::cuda {
 
 // Whether stream_f8 has the product of rows x and is faster; the others are few_rows' or gemm_f8's. The borders are
-// measured on an H100: see bench/results/cuda_stream_f8.md.
+// measured on an H100: see bench/results/cuda_small_kernels.md.
 constexpr int64_t kStreamRows = 17;
 bool has_stream(const Tensor& x, const PackedWeight& weight);
 
