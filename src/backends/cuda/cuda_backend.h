@@ -149,6 +149,8 @@ class CudaBackend final : public Backend {
   // started, when there is no memory for it.
   bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                        cuda::SamplingFlight& flight, int32_t* tokens);
+  // Memory of all flights for so many rows, so that no step waits for it.
+  void reserve_samples(int64_t rows);
   void wait_for(cudaEvent_t event);
   // After every launch: counts it and ends the process when it failed, with the kernel's name.
   void launched(const ExecContext& ctx, const char* kernel);
