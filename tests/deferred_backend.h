@@ -12,6 +12,7 @@
 #include <deque>
 #include <functional>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "models/causal_lm.h"
@@ -57,6 +58,11 @@ class WorkQueue {
     running_ = false;
   }
   void run_all() { run_until(done_ + std::ssize(work_)); }
+  // All there is to do, for somebody else to do.
+  std::deque<std::function<void()>> take_all() {
+    done_ += std::ssize(work_);
+    return std::exchange(work_, {});
+  }
   // Drawn; never with seed 0.
   bool one_in(uint64_t n) { return draws_ && draw() % n == 0; }
   // What `work` adds, instead of adding it.
@@ -103,7 +109,7 @@ struct DeferredFaults {
 };
 
 template <class Base>
-class DeferredBackend final : public Base {
+class DeferredBackend : public Base {
  public:
   template <class... Args>
   explicit DeferredBackend(uint64_t seed, DeferredFaults faults, const Args&... args)

@@ -66,9 +66,10 @@ class EngineCore {
   void warm_up();
   // Sends a running choice back to the queue. For tests: no token may change.
   void preempt(RequestId id, int32_t choice);
-  // Both null without one.
+  // Null without one.
   PrefixCache* cache() { return cache_.get(); }
   EncoderCache* encoder_cache() { return encoder_.get(); }
+  const Speculator* speculator() const { return speculator_.get(); }  // likewise
   // While it is idle: drops both caches, and memory that holds nothing goes back to the system until it is needed.
   void give_back_memory();
   const Scheduler& scheduler() const { return *scheduler_; }

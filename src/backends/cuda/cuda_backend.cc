@@ -1,5 +1,6 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -39,6 +40,12 @@ void check_device(int device) {
 }
 
 }  // namespace cuda
+
+namespace {
+
+constexpr int64_t kMostSampled = 256;  // rows of one block of logits
+
+}  // namespace
 
 CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   CUDA_CHECK(cudaSetDevice(options_.device));
@@ -171,8 +178,9 @@ void CudaBackend::wait_for(cudaEvent_t event) {
   waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-void CudaBackend::plan(ExecContext&, const Batch&) {
+void CudaBackend::plan(ExecContext& ctx, const Batch& batch) {
   CUDA_CHECK(cudaSetDevice(options_.device));  // the thread that runs steps may not be the one that loaded
+  if (ctx.dry_run) reserve_samples(std::min(kMostSampled, batch.sequences() * (1 + batch.max_drafts)));
 }
 
 size_t CudaBackend::packed_bytes(const StoredMatrix& source) const {

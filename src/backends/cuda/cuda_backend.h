@@ -153,6 +153,8 @@ class CudaBackend final : public Backend {
   // started, when there is no memory for it.
   bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                        cuda::SamplingFlight& flight, int32_t* tokens);
+  // Memory of all flights for so many rows, so that no step waits for it.
+  void reserve_samples(int64_t rows);
   void wait_for(cudaEvent_t event);
   // Two ways of sparse_moe, and the sums at their end: out = residual + (weighted sum of y [T, k, D] + shared
   // sigmoid(open)), where shared [T, D] and open [T, 1] may be absent.

@@ -91,6 +91,22 @@ void read_logprobs(const ops::SamplingRow& row, const ops::SamplingBatch& batch,
 
 using namespace cuda;
 
+// For rows with lists of a few KB. Where there is no memory, steps find that out.
+void CudaBackend::reserve_samples(int64_t rows) {
+  constexpr size_t kListBytes = 1 << 16;
+  const auto R = static_cast<size_t>(rows);
+  Sections in, results;
+  in.add<SamplingInput>(R);
+  results.add<SamplingOutcome>(R);
+  results.add<ops::TokenLogprob>(R * kMostTops);
+  for (SamplingFlight& flight : sampling_.flights) {
+    grow(flight.host_in, in.size() + kListBytes, {});
+    grow(flight.in, in.size() + kListBytes, device());
+    grow(flight.out, results.size() + kListBytes, {});
+    flight.on_device.reserve(R);
+  }
+}
+
 bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
                                   SamplingFlight& memory, int32_t* tokens) {
   const size_t rows = memory.on_device.size(), V = static_cast<size_t>(logits.size(1));

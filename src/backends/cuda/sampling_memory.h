@@ -47,7 +47,8 @@ struct SamplingArgs {
 
 void launch_sampler(cudaStream_t stream, const SamplingArgs& args, int rows);
 
-// One start of the sampler, on its way. Grows with the largest batch so far.
+// One start of the sampler, on its way. Its memory is there from the start for rows with short lists, and grows with
+// longer ones.
 struct SamplingFlight {
   Buffer host_in, in;
   Buffer out;                     // host memory that the kernel writes
