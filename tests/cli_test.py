@@ -26,7 +26,7 @@ class Cli(CliCase):
 
     def test_unknown_verbs_and_flags(self):
         self.fails(2, ('no verb foo', 'generate'), 'foo')
-        self.fails(2, ('bench needs a verb', 'latency, throughput, acceptance, ops, serve'), 'bench')
+        self.fails(2, ('bench needs a verb', 'latency, throughput, acceptance, startup, ops, serve'), 'bench')
         self.fails(2, ('no flag --foo',), 'generate', '--foo', 'hi')
         self.fails(2, '--seed needs a value', 'generate', 'hi', '--seed')
         self.fails(2, '--raw is a flag', 'generate', '--system', '--raw', 'hi')

@@ -18,7 +18,7 @@ TINY = {'hidden_size': 128, 'intermediate_size': 192, 'vocab_size': 9000, 'num_a
         'linear_key_head_dim': 32, 'linear_value_head_dim': 32, 'linear_num_key_heads': 2, 'linear_num_value_heads': 4, 'eos_token_id': 1,
         'rope_parameters': {'mrope_section': [3, 3, 2]}}
 FP8 = {'quantization_config': {'quant_method': 'fp8', 'weight_block_size': [128, 128]}}
-PHASES = ['process', 'config', 'backend', 'model', 'weights', 'memory', 'warm-up', 'first token']
+PHASES = ['process', 'config', 'backend', 'model', 'weights', 'tokenizer', 'memory', 'warm-up', 'first token']
 
 
 def run(*command, status=0):

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <future>
 #include <limits>
 #include <set>
 
@@ -127,6 +128,21 @@ void check_longest(const ModelOptions& options, const CausalLM& model) {
                                 *options.max_model_len, model.max_position_embeddings()));
 }
 
+// Those of config, generation config and tokenizer.
+void set_eos_token_ids(LoadedModel& loaded) {
+  loaded.eos_token_ids = loaded.config.eos_token_ids;
+  add_ids(loaded.eos_token_ids, loaded.generation_config.if_contains("eos_token_id"));
+  if (loaded.tokenizer && loaded.tokenizer->eos_id()) {
+    const json::value id = *loaded.tokenizer->eos_id();
+    add_ids(loaded.eos_token_ids, &id);
+  }
+  for (const std::string_view token : loaded.config.end_tokens)
+    if (const auto id = loaded.tokenizer ? loaded.tokenizer->token_to_id(token) : std::nullopt) {
+      const json::value value = *id;
+      add_ids(loaded.eos_token_ids, &value);
+    }
+}
+
 std::vector<int32_t> draft_ids(const LoadedModel& loaded, int64_t draft_vocab) {
   const json::object& config = loaded.config.config;
   const json::value* text = config.if_contains("text_config");
@@ -170,6 +186,7 @@ int thread_count(const ModelOptions& options) {
 LoadedModel load_model(const ModelOptions& options, ModelParts parts, bool weights, int64_t draft_vocab) {
   Stopwatch watch;
   LoadedModel loaded;
+  std::future<Tokenizer> tokenizer;
   json::object config;
   std::string config_file;
   if (!options.shape.empty()) {
@@ -182,32 +199,30 @@ LoadedModel load_model(const ModelOptions& options, ModelParts parts, bool weigh
     config_file = file.string();
     if (fs::exists(loaded.folder / "generation_config.json"))
       loaded.generation_config = read_object(loaded.folder / "generation_config.json");
-    if (fs::exists(loaded.folder / "tokenizer.json")) loaded.tokenizer = Tokenizer::load(loaded.folder);
+    if (fs::exists(loaded.folder / "tokenizer.json"))  // takes as long as the weights of a small model
+      tokenizer = std::async(std::launch::async, [folder = loaded.folder] { return Tokenizer::load(folder); });
   }
   override_config(config, options.hf_overrides);
   if (options.num_hidden_layers) cut_layers(config, *options.num_hidden_layers);
 
   loaded.config = check_overridden(std::move(config), config_file, options.hf_overrides);
-  loaded.eos_token_ids = loaded.config.eos_token_ids;
-  add_ids(loaded.eos_token_ids, loaded.generation_config.if_contains("eos_token_id"));
-  if (loaded.tokenizer && loaded.tokenizer->eos_id()) {
-    const json::value id = *loaded.tokenizer->eos_id();
-    add_ids(loaded.eos_token_ids, &id);
-  }
-  for (const std::string_view token : loaded.config.end_tokens)
-    if (const auto id = loaded.tokenizer ? loaded.tokenizer->token_to_id(token) : std::nullopt) {
-      const json::value value = *id;
-      add_ids(loaded.eos_token_ids, &value);
-    }
   const DType dtype = options.dtype == "auto"       ? loaded.config.dtype
                       : options.dtype == "bfloat16" ? DType::kBF16
                                                     : DType::kF32;
 
-  if (draft_vocab > 0) parts.draft_ids = draft_ids(loaded, draft_vocab);
+  const auto take_tokenizer = [&] {
+    if (tokenizer.valid()) loaded.tokenizer = tokenizer.get();
+    set_eos_token_ids(loaded);
+    loaded.load_seconds.tokenizer += watch.lap();
+  };
   loaded.load_seconds.config = watch.lap();
 
   loaded.backend = make_backend(options);
   loaded.load_seconds.backend = watch.lap();
+  if (draft_vocab > 0) {
+    take_tokenizer();
+    parts.draft_ids = draft_ids(loaded, draft_vocab);
+  }
   const bool dummy = options.load_format == "dummy" || !options.shape.empty();
   if (!dummy) loaded.checkpoint = std::make_unique<WeightFiles>(loaded.folder);
   loaded.store = std::make_unique<WeightStore>(*loaded.backend, loaded.checkpoint.get(), loaded.config.fp8);
@@ -216,6 +231,8 @@ LoadedModel load_model(const ModelOptions& options, ModelParts parts, bool weigh
   check_longest(options, *loaded.model);
   loaded.load_seconds.model = watch.lap();
   if (weights) load_weights(loaded, options);
+  watch.lap();
+  if (draft_vocab == 0) take_tokenizer();
   return loaded;
 }
 

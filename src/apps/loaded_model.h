@@ -17,11 +17,12 @@ int thread_count(const ModelOptions& options);  // --threads, or one per usable 
 
 // Seconds that the parts of a load took, in their order.
 struct LoadSeconds {
-  double config = 0;   // config, generation config, tokenizer
-  double backend = 0;  // the device's context, threads
-  double model = 0;    // headers of weight files, the model without weights
-  double weights = 0;  // reading and packing
-  double all() const { return config + backend + model + weights; }
+  double config = 0;
+  double backend = 0;    // the device's context, threads
+  double model = 0;      // headers of weight files, the model without weights
+  double weights = 0;    // reading and packing
+  double tokenizer = 0;  // that was still waited for: it is read beside all that
+  double all() const { return config + backend + model + weights + tokenizer; }
 };
 
 struct LoadedModel {

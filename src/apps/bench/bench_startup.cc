@@ -7,6 +7,7 @@
 #include <atomic>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <thread>
 
 #include "apps/bench/probe.h"
@@ -124,6 +125,7 @@ int bench_startup(const Options& options) {
   phases.push_back({"backend", load.backend});
   phases.push_back({"model", load.model});
   phases.push_back({"weights", load.weights, file_bytes > 0 ? file_bytes : loaded.store->summary().packed_bytes});
+  phases.push_back({"tokenizer", load.tokenizer});
 
   Stopwatch watch;
   const int64_t longest = std::min(kUsualTokens, loaded.model->max_position_embeddings());
