@@ -31,7 +31,7 @@ BOMBS = {
     'doubling': '{% set n = namespace(t="x" * N) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t }}',
     'lists': '{% set n = namespace(t=[N]) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t | length }}',
     'output': '{% for i in range(99N) %}{{ "x" * 99N }}{% endfor %}',
-    'times': '{{ "x" * 10000N }}',
+    'times': '{{ "x" * 1000000N }}',
     'replace': '{{ ("x" * 9N) | replace("x", "y" * 9N) }}',
     'join': '{{ range(9N) | join("x" * 9N) }}',
     'filters': '{% for i in range(999N) %}{{ "x" | upper | lower | trim | title }}{% endfor %}'}
@@ -162,6 +162,8 @@ class Forms(faults.WithServer):
 
 
 class Words(faults.WithServer):
+    FLAGS = (*faults.WithServer.FLAGS, '--max-body-bytes', str(64 << 20))
+
     # C7
 
     def test_runs_of_one_class_go_through_the_tokenizer_and_back(self):
@@ -169,7 +171,8 @@ class Words(faults.WithServer):
             for size in (1 << bits for bits in range(10, 10 + quantity(7, 13))):
                 text = run * (size // len(run.encode()))
                 ids = self.server.ok('/tokenize', {'prompt': text, 'add_special_tokens': False})['tokens']
-                self.assertEqual(self.server.ok('/detokenize', {'tokens': ids})['prompt'], unicodedata.normalize('NFC', text), (run, size))
+                if len(ids) <= 4_000_000:  # more values no body may have
+                    self.assertEqual(self.server.ok('/detokenize', {'tokens': ids})['prompt'], unicodedata.normalize('NFC', text), (run, size))
             status, _, reply = self.server.ask('/v1/chat/completions', chat(messages=[{'role': 'user', 'content': text}]))
             self.assertIn(status, (200, 400), reply[:300])
 

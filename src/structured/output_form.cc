@@ -11,7 +11,8 @@
 namespace calandra {
 namespace {
 
-constexpr size_t kMostBytes = size_t{1} << 20;
+constexpr size_t kMostBytes = size_t{1} << 20;              // of a schema or a tag
+constexpr size_t kMostExpressionBytes = size_t{256} << 10;  // of an expression or a grammar
 constexpr int kDeepest = 64;
 constexpr int64_t kMostValues = 100'000;  // of a schema: JSON values in all
 constexpr int64_t kMostChoices = 10'000;  // of an enum
@@ -211,7 +212,9 @@ OutputForm OutputForm::regex(std::string_view expression) {
 }
 
 std::string refusal_of(const OutputForm& form) {
-  if (form.text.size() > kMostBytes) return fmt::format("it has more than {} bytes", kMostBytes);
+  const bool is_expression = form.kind == OutputForm::Kind::kRegex || form.kind == OutputForm::Kind::kEbnf;
+  const size_t most = is_expression ? kMostExpressionBytes : kMostBytes;
+  if (form.text.size() > most) return fmt::format("it has more than {} bytes", most);
   switch (form.kind) {
     case OutputForm::Kind::kJsonObject:
       return "";

@@ -123,12 +123,16 @@ bool OpenAiApi::may_show_media(const json::object& body) const {
 
 namespace {
 
-// Of a body: read, each takes some fifty bytes, whatever its text takes.
-constexpr size_t kMostValues = size_t{4} << 20;
+// Values of a body: read, each takes some fifty bytes, whatever its text takes; shown to a template some three hundred.
+// Many are only in lists of token ids.
+size_t most_values(std::string_view path) {
+  const bool has_ids = path == "/v1/completions" || path == "/v1/embeddings" || path == "/detokenize";
+  return has_ids ? size_t{4} << 20 : size_t{512} << 10;
+}
 
 // Values in lists and objects are one more than their commas. A look at the text: it may be no JSON.
-bool has_too_many_values(std::string_view body) {
-  if (body.size() <= kMostValues) return false;
+bool has_more_values(std::string_view body, size_t most) {
+  if (body.size() <= most) return false;
   size_t values = 1;
   bool in_string = false;
   for (size_t i = 0; i < body.size(); ++i) {
@@ -139,7 +143,7 @@ bool has_too_many_values(std::string_view body) {
     else if (!in_string && (body[i] == ',' || body[i] == '[' || body[i] == '{'))
       ++values;
   }
-  return values > kMostValues;
+  return values > most;
 }
 
 // Whether the answer may have to follow a grammar. Too often yes costs a change of threads.
@@ -165,9 +169,8 @@ bool may_ask_for_form(const json::object& body) {
 
 OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
-  if (has_too_many_values(request.body))
-    return error_reply(bad("", fmt::format("the body has more than {} values", kMostValues), "invalid_value"),
-                       request.path);
+  if (const size_t most = most_values(request.path); has_more_values(request.body, most))
+    return error_reply(bad("", fmt::format("the body has more than {} values", most), "invalid_value"), request.path);
   json::value body;
   try {
     body = parse_json(request.body, "the body");
