@@ -23,7 +23,13 @@ struct Edited {
   ops::SamplingRow row;
   RowEdits edits;
   explicit Edited(const Ids& allowed = {}, const std::vector<ops::TokenBias>& biases = {})
-      : batch{.rows = {}, .counts = {}, .bias = {{1, 1}}, .ids = {1, 2, 3}, .grammar = {}, .token_ids = {}},
+      : batch{.rows = {},
+              .counts = {},
+              .bias = {{1, 1}},
+              .ids = {1, 2, 3},
+              .grammar = {},
+              .token_ids = {},
+              .moves = {}},
         edits(batch, row, allowed, biases) {}
 
   Ids slice(ops::ListRange range) const { return {batch.ids.begin() + range.begin, batch.ids.begin() + range.end}; }

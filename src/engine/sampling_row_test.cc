@@ -149,13 +149,13 @@ Sequence fresh(const Sequence& s, std::span<const int32_t> drafts) {
 
 // Every field: one that is added to SamplingRow is missed by the compiler here.
 auto fields(const ops::SamplingRow& row) {
-  const auto& [logit_row, temperature, top_k, top_p, min_p, repetition, frequency, presence, seed, token_index, choice,
-               counts, bias, allowed, forbidden, grammar, num_logprobs, mode, scored_id, logprob_ids, distribution] =
-      row;
+  const auto& [logit_row, temperature, top_k, top_p, min_p, repetition, frequency, presence, seed, token_index,
+               moved_by, choice, counts, bias, allowed, forbidden, grammar, num_logprobs, mode, scored_id, logprob_ids,
+               distribution] = row;
   const auto range = [](ops::ListRange r) { return std::pair(r.begin, r.end); };
   return std::tuple(logit_row, temperature, top_k, top_p, min_p, repetition, frequency, presence, seed, token_index,
-                    choice, range(counts), range(bias), range(allowed), range(forbidden), grammar, num_logprobs, mode,
-                    scored_id, range(logprob_ids), distribution);
+                    moved_by, choice, range(counts), range(bias), range(allowed), range(forbidden), grammar,
+                    num_logprobs, mode, scored_id, range(logprob_ids), distribution);
 }
 
 auto lists(const ops::SamplingBatch& batch) {
