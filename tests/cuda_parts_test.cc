@@ -48,6 +48,8 @@ class CudaParts : public testing::Test {
   }
   Tensor rows(int64_t T, int64_t D, uint64_t seed) { return random(pool, DType::kBF16, {T, D}, seed); }
 
+  void sparse_moe(std::initializer_list<int64_t> row_counts);
+
   NoTaps no_taps;
   TensorPool pool;
   std::deque<F8Experts> f8;
@@ -73,7 +75,7 @@ TEST_F(CudaParts, SwigluMlpAndLinearAdd) {
     }
 }
 
-TEST_F(CudaParts, SparseMoe) {
+void CudaParts::sparse_moe(std::initializer_list<int64_t> row_counts) {
   const struct { int64_t E, D, F, Fs, k; } sizes[] = {{32, 512, 128, 128, 8}, {16, 1024, 200, 0, 4}};
   for (const bool fp8 : {false, true})
     for (const auto& s : sizes) {
@@ -87,13 +89,16 @@ TEST_F(CudaParts, SparseMoe) {
         weights.shared_down = matrix(s.D, s.Fs, 7, fp8);
         weights.shared_gate = matrix(1, s.D, 8, false);
       }
-      for (const int64_t T : {1, 3, 4, 5, 8, 9, 16, 17, 33, 300}) {
+      for (const int64_t T : row_counts) {
         const Tensor x = rows(T, s.D, 9), residual = rows(T, s.D, 10);
         equal("sparse_moe rows " + std::to_string(T),
               [&](ExecContext& ctx) { return Results{ops::sparse_moe(ctx, x, weights, {.top_k = s.k}, residual)}; });
       }
     }
 }
+
+TEST_F(CudaParts, SparseMoeOfFewRows) { sparse_moe({1, 3, 4, 5, 8, 9, 16, 17}); }
+TEST_F(CudaParts, SparseMoeOfManyRows) { sparse_moe({33, 300}); }
 
 TEST_F(CudaParts, AddRmsNorm) {
   for (const int64_t D : {255, 256, 1024, 2050, 5120})

@@ -184,11 +184,11 @@ class Document(unittest.TestCase):
 
     def test_every_field_that_a_reader_looks_for_is_there(self):
         said = set().union(*(self.fields(path) for path in self.posts))
-        table = (ROOT / 'src' / 'apps' / 'known_fields.cc').read_text()
+        table = (ROOT / 'src' / 'apps' / 'api' / 'known_fields.cc').read_text()
         refused = set(re.findall(r'^    \{"(\w+)",', table, re.M))
         looked_for = set()
         for name in READERS:
-            source = (ROOT / 'src' / 'apps' / f'{name}.cc').read_text()
+            source = (ROOT / 'src' / 'apps' / 'api' / f'{name}.cc').read_text()
             looked_for |= set(re.findall(r'(?:(?:flag|integer|string|object|array|find)_field|find_object)\([^()]*(?:\([^()]*\)[^()]*)?, "(\w+)"', source))
             looked_for |= set(re.findall(r'if_contains\("(\w+)"\)', source))
         sampling = (ROOT / 'src' / 'engine' / 'sampling_params.cc').read_text()

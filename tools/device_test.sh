@@ -136,10 +136,13 @@ part_sanitize() {
     return
   fi
   for tool in memcheck racecheck initcheck; do
+    local left_out='*Death*'
+    # It does not follow a barrier on which one lane arrives for its warp, behind __syncwarp, and reports the scales of gemm_f8.
+    [ "$tool" = racecheck ] && left_out+=':*OfManyRows*'
     for test in "${sanitized[@]}"; do
       # Death tests fork, and what comes out of a fork cannot be watched. Refused allocations are tested on purpose.
       later "$tool.$test" "$program" --tool "$tool" --report-api-errors no --error-exitcode 9 "$folder/$test" \
-        --gtest_filter="$filter:-*Death*"
+        --gtest_filter="$filter:-$left_out"
     done
   done
   finish

@@ -54,9 +54,7 @@ EngineOptions options_of(const LoadedModel& loaded, const Options& given, const 
     options.host_checkpoint_bytes = flags.host_checkpoint_bytes.value_or(0);
   }
   options.speculative = flags.speculative;
-  // With drafts what it gains was not measured yet.
-  options.async_scheduling =
-      flags.async_scheduling.value_or(!options.speculative && loaded.backend->stream() != nullptr);
+  options.async_scheduling = flags.async_scheduling.value_or(loaded.backend->stream() != nullptr);
   return options;
 }
 

@@ -87,7 +87,7 @@ void add_engine_flags(CLI::App* app, EngineFlags& e) {
   app->add_flag_function(
          "--async-scheduling,!--no-async-scheduling", [&e](int64_t count) { e.async_scheduling = count > 0; },
          "cuda backend: the device goes on with tokens and drafts before the host has read them; no token "
-         "changes (on without --speculative-config)")
+         "changes (on)")
       ->group(group);
   add_object(app, "--speculative-config", e.speculative_config,
              R"(vLLM's JSON object: {"method": "mtp" or "ngram", "num_speculative_tokens": 3}; no token changes)")
