@@ -45,7 +45,10 @@ int write(int argc, char** argv) {
   for (const char* file : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
                            "video_preprocessor_config.json"})
     if (fs::exists(words / file)) fs::copy_file(words / file, to / file);
-  std::ofstream(to / "config.json") << json::serialize(loaded.config.config) << '\n';
+  std::ofstream config(to / "config.json");
+  config << json::serialize(loaded.config.config) << '\n';
+  config.close();
+  if (!config) throw LoadError((to / "config.json").string() + ": cannot be written");
   ProgressBar bar("writing", 0, "B");
   write_dummy_checkpoint(to, loaded.store->stored_tensors(), kShardBytes, thread_count(model),
                          [&](int64_t done, int64_t total) { bar.update(done, total); });

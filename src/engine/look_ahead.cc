@@ -73,12 +73,11 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
   }
   if (static_cast<size_t>(row) != sampling_rows) return cannot();
   if (std::ssize(stop_ids_) > runner_.limits().max_num_seqs * ModelRunner::kStopIds) return cannot();
-  if (members_.empty()) return false;
-  if (speculator_ != nullptr) speculator_->choose_ahead(members_);
-  return true;
+  return !members_.empty();
 }
 
 void LookAhead::launch() {
+  if (speculator_ != nullptr) speculator_->choose_ahead(members_);
   timer_.launch();
   verified_.clear();
   for (const AheadMember& m : members_) {
@@ -93,10 +92,10 @@ void LookAhead::launch() {
     return members_.clear();
   }
   parts_.clear();
-  begun_.shape = {};
+  shape_ = {};
   for (const AheadMember& m : members_) {
     parts_.push_back({&m.choice->sequence, m.verified, m.choice->ahead_drafts_at});
-    begun_.shape.add(1 + m.k, m.choice->sequence.size() + 1 + m.k, 1 + m.k);
+    shape_.add(1 + m.k, m.choice->sequence.size() + 1 + m.k, 1 + m.k);
   }
   hidden_ = runner_.forward_ahead(parts_);
 }
@@ -145,6 +144,7 @@ LookAhead::Launched& LookAhead::begin() {
   begun_.rows.clear();
   begun_.hidden = hidden_;
   begun_.timer = timer_;
+  begun_.shape = shape_;
   kept_.clear();
   int64_t row = 0;
   for (const AheadMember& m : members_) {

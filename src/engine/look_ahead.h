@@ -88,7 +88,8 @@ class LookAhead {
   std::vector<ModelRunner::AheadPart> parts_;
   std::vector<ModelRunner::AheadRows> kept_;
   Tensor hidden_;
-  StepTimer timer_;
+  StepTimer timer_;  // of the step that is launched, as is its shape
+  StepShape shape_;
   Launched begun_;
 };
 

@@ -64,7 +64,7 @@ void ModelRunner::record_steps(double seconds, const Clock& clock) {
          tokens = RecordedSteps::bound_of(tokens, limits_.max_model_len) + 1) {
       for (int64_t drafts = 0; drafts <= most_drafts; ++drafts)
         run_twice(sequences, 1 + drafts, drafts, tokens, RecordedSteps::kForward);
-      if (model_.drafter() == nullptr) continue;
+      if (model_.drafter() == nullptr || limits_.hidden_ring == 0) continue;
       for (int64_t rows = 1; rows <= most_drafts + 1; ++rows) run_twice(sequences, rows, 0, tokens, 0);
       for (int64_t pass = 1; pass < most_drafts; ++pass) run_twice(sequences, 1, 0, tokens, pass);
     }

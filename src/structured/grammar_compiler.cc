@@ -23,7 +23,8 @@
 namespace calandra {
 namespace {
 
-constexpr int kNiceness = 5;  // of the thread of hard forms
+constexpr int64_t kBytesOfEntry = 1024;  // of what is kept of a form beside its text and its automaton
+constexpr int kNiceness = 5;             // of the thread of hard forms
 
 const char* text_of(WorkBudget::Bound bound) {
   switch (bound) {
@@ -173,7 +174,7 @@ class GrammarCompiler::Worker {
       }
       ++stats_.compiled;
       const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&*result);
-      entry->bytes = static_cast<int64_t>(entry->form.text.size()) +
+      entry->bytes = kBytesOfEntry + static_cast<int64_t>(entry->form.text.size()) +
                      (compiled != nullptr ? static_cast<int64_t>(compiled->MemorySizeBytes()) : 0);
       stats_.bytes += entry->bytes;
       entry->promise.set_value(std::move(*result));

@@ -43,7 +43,7 @@ void WorkBudget::check(size_t bytes) {
   if (!over_) {
     if (allocations_ > limits_.allocations)
       over_ = Bound::kAllocations;
-    else if (bytes_ > limits_.bytes || static_cast<int64_t>(bytes) > limits_.bytes - bytes_)
+    else if (bytes_ > limits_.bytes || static_cast<int64_t>(bytes) > limits_.bytes - std::max<int64_t>(0, bytes_))
       over_ = Bound::kBytes;
     else if (stop_.load(std::memory_order_relaxed))
       over_ = Bound::kStop;

@@ -97,6 +97,7 @@ Buffer CudaBackend::allocate(size_t bytes) {
 
 Buffer CudaBackend::allocate_host(size_t bytes) {
   if (bytes == 0) return {};
+  CUDA_CHECK(cudaSetDevice(options_.device));  // else a thread's first call makes a context of device 0
   void* data = nullptr;
   const cudaError_t status = cuda::counted(cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
   if (status == cudaErrorMemoryAllocation) {
@@ -224,7 +225,7 @@ PackedWeight CudaBackend::pack_weight(const StoredMatrix& source, std::byte* to)
   std::vector<std::byte> repeated(rows * blocks);  // a row of scales for each row of values
   for (size_t n = 0; n < rows && blocks > 0; ++n)
     std::memcpy(repeated.data() + n * blocks, source.scales[static_cast<int64_t>(n) / source.block_n].data(), blocks);
-  static thread_local Buffer room;  // goes with the thread, when the load ends
+  static thread_local Buffer room;  // of one piece; goes with the thread
   if (room.bytes() < rows * (width + blocks) || room.device() != device()) {
     room = {};
     room = allocate(rows * (width + blocks));

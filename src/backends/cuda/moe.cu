@@ -148,6 +148,12 @@ void CudaBackend::moe_combine(ExecContext& ctx, const Tensor& y, const Tensor& w
 void CudaBackend::sparse_moe(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
                              const ops::RouterOptions& options, const Tensor& residual, Tensor& out) {
   const int64_t T = x.size(0);
+  if (ctx.dry_run && T >= kGemmExpertRows) {  // fewer rows go other ways, which may need more memory
+    const Scratch scratch(ctx.workspace);
+    const int64_t fewer = kGemmExpertRows - 1;
+    Tensor of_fewer = out.slice(0, 0, fewer);
+    Backend::sparse_moe(ctx, x.slice(0, 0, fewer), weights, options, residual.slice(0, 0, fewer), of_fewer);
+  }
   if (ctx.taps == nullptr && (T <= kMostRows || options_.deterministic) &&
       mixture_has_few_rows(x.dtype(), weights, options.top_k))
     return mixture_of_few_rows(ctx, x, weights, options, residual, out);
