@@ -111,8 +111,7 @@ class CheckpointStore {
   Backend& backend_;
   const PagePool::CopyBytes copy_now_, copy_later_;  // the latter are listed
   std::vector<Backend::CopyBeside> listed_;
-  std::vector<Backend::UploadId>
-      written_;  // of each slot of a checkpoint: what was launched when it came stands before
+  std::vector<Backend::UploadId> written_;  // of each checkpoint's slot: what was launched when it came stands before
   int64_t slots_held_ = 0;
   int64_t host_bytes_ = 0;
   std::vector<Blob> blobs_;

@@ -106,16 +106,15 @@ ExpertOrder::ExpertOrder(ExecContext& ctx, const Tensor& experts, int64_t E)
       tiles_(ctx.workspace.alloc(DType::kI32, {choices_ / 64 + E, 3})) {}
 
 void ExpertOrder::sort(cudaStream_t stream) const {
-  const SortedRows rows = scattered();
   const Sort sort{rows_of<int32_t>(experts_),
                   static_cast<int>(choices_),
                   static_cast<int>(experts_.size(1)),
                   static_cast<int>(E_),
                   tile_,
                   numbers(place_),
-                  const_cast<int32_t*>(rows.out_rows),
-                  const_cast<int32_t*>(rows.tile_count),
-                  const_cast<GemmRows*>(rows.tiles)};
+                  numbers(place_) + choices_,
+                  numbers(count_),
+                  reinterpret_cast<GemmRows*>(numbers(tiles_))};
   sort_rows<<<1, kSortThreads, static_cast<size_t>(E_) * sizeof(int), stream>>>(sort);
 }
 
