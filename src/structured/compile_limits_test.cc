@@ -153,10 +153,8 @@ TEST(CompileLimits, WhatIsHardIsStoppedAndGivenBack) {
     EXPECT_LT(compiler.stats().bytes, 200'000);  // their texts
     EXPECT_NE(refusal(compiler.compile(hard_form(0))).find("takes too long"), std::string::npos);
     EXPECT_EQ(compiler.stats().found, 1);  // its refusal
-    EXPECT_EQ(refusal(compiler.compile(OutputForm::choice({"a", "b"}))), "");
   }
-  GrammarCompiler compiler(vocabulary, {kEnd},
-                           patient({.work = {.bytes = 2 << 20}, .short_time = std::chrono::minutes(1)}));
+  GrammarCompiler compiler(vocabulary, {kEnd}, patient({.work = {.bytes = 2 << 20}, .short_work = {}}));
   EXPECT_NE(refusal(compiler.compile(hard_form(0))).find("takes too much memory"), std::string::npos);
   EXPECT_EQ(refusal(compiler.compile(OutputForm::choice({"a", "b"}))), "");
 }
@@ -164,8 +162,8 @@ TEST(CompileLimits, WhatIsHardIsStoppedAndGivenBack) {
 TEST(CompileLimits, HardFormsKeepNobodyFromTheOthers) {
   GrammarCompiler compiler(large_vocabulary(), {kEnd},
                            {.work = {.time = std::chrono::hours(1)},
-                            .short_time = std::chrono::milliseconds(20),
-                            .patience = std::chrono::minutes(2)});
+                            .short_work = {.allocations = 20'000},
+                            .patience = std::chrono::minutes(10)});
   std::vector<std::thread> waiting;
   std::atomic<int> ended = 0;
   for (int which = 0; which < 4; ++which)
@@ -197,10 +195,12 @@ std::filesystem::path large_tokenizer() {
   return std::filesystem::path(CALANDRA_SOURCE_DIR).parent_path() / "shared/data/tokenizers/qwen3_5";
 }
 
-// Lengths that schemas of tools have, all in one: they have most of what they cost in common.
+// Lengths that schemas of tools have, all in one: they have most of what they cost in common. Three million
+// allocations; one hundred and forty without what the patch of xgrammar keeps of one for the next.
 TEST(CompileLimits, BoundedStringsOfALargeVocabularyAreTaken) {
   if (!std::filesystem::exists(large_tokenizer())) GTEST_SKIP() << "no tokenizer in ../shared/data";
-  GrammarCompiler compiler(grammar_vocabulary(Tokenizer::load(large_tokenizer())), {248046}, patient());
+  GrammarCompiler compiler(grammar_vocabulary(Tokenizer::load(large_tokenizer())), {248046},
+                           patient({.work = {.allocations = 10'000'000}}));
   std::string text = R"({"type": "object", "properties": {"a": {"type": "null"})";
   for (const int most : {10, 20, 40, 64, 100, 128, 255, 256, 500, 1000, 2000, 4000, 8192, 10'000})
     text += fmt::format(R"(, "p{}": {{"type": "string", "maxLength": {}}})", most, most);

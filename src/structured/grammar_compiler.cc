@@ -195,8 +195,10 @@ class GrammarCompiler::Worker {
   // Nothing: it belongs to the hard ones.
   std::optional<Result> compile_now(const OutputForm& form, Lane lane) {
     WorkBudget::Limits limits = limits_.work;
-    const bool short_time = lane == Lane::kNew && limits_.short_time < limits.time;
-    if (short_time) limits.time = limits_.short_time;
+    const WorkBudget::Limits& fewer = limits_.short_work;
+    if (lane == Lane::kNew)
+      limits = {std::min(limits.time, fewer.time), std::min(limits.bytes, fewer.bytes),
+                std::min(limits.allocations, fewer.allocations)};
     std::vector<std::string> ignored;
     std::optional<Result> result;
     std::string refused;
@@ -212,7 +214,7 @@ class GrammarCompiler::Worker {
     }
     warnings = nullptr;
     if (const std::optional<WorkBudget::Bound> over = budget.end()) {
-      if (over == WorkBudget::Bound::kTime && short_time) return std::nullopt;
+      if (lane == Lane::kNew && may_go_on(*over)) return std::nullopt;
       return Refused{text_of(*over)};
     }
     // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
@@ -220,6 +222,22 @@ class GrammarCompiler::Worker {
     if (refused.empty() && !ignored.empty()) refused = ignored.front();
     if (!refused.empty()) result = Refused{std::move(refused)};
     return result;
+  }
+
+  // Whether what is over is only the work of short ones.
+  bool may_go_on(WorkBudget::Bound over) const {
+    const WorkBudget::Limits &fewer = limits_.short_work, &all = limits_.work;
+    switch (over) {
+      case WorkBudget::Bound::kTime:
+        return fewer.time < all.time;
+      case WorkBudget::Bound::kBytes:
+        return fewer.bytes < all.bytes;
+      case WorkBudget::Bound::kAllocations:
+        return fewer.allocations < all.allocations;
+      case WorkBudget::Bound::kStop:
+        return false;
+    }
+    return false;
   }
 
   // False for rules that only name each other.

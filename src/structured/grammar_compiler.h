@@ -26,8 +26,8 @@ class GrammarCompiler {
   struct Limits {
     int64_t cache_bytes = int64_t{256} << 20;
     WorkBudget::Limits work{.time = std::chrono::seconds(5), .bytes = int64_t{256} << 20};  // of one grammar
-    std::chrono::milliseconds short_time{250};  // of computing, then it is one of the hard ones
-    std::chrono::seconds patience{60};          // of who waits for a grammar; it is kept if it comes later
+    WorkBudget::Limits short_work{.time = std::chrono::milliseconds(250)};  // then it is one of the hard ones
+    std::chrono::seconds patience{60};  // of who waits for a grammar; it is kept if it comes later
   };
   // `vocabulary`: the bytes of each token, empty for those that no text may contain. The end-of-text ids end an answer.
   GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids, Limits limits);
@@ -47,7 +47,7 @@ class GrammarCompiler {
 
   struct Stats {
     int64_t compiled = 0, found = 0, bytes = 0;
-    int64_t hard = 0;  // that went on behind short_time, from the beginning
+    int64_t hard = 0;  // that went on behind short_work, from the beginning
   };
   Stats stats() const;
 
