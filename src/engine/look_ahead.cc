@@ -15,17 +15,13 @@ LookAhead::LookAhead(ModelRunner& runner, Scheduler& scheduler, Speculator* spec
 
 void LookAhead::sample(std::span<const Scheduler::Planned> step, const Tensor& logits, const ops::SamplingBatch& batch,
                        ops::SamplingResult& result) {
-  if (plan(step, batch.rows.size())) {
-    if (runner_.start_sample(logits, batch, kFlight)) {
-      launch();
-      runner_.finish_sample(batch, kFlight, result);
-      timer_.start();
-      if (speculator_ != nullptr) pending() ? speculator_->start_ahead() : speculator_->drop_ahead();
-      return;
-    }
-    members_.clear();
-  }
-  runner_.sample(logits, batch, result);
+  if (!runner_.start_sample(logits, batch, kFlight)) return runner_.sample(logits, batch, result);
+  const bool ahead = plan(step, batch.rows.size());  // may take pages from checkpoints, while the device samples
+  if (ahead) launch();
+  runner_.finish_sample(batch, kFlight, result);
+  if (!ahead) return;
+  timer_.start();
+  if (speculator_ != nullptr) pending() ? speculator_->start_ahead() : speculator_->drop_ahead();
 }
 
 // Can the step behind this one be launched, before it has its tokens? Then its members, with their pages.

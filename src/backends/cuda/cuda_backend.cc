@@ -142,20 +142,20 @@ Backend::CopyId CudaBackend::copy_beside(std::span<const CopyBeside> copies, Upl
   else
     CUDA_CHECK(cudaEventRecord(now_, stream_));
   CUDA_CHECK(cudaStreamWaitEvent(beside_, begin));
-  std::vector<void*> to;
-  std::vector<const void*> from;
-  std::vector<size_t> bytes;
+  beside_to_.clear();
+  beside_from_.clear();
+  beside_bytes_.clear();
   for (const CopyBeside& copy : copies) {
-    to.push_back(copy.to);
-    from.push_back(copy.from);
-    bytes.push_back(copy.bytes);
+    beside_to_.push_back(copy.to);
+    beside_from_.push_back(copy.from);
+    beside_bytes_.push_back(copy.bytes);
   }
   cudaMemcpyAttributes attributes{};
   attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
   size_t first = 0;  // of those that have these attributes
   if (!copies.empty())
-    CUDA_CHECK(
-        cudaMemcpyBatchAsync(to.data(), from.data(), bytes.data(), copies.size(), &attributes, &first, 1, beside_));
+    CUDA_CHECK(cudaMemcpyBatchAsync(beside_to_.data(), beside_from_.data(), beside_bytes_.data(), copies.size(),
+                                    &attributes, &first, 1, beside_));
   ++copies_;
   CUDA_CHECK(cudaEventRecord(copied_[static_cast<size_t>(copies_ % kCopies)], beside_));
   return copies_;

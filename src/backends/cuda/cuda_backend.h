@@ -178,6 +178,9 @@ class CudaBackend final : public Backend {
   cudaStream_t beside_ = nullptr;                    // waits for stream_ where it is told to alone
   cudaEvent_t now_ = nullptr;                        // where copies begin that wait for all that stream_ was given
   static constexpr CopyId kCopies = 64;
+  std::vector<void*> beside_to_;  // of the last copies, kept for their memory
+  std::vector<const void*> beside_from_;
+  std::vector<size_t> beside_bytes_;
   std::array<cudaEvent_t, kCopies> copied_ = {};  // behind the last copies, as uploaded_
   CopyId copies_ = 0;                             // the last one
   cudaStream_t last_stream_ = nullptr;            // that was launched on

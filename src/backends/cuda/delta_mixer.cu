@@ -146,11 +146,10 @@ void CudaBackend::gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const T
                     stream_of(ctx), segments, in, shape, delta.S.as<float>(), rows_of<T>(heads), norm,
                     static_cast<T*>(out.data()));
     launched(ctx, "gated_delta_rule and norm");
-    if (shape.M == 0) return;
-    keep_pending<T, true><<<dim3(B, static_cast<unsigned>(shape.M)), kRecurThreads, 0, stream_of(ctx)>>>(
-        segments, in, shape, delta.pending_k.as<float>(), delta.pending_v.as<float>(), delta.pending_g.as<float>(),
-        delta.pending_beta.as<float>());
-    launched(ctx, "gated_delta_rule pending");
+    if (run_keep_pending<T, true>(stream_of(ctx), segments, batch, in, shape, delta.pending_k.as<float>(),
+                                  delta.pending_v.as<float>(), delta.pending_g.as<float>(),
+                                  delta.pending_beta.as<float>()))
+      launched(ctx, "gated_delta_rule pending");
   });
 }
 

@@ -45,10 +45,9 @@ void CudaBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const T
         segments, in, shape, state.S.as<float>(), out.as<float>());
     launched(ctx, "lightning_attention walk");
   }
-  if (shape.M == 0) return;
-  keep_pending<float, false><<<dim3(B, shape.M), kRecurThreads, 0, stream_of(ctx)>>>(
-      segments, in, shape, state.pending_k.as<float>(), state.pending_v.as<float>(), nullptr, nullptr);
-  launched(ctx, "lightning_attention pending");
+  if (run_keep_pending<float, false>(stream_of(ctx), segments, batch, in, shape, state.pending_k.as<float>(),
+                                     state.pending_v.as<float>(), nullptr, nullptr))
+    launched(ctx, "lightning_attention pending");
 }
 
 }  // namespace calandra

@@ -251,11 +251,10 @@ void CudaBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tens
         launched(ctx, "gated_delta_rule walk");
       }
     }
-    if (shape.M == 0) return;
-    keep_pending<T, true><<<dim3(B, shape.M), kRecurThreads, 0, stream_of(ctx)>>>(
-        segments, in, shape, state.pending_k.as<float>(), state.pending_v.as<float>(), state.pending_g.as<float>(),
-        state.pending_beta.as<float>());
-    launched(ctx, "gated_delta_rule pending");
+    if (run_keep_pending<T, true>(stream_of(ctx), segments, batch, in, shape, state.pending_k.as<float>(),
+                                  state.pending_v.as<float>(), state.pending_g.as<float>(),
+                                  state.pending_beta.as<float>()))
+      launched(ctx, "gated_delta_rule pending");
   });
 }
 

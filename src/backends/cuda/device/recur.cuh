@@ -13,6 +13,10 @@
 // into here: the slot that their first segment writes.
 #pragma once
 
+#include <algorithm>
+
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/device/segments.cuh"
@@ -183,6 +187,7 @@ __global__ void __launch_bounds__(kRecurThreads)
     keep_pending(SegmentedBatch batch, RecurInputs<T> in, RecurShape s, float* pending_k, float* pending_v,
                  float* pending_g, float* pending_beta) {
   const int b = blockIdx.x, j = blockIdx.y;
+  begin_as_follower();
   if (!batch.runs(b) || j >= batch.draft_count[b]) return;
   const Segment segment = batch.last(b);
   const int t = segment.drafts_begin + j, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -199,6 +204,19 @@ __global__ void __launch_bounds__(kRecurThreads)
       pending_g[row * s.Hv + h] = in.g[int64_t{t} * s.Hv + h];
       pending_beta[row * s.Hv + h] = in.beta[int64_t{t} * s.Hv + h];
     }
+}
+
+// Behind the rule, which reads the pending inputs that these replace. False: nothing is launched, as there are no
+// drafts.
+template <class T, bool kDelta>
+bool run_keep_pending(cudaStream_t stream, const SegmentedBatch& segments, const Batch& batch, const RecurInputs<T>& in,
+                      const RecurShape& s, float* pending_k, float* pending_v, float* pending_g, float* pending_beta) {
+  const int64_t drafts = std::min<int64_t>(s.M, batch.max_drafts);
+  if (drafts == 0) return false;
+  launch_follower(keep_pending<T, kDelta>,
+                  dim3(static_cast<unsigned>(batch.sequences()), static_cast<unsigned>(drafts)), dim3(kRecurThreads), 0,
+                  stream, segments, in, s, pending_k, pending_v, pending_g, pending_beta);
+  return true;
 }
 
 template <class T, bool kDelta>
