@@ -146,6 +146,31 @@ TEST_F(Cuda, SamplesOnTheDevice) {
   }
 }
 
+// More rows than blocks that run at once, which have several then, one behind the other: at most 8 blocks of a
+// multiprocessor, each with 8 heads or one row.
+TEST_F(Cuda, NormsOfMoreRowsThanRunAtOnce) {
+  const struct {
+    int64_t T, D;
+  } sizes[] = {{9001, 40}, {9001, 129}, {9001, 255}, {5000, 256}, {5000, 264}, {2500, 1031}, {2500, 2050}};
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    for (const auto& [T, D] : sizes) {
+      const Tensor weight = random(pool, DType::kF32, {D}, 1), x = random(pool, dtype, {T, D}, 2, 3),
+                   y = random(pool, dtype, {T, D}, 3);
+      const auto norms = [&](OpRunner& on) {
+        return on.run([&](ExecContext& ctx) {
+          const auto [sum, norm] = ops::add_rms_norm(ctx, x, y, weight, 1e-6f, 1);
+          return Results{sum, norm, ops::rms_norm(ctx, x, weight, 1e-6f, 1),
+                         ops::gated_rms_norm(ctx, x.view({T, 1, D}), y.view({T, 1, D}), weight, 1e-6f,
+                                             ops::GateActivation::kSilu)};
+        });
+      };
+      const Results got = norms(*device), want = norms(reference);
+      for (size_t i = 0; i < want.size(); ++i)
+        EXPECT_TRUE(close_to(got[i], want[i], {.reduction = D, .roundings = i == 1 ? 2.0 : 1.0},
+                             "norm " + std::to_string(i) + " of " + std::to_string(D), "cuda"));
+    }
+}
+
 // Sizes of released models and ragged ones; rows on both sides of every border between kernels. Up to 16 rows have one
 // order of sums, more of them another.
 TEST_F(Cuda, LinearOfReleasedSizes) {
