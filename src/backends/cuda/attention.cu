@@ -5,6 +5,7 @@
 //                       device/attend.cuh
 //   segment_attention   bf16 on tensor cores, f32 by device/attend.cuh
 #include "backends/cuda/device/attend_few.cuh"
+#include "backends/cuda/device/attend_queries.cuh"
 #include "backends/cuda/device/attend_wide.cuh"
 #include "backends/cuda/device/types.cuh"
 

@@ -15,7 +15,8 @@
 // alone. Bound by the read of keys and values, few keys by latency.
 #pragma once
 
-#include "backends/cuda/device/attend_queries.cuh"
+#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/query_tiles.cuh"
 
 namespace calandra::cuda {
 
@@ -37,39 +38,6 @@ struct FewShared {
   int64_t offsets[2][kTileKeys];                           // -1: no such key
 };
 
-// The weights of 16 keys from `first` on in place of their scores, for queries g and g + 8; the maximum, sum and
-// weighted values so far are brought to the new maximum.
-template <int kCount>
-__device__ __forceinline__ void weigh_keys(float (&score)[2][4], int64_t first, int64_t from, const int64_t (&ends)[2],
-                                           float scale, float (&m)[2], float (&l)[2], float (&o)[kCount][4]) {
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float top = m[r];
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 2 * r; i < 2 * r + 2; ++i) {
-        const int64_t key = first + n * 8 + lane % 4 * 2 + i % 2;
-        if (key < from || key >= ends[r]) score[n][i] = -INFINITY;
-        top = fmaxf(top, score[n][i]);
-      }
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
-    const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
-    m[r] = top;
-    float sum = 0;
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 2 * r; i < 2 * r + 2; ++i) sum += score[n][i] = exp2f(fmaf(score[n][i], scale, -base));
-    l[r] = fmaf(l[r], shrink, sum);
-#pragma unroll
-    for (int n = 0; n < kCount; ++n) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
-  }
-}
-
 template <int D>
 struct PartShared {
   static constexpr int kStride = D + kTilePadding, kKeys = kFewRange / kFewParts, kWarps = D % 128 == 0 ? 8 : D / 16,
@@ -89,25 +57,21 @@ __global__ void __launch_bounds__(PartShared<D>::kThreads)
   Shared& shared = *reinterpret_cast<Shared*>(few_shared);
   const int b = blockIdx.y, head = blockIdx.x / parts, range = blockIdx.z / kFewParts, part = blockIdx.z % kFewParts;
   const int lane = threadIdx.x % kWarp, value0 = threadIdx.x / kWarp * kValues;
-  const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.x} % parts * kFewQueries;
-  if (first >= count || source.runs(b)) return;
-  const int queries = static_cast<int>(min(count - first, int64_t{kFewQueries})), chunks = static_cast<int>(s.Dh / 8);
-  const auto row_of = [&](int query) { return row0 + (first + query) / G; };
-  const auto head_of = [&](int query) { return int64_t{head} * G + (first + query) % G; };
+  const QueryTile own(start, b, head, G, int64_t{blockIdx.x} % parts * kFewQueries);
+  if (own.first >= own.count || source.runs(b)) return;
+  const int queries = static_cast<int>(min(own.count - own.first, int64_t{kFewQueries})),
+            chunks = static_cast<int>(s.Dh / 8);
   const KeySpan span = source.keys(b);
   const int64_t from = max(span.begin, int64_t{range} * kFewRange),
-                to = min(min(span.end, source.end(b, row_of(queries - 1))), int64_t{range + 1} * kFewRange);
+                to = min(own.end(source, own.first + queries - 1, span.end), int64_t{range + 1} * kFewRange);
   if (from >= to) return;
   const auto key_of = [&](int i) { return int64_t{range} * kFewRange + i / 16 * kTileKeys + part * 16 + i % 16; };
   if (threadIdx.x < Shared::kKeys) {
     const int64_t key = key_of(static_cast<int>(threadIdx.x));
     shared.offsets[threadIdx.x] = key >= from && key < to ? source.offset(b, head, key) : -1;
   }
-  for (int i = threadIdx.x; i < kFewQueries * kChunks; i += kThreads) {
-    const int r = i / kChunks, c = i % kChunks;
-    const bool seen = r < queries && c < chunks;
-    copy_16_async(shared.queries + r * kStride + c * 8, seen ? q[row_of(r)] + head_of(r) * s.Dh + c * 8 : q.data, seen);
-  }
+  load_queries<kFewQueries, kChunks, kThreads>(own, q, s.Dh,
+                                               [&](int r, int c) { return shared.queries + r * kStride + c * 8; });
   __syncthreads();
   for (int i = threadIdx.x; i < Shared::kKeys * kChunks; i += kThreads) {
     const int r = i / kChunks, c = i % kChunks, at = r * kStride + c * 8;
@@ -117,17 +81,13 @@ __global__ void __launch_bounds__(PartShared<D>::kThreads)
     copy_16_async(shared.values + at, seen ? source.v() + offset + c * 8 : source.v(), seen);
   }
   end_copy_group();
-  int64_t ends[2];  // of queries g and g + 8
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int query = lane / 4 + 8 * r;
-    ends[r] = query < queries ? min(to, source.end(b, row_of(query))) : 0;
-  }
+  // Of queries g and g + 8.
+  const int64_t mine = own.first + lane / 4, ends[2] = {own.end(source, mine, to), own.end(source, mine + 8, to)};
   wait_copies<0>();
   __syncthreads();
 
-  const float scale = s.scale * 1.44269504f;  // of exponents of 2
-  float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, o[kValues / 8][4] = {};
+  const float scale = s.scale * kLog2e;
+  TwoQueries<kValues / 8> sums;
   const int begin_tile = static_cast<int>(from / kTileKeys), end_tile = static_cast<int>((to - 1) / kTileKeys) + 1;
 #pragma unroll 1
   for (int tile = begin_tile; tile < end_tile; ++tile) {
@@ -141,31 +101,32 @@ __global__ void __launch_bounds__(PartShared<D>::kThreads)
       mma_bf16(score[0], a[0], a[1], a[2], a[3], k[0], k[1]);
       mma_bf16(score[1], a[0], a[1], a[2], a[3], k[2], k[3]);
     }
-    weigh_keys(score, key_of(at), from, ends, scale, m, l, o);
+    hide_keys(score, key_of(at), from, ends);
+    sums.weigh(score, scale);
     const uint32_t a[4] = {bf16_pair(score[0][0], score[0][1]), bf16_pair(score[0][2], score[0][3]),
                            bf16_pair(score[1][0], score[1][1]), bf16_pair(score[1][2], score[1][3])};
 #pragma unroll
     for (int n = 0; n < kValues / 16; ++n) {
       uint32_t v[4];
       load_b_as_stored(v, shared.values, kStride, at, value0 + n * 16, lane);
-      mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
-      mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
+      mma_bf16(sums.o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
+      mma_bf16(sums.o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
     }
   }
+  sums.add_lanes();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
-    l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
-    const int query = lane / 4 + 8 * r;
-    if (query >= queries) continue;
-    const int64_t place = results.place(row_of(query), s.H, head_of(query), range, part);
+    const int i = lane / 4 + 8 * r;
+    if (i >= queries) continue;
+    const int64_t query = own.first + i, place = results.place(own.row(query), s.H, own.head_of(query), range, part);
     if (lane % 4 == 0 && value0 == 0)
-      results.ml[2 * place] = __fmul_rn(m[r], s.scale), results.ml[2 * place + 1] = l[r];
+      results.ml[2 * place] = __fmul_rn(sums.m[r], s.scale), results.ml[2 * place + 1] = sums.l[r];
 #pragma unroll
     for (int n = 0; n < kValues / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        if (const int d = value0 + n * 8 + lane % 4 * 2 + i; d < s.Dh) results.o[place * s.Dh + d] = o[n][2 * r + i];
+        if (const int d = value0 + n * 8 + lane % 4 * 2 + i; d < s.Dh)
+          results.o[place * s.Dh + d] = sums.o[n][2 * r + i];
   }
 }
 
@@ -182,71 +143,55 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   const int b = blockIdx.y, head = blockIdx.x / parts;
   const int warp = threadIdx.x / kWarp % Shared::kKeyWarps, lane = threadIdx.x % kWarp,
             value0 = threadIdx.x / kWarp / Shared::kKeyWarps * kValues;
-  const int64_t row0 = start[b], count = (start[b + 1] - row0) * G, first = int64_t{blockIdx.x} % parts * kFewQueries;
-  if (first >= count || source.runs(b)) return;  // what attend_queries runs
-  const int queries = static_cast<int>(min(count - first, int64_t{kFewQueries})), chunks = static_cast<int>(s.Dh / 8);
-  const auto row_of = [&](int query) { return row0 + (first + query) / G; };
-  const auto head_of = [&](int query) { return int64_t{head} * G + (first + query) % G; };
-  const KeySpan span = source.keys(b);
-  const int64_t end = min(span.end, source.end(b, row_of(queries - 1)));
-  const int64_t from = span.begin, to = end;
-  const int begin_tile = static_cast<int>(from / kTileKeys),
-            end_tile = from < to ? static_cast<int>((to + kTileKeys - 1) / kTileKeys) : begin_tile;
+  const QueryTile own(start, b, head, G, int64_t{blockIdx.x} % parts * kFewQueries);
+  if (own.first >= own.count || source.runs(b)) return;  // what attend_queries runs
+  const int queries = static_cast<int>(min(own.count - own.first, int64_t{kFewQueries})),
+            chunks = static_cast<int>(s.Dh / 8);
+  const SeenKeys<kTileKeys> seen(source, own, kFewQueries, source.keys(b));
 
   const auto find_keys = [&](int tile) {
     if (threadIdx.x >= kTileKeys) return;
     const int64_t i = int64_t{tile} * kTileKeys + threadIdx.x;
-    shared.offsets[tile % 2][threadIdx.x] = i >= from && i < to ? source.offset(b, head, i) : -1;
+    shared.offsets[tile % 2][threadIdx.x] = i >= seen.begin && i < seen.end ? source.offset(b, head, i) : -1;
   };
   const auto load_tile = [&](int tile) {
     auto& place = shared.tiles[tile % 2];
     for (int i = threadIdx.x; i < kTileKeys * kChunks; i += kThreads) {
       const int r = i / kChunks, c = i % kChunks, at = r * kStride + c * 8;
       const int64_t offset = shared.offsets[tile % 2][r];
-      const bool seen = offset >= 0 && c < chunks;
-      copy_16_async(place.keys + at, seen ? source.k() + offset + c * 8 : source.k(), seen);
-      copy_16_async(place.values + at, seen ? source.v() + offset + c * 8 : source.v(), seen);
+      const bool exists = offset >= 0 && c < chunks;
+      copy_16_async(place.keys + at, exists ? source.k() + offset + c * 8 : source.k(), exists);
+      copy_16_async(place.values + at, exists ? source.v() + offset + c * 8 : source.v(), exists);
     }
     end_copy_group();
   };
-  for (int i = threadIdx.x; i < kFewQueries * kChunks; i += kThreads) {
-    const int r = i / kChunks, c = i % kChunks;
-    const bool seen = r < queries && c < chunks;
-    copy_16_async(shared.queries + r * kStride + c * 8, seen ? q[row_of(r)] + head_of(r) * s.Dh + c * 8 : q.data, seen);
-  }
-  find_keys(begin_tile), find_keys(begin_tile + 1);
+  load_queries<kFewQueries, kChunks, kThreads>(own, q, s.Dh,
+                                               [&](int r, int c) { return shared.queries + r * kStride + c * 8; });
+  find_keys(seen.begin_tile), find_keys(seen.begin_tile + 1);
   if (threadIdx.x < kFewQueries) shared.total_m[0][threadIdx.x] = -INFINITY, shared.total_l[0][threadIdx.x] = 0;
   __syncthreads();
-  if (begin_tile < end_tile) load_tile(begin_tile);
+  if (seen.begin_tile < seen.end_tile) load_tile(seen.begin_tile);
 
   // Of queries g and g + 8.
-  int64_t ends[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int query = lane / 4 + 8 * r;
-    ends[r] = query < queries ? min(to, source.end(b, row_of(query))) : 0;
-  }
-  float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, o[kValues / 8][4] = {};
+  const int64_t mine = own.first + lane / 4,
+                ends[2] = {own.end(source, mine, seen.end), own.end(source, mine + 8, seen.end)};
+  TwoQueries<kValues / 8> sums;
   // What the thread has of the ranges' results: numbers threadIdx.x + i * kThreads of [kFewQueries, D].
   float total[kOwn] = {};
   int turn = 0;
   const auto end_range = [&] {
+    sums.add_lanes();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
-      l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
       const int query = lane / 4 + 8 * r;
-      if (lane % 4 == 0 && value0 == 0) shared.m[warp][query] = __fmul_rn(m[r], s.scale), shared.l[warp][query] = l[r];
+      if (lane % 4 == 0 && value0 == 0)
+        shared.m[warp][query] = __fmul_rn(sums.m[r], s.scale), shared.l[warp][query] = sums.l[r];
 #pragma unroll
       for (int n = 0; n < kValues / 8; ++n)
-        *reinterpret_cast<float2*>(&shared.o[warp][query][value0 + n * 8 + lane % 4 * 2]) = {o[n][2 * r],
-                                                                                             o[n][2 * r + 1]};
-      m[r] = -INFINITY, l[r] = 0;
+        *reinterpret_cast<float2*>(&shared.o[warp][query][value0 + n * 8 + lane % 4 * 2]) = {sums.o[n][2 * r],
+                                                                                             sums.o[n][2 * r + 1]};
     }
-#pragma unroll
-    for (int n = 0; n < kValues / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) o[n][i] = 0;
+    sums = {};
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -268,10 +213,10 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
     __syncthreads();  // the memory is free for the next range
   };
 
-  const float scale = s.scale * 1.44269504f;  // of exponents of 2
-  for (int tile = begin_tile; tile < end_tile; ++tile) {
+  const float scale = s.scale * kLog2e;
+  for (int tile = seen.begin_tile; tile < seen.end_tile; ++tile) {
     __syncthreads();  // nobody reads the tile before this one
-    if (tile + 1 < end_tile)
+    if (tile + 1 < seen.end_tile)
       load_tile(tile + 1);
     else
       end_copy_group();
@@ -288,17 +233,18 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
       mma_bf16(score[0], a[0], a[1], a[2], a[3], k[0], k[1]);
       mma_bf16(score[1], a[0], a[1], a[2], a[3], k[2], k[3]);
     }
-    weigh_keys(score, int64_t{tile} * kTileKeys + warp * 16, from, ends, scale, m, l, o);
+    hide_keys(score, int64_t{tile} * kTileKeys + warp * 16, seen.begin, ends);
+    sums.weigh(score, scale);
     const uint32_t a[4] = {bf16_pair(score[0][0], score[0][1]), bf16_pair(score[0][2], score[0][3]),
                            bf16_pair(score[1][0], score[1][1]), bf16_pair(score[1][2], score[1][3])};
 #pragma unroll
     for (int n = 0; n < kValues / 16; ++n) {
       uint32_t v[4];
       load_b_as_stored(v, place.values, kStride, warp * 16, value0 + n * 16, lane);
-      mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
-      mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
+      mma_bf16(sums.o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
+      mma_bf16(sums.o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
     }
-    if (tile + 1 == end_tile || (tile + 1) * kTileKeys % kFewRange == 0) end_range();
+    if (tile + 1 == seen.end_tile || (tile + 1) * kTileKeys % kFewRange == 0) end_range();
   }
   wait_copies<0>();
 #pragma unroll
@@ -306,7 +252,8 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
     const int at = threadIdx.x + i * kThreads, query = at / D, d = at % D;
     if (query >= queries || d >= s.Dh) continue;
     const float l = shared.total_l[turn][query];
-    out[(row_of(query) * s.H + head_of(query)) * s.Dh + d] = from_float<bf16_t>(l == 0 ? 0 : total[i] / l);
+    const int64_t place = own.row(own.first + query) * s.H + own.head_of(own.first + query);
+    out[place * s.Dh + d] = from_float<bf16_t>(l == 0 ? 0 : total[i] / l);
   }
 }
 

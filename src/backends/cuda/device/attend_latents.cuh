@@ -11,7 +11,8 @@
 // with many, one block walks all ranges and joins them in `out`, with the same operations. Bound by shared memory.
 #pragma once
 
-#include "backends/cuda/device/attend_queries.cuh"
+#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/query_tiles.cuh"
 
 namespace calandra::cuda {
 
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
   for (int r = 0; r < 2; ++r)
     ends[r] = first + mine[r] < count ? min(span.end, source.end(group, row_of(first + mine[r]))) : 0;
   float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, o[kHalf / 8][4] = {};
-  const float scale = softmax_scale * 1.44269504f;             // of exponents of 2
+  const float scale = softmax_scale * kLog2e;
   float total_m[2] = {-INFINITY, -INFINITY}, total_l[2] = {};  // of the ranges so far
   // Sums over both halves of the keys.
   const auto sums_of = [&](float(&sum)[2]) {

@@ -7,7 +7,7 @@
 // one has the tensor cores, by which it is bound, and by the reads of shared memory.
 #pragma once
 
-#include "backends/cuda/device/attend_queries.cuh"
+#include "backends/cuda/device/query_tiles.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 
 namespace calandra::cuda {
@@ -44,132 +44,82 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   int64_t* offsets = reinterpret_cast<int64_t*>(values + 2 * kKeyBytes);    // [2][kTileKeys]; -1: no such key
 
   const int64_t index = gridDim.x - 1 - blockIdx.x;  // long rows first
-  const int group = tiles.group_of(index), head = blockIdx.y, G = tiles.heads;
-  const int64_t row0 = tiles.start[group], count = (tiles.start[group + 1] - row0) * G,
-                first = (index - tiles.first_tile(group)) * kWideQueries;
-  if (first >= count || !source.runs(group)) return;
+  const int group = tiles.group_of(index), head = blockIdx.y;
+  const QueryTile own(tiles.start, group, head, tiles.heads, (index - tiles.first_tile(group)) * kWideQueries);
+  if (own.first >= own.count || !source.runs(group)) return;
   const int warpgroup = threadIdx.x / kWarpgroup, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const KeySpan span = source.keys(group);
   const int pieces = static_cast<int>(s.Dh / 8);  // what is behind them stays zero
+  const SeenKeys<kTileKeys> seen(source, own, kWideQueries, source.keys(group));
 
-  const auto row_of = [&](int64_t query) { return row0 + query / G; };
-  const auto place_of = [&](int64_t query) { return (row_of(query) * s.H + int64_t{head} * G + query % G) * s.Dh; };
-  const int64_t last = min(count, first + kWideQueries) - 1;
-  const int64_t end = min(span.end, source.end(group, row_of(last))), sure = source.end(group, row_of(first));
-  const int begin_tile = static_cast<int>(span.begin / kTileKeys),
-            end_tile = span.begin < end ? static_cast<int>((end + kTileKeys - 1) / kTileKeys) : begin_tile;
-
-  for (int i = threadIdx.x; i < kWideQueries * kPieces; i += kWideThreads) {
-    const int r = i / kPieces, c = i % kPieces;
-    const int64_t query = first + r;
-    const bool seen = query < count && c < pieces;
-    const bf16_t* from = seen ? q[row_of(query)] + (int64_t{head} * G + query % G) * s.Dh + c * 8 : q.data;
-    copy_16_async(queries + place_of_piece(kWideQueries, r, c), from, seen);
-  }
+  load_queries<kWideQueries, kPieces, kWideThreads>(
+      own, q, s.Dh, [&](int r, int c) { return queries + place_of_piece(kWideQueries, r, c); });
   const auto find_keys = [&](int tile) {
-    if (threadIdx.x >= kTileKeys || tile >= end_tile) return;
+    if (threadIdx.x >= kTileKeys || tile >= seen.end_tile) return;
     const int64_t i = int64_t{tile} * kTileKeys + threadIdx.x;
-    offsets[tile % 2 * kTileKeys + threadIdx.x] = i >= span.begin && i < end ? source.offset(group, head, i) : -1;
+    offsets[tile % 2 * kTileKeys + threadIdx.x] = i >= seen.begin && i < seen.end ? source.offset(group, head, i) : -1;
   };
   const auto load_tile = [&](int tile) {
-    if (tile >= end_tile) return;
+    if (tile >= seen.end_tile) return;
     const int64_t* offset_of = offsets + tile % 2 * kTileKeys;
     std::byte *to_keys = keys + tile % 2 * kKeyBytes, *to_values = values + tile % 2 * kKeyBytes;
 #pragma unroll
     for (int i = threadIdx.x; i < kTileKeys * kPieces; i += kWideThreads) {
       const int r = i / kPieces, c = i % kPieces;
       const int64_t offset = offset_of[r];
-      const bool seen = offset >= 0 && c < pieces;
-      const int64_t from = seen ? offset + c * 8 : 0;
+      const bool exists = offset >= 0 && c < pieces;
+      const int64_t from = exists ? offset + c * 8 : 0;
       const int place = place_of_piece(kTileKeys, r, c);
-      copy_16_async(to_keys + place, source.k() + from, seen);
-      copy_16_async(to_values + place, source.v() + from, seen);
+      copy_16_async(to_keys + place, source.k() + from, exists);
+      copy_16_async(to_values + place, source.v() + from, exists);
     }
   };
 
   // Of rows g and g + 8 of the warp's 16.
-  const int64_t mine[2] = {first + warp * 16 + lane / 4, first + warp * 16 + lane / 4 + 8};
-  int64_t ends[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) ends[r] = mine[r] < count ? min(span.end, source.end(group, row_of(mine[r]))) : 0;
-  float m[2] = {-INFINITY, -INFINITY}, l[2] = {}, o[kWideDim / 2] = {};
-  const float scale = s.scale * 1.44269504f;  // of exponents of 2
+  const int64_t mine[2] = {own.first + warp * 16 + lane / 4, own.first + warp * 16 + lane / 4 + 8};
+  const int64_t ends[2] = {own.end(source, mine[0], seen.end), own.end(source, mine[1], seen.end)};
+  TwoQueries<kWideDim / 8> sums;
+  const float scale = s.scale * kLog2e;
 
-  find_keys(begin_tile);
+  find_keys(seen.begin_tile);
   __syncthreads();
-  load_tile(begin_tile);
-  find_keys(begin_tile + 1);
-  for (int tile = begin_tile; tile < end_tile; ++tile) {
+  load_tile(seen.begin_tile);
+  find_keys(seen.begin_tile + 1);
+  for (int tile = seen.begin_tile; tile < seen.end_tile; ++tile) {
     wait_copies_of_all();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // before wgmma reads them
     __syncthreads();  // the tile is there, and nobody reads the one before it any more
     load_tile(tile + 1);
     find_keys(tile + 2);
     const std::byte *own_keys = keys + tile % 2 * kKeyBytes, *own_values = values + tile % 2 * kKeyBytes;
-    float score[kTileKeys / 2];
+    float score[kTileKeys / 8][4];
     wgmma_begin();
 #pragma unroll
     for (int part = 0; part < kWideDim / kTileDepth; ++part) {
       const uint64_t a = describe_tile(queries + part * kQueriesPart + warpgroup * 64 * 128),
                      b = describe_tile(own_keys + part * kKeysPart);
 #pragma unroll
-      for (int j = 0; j < kTileDepth / 16; ++j) wgmma(score, a + 2 * j, b + 2 * j, part + j);
+      for (int j = 0; j < kTileDepth / 16; ++j) wgmma(flat(score), a + 2 * j, b + 2 * j, part + j);
     }
     wgmma_commit();
     wgmma_wait<0>();
-    hold(score);
+    hold(flat(score));
     const int64_t key0 = int64_t{tile} * kTileKeys;
-    if (key0 < span.begin || key0 + kTileKeys > sure) {
-#pragma unroll
-      for (int i = 0; i < kTileKeys / 2; ++i) {
-        const int64_t key = key0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-        if (key < span.begin || key >= ends[i / 2 % 2]) score[i] = -INFINITY;
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float top = m[r];
-#pragma unroll
-      for (int i = 2 * r; i < kTileKeys / 2; i += 4) top = fmaxf(top, fmaxf(score[i], score[i + 1]));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float base = top == -INFINITY ? 0 : __fmul_rn(top, scale);         // nothing seen so far: all weights are 0
-      const float shrink = m[r] == top ? 1 : exp2f(fmaf(m[r], scale, -base));  // 1 to the bit
-      m[r] = top;
-      float sum = 0;
-#pragma unroll
-      for (int i = 2 * r; i < kTileKeys / 2; i += 4)
-#pragma unroll
-        for (int n = i; n < i + 2; ++n) sum += score[n] = exp2f(fmaf(score[n], scale, -base));
-      l[r] = fmaf(l[r], shrink, sum);
-#pragma unroll
-      for (int i = 2 * r; i < kWideDim / 2; i += 4) o[i] *= shrink, o[i + 1] *= shrink;
-    }
+    if (!seen.by_all(key0)) hide_keys(score, key0, seen.begin, ends);
+    sums.weigh(score, scale);
     uint32_t weights[kTileKeys / 16][4];
 #pragma unroll
-    for (int i = 0; i < kTileKeys / 4; ++i) weights[i / 4][i % 4] = bf16_pair(score[2 * i], score[2 * i + 1]);
-    hold(o);
+    for (int i = 0; i < kTileKeys / 4; ++i)
+      weights[i / 4][i % 4] = bf16_pair(score[i / 2][i % 2 * 2], score[i / 2][i % 2 * 2 + 1]);
+    hold(flat(sums.o));
     wgmma_begin();
     const uint64_t v = describe_tile_as_stored(own_values, kKeysPart);
 #pragma unroll
-    for (int k = 0; k < kTileKeys / 16; ++k) wgmma_as_stored(o, weights[k], v + 128 * k);
+    for (int k = 0; k < kTileKeys / 16; ++k) wgmma_as_stored(flat(sums.o), weights[k], v + 128 * k);
     wgmma_commit();
     wgmma_wait<0>();
-    hold(o);
+    hold(flat(sums.o));
   }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    l[r] += __shfl_xor_sync(kAllLanes, l[r], 1);
-    l[r] += __shfl_xor_sync(kAllLanes, l[r], 2);
-    if (mine[r] >= count) continue;
-    const float inverse = l[r] == 0 ? 0 : 1 / l[r];
-    bf16_t* to = out + place_of(mine[r]);
-#pragma unroll
-    for (int i = 2 * r; i < kWideDim / 2; i += 4) {
-      const int d = i / 4 * 8 + lane % 4 * 2;
-      if (d < s.Dh) *reinterpret_cast<uint32_t*>(to + d) = bf16_pair(o[i] * inverse, o[i + 1] * inverse);
-    }
-  }
+  sums.write(own, mine, s, out);
   wait_copies_of_all();
 }
 
