@@ -2,15 +2,11 @@
 #include "backends/cuda/delta_chunks.h"
 
 #include "backends/cuda/device/delta_chunks.cuh"
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/types.cuh"
 
 namespace calandra::cuda {
 namespace {
-
-template <class Kernel>
-void allow_shared(Kernel kernel, size_t bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-}
 
 int numbers_of(const Batch& batch) { return DeltaChunks::numbers(batch.rows(), batch.segments()); }
 
@@ -29,7 +25,7 @@ Tensor chunk_memory(ExecContext& ctx, const RecurShape& shape, const Batch& batc
 
 void prepare_chunks(cudaStream_t stream, const SegmentedBatch& segments, const Batch& batch,
                     const RecurInputs<bf16_t>& in, const RecurShape& shape, const Tensor& memory) {
-  allow_shared(delta_prepare, kPrepareBytes);
+  allow_shared<delta_prepare>(kPrepareBytes);
   const dim3 grid(static_cast<unsigned>(numbers_of(batch)), static_cast<unsigned>(shape.Hv));
   delta_prepare<<<grid, kPrepareThreads, kPrepareBytes, stream>>>(
       {segments, static_cast<PreparedChunk*>(memory.data())}, in, shape);
@@ -37,7 +33,7 @@ void prepare_chunks(cudaStream_t stream, const SegmentedBatch& segments, const B
 
 void walk_chunks(cudaStream_t stream, const SegmentedBatch& segments, const Batch& batch, const RecurInputs<bf16_t>& in,
                  const RecurShape& shape, const Tensor& memory, float* S, bf16_t* out) {
-  allow_shared(delta_walk, sizeof(DeltaShared));
+  allow_shared<delta_walk>(sizeof(DeltaShared));
   const dim3 grid(static_cast<unsigned>(batch.sequences()), static_cast<unsigned>(shape.Hv),
                   blocks_for(shape.Dv, kColumns));
   delta_walk<<<grid, kWalkThreads, sizeof(DeltaShared), stream>>>(

@@ -1,5 +1,6 @@
 // Lightning attention (ops/lightning.h): device/recur.cuh without its read before the write; prompts by
 // device/lightning_chunks.cuh.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/lightning_chunks.cuh"
 #include "backends/cuda/device/types.cuh"
 
@@ -38,8 +39,7 @@ void CudaBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const T
   run_recurrence<float, false>(stream_of(ctx), segments, B, in, shape, chunked, state.S.as<float>(), out.as<float>());
   launched(ctx, "lightning_attention");
   if (chunked) {
-    cudaFuncSetAttribute(lightning_walk, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(sizeof(LightningShared)));
+    allow_shared<lightning_walk>(sizeof(LightningShared));
     const dim3 grid(B, shape.Hv, blocks_for(shape.Dv, kColumns));
     lightning_walk<<<grid, kWalkThreads, sizeof(LightningShared), stream_of(ctx)>>>(
         segments, in, shape, state.S.as<float>(), out.as<float>());

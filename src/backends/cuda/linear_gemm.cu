@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backends/cuda/device/gemm_f8.cuh"
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
 #include "backends/cuda/tensor_map.h"
@@ -83,8 +84,8 @@ void GemmLaunch::experts(const GroupedWeight& weight, const Tensor& out) {
   p.aligned = is_bf16(out) && p.N % 8 == 0 && reinterpret_cast<uintptr_t>(out.data()) % 16 == 0;
 }
 
-template <int kRows, int kColumns>
-void GemmLaunch::launch(void (*kernel)(GemmArgs), size_t shared_bytes, cudaStream_t stream) {
+template <int kRows, int kColumns, auto kKernel>
+void GemmLaunch::launch(size_t shared_bytes, cudaStream_t stream) {
   args_.x = map_tiles(x_.data(), args_.K, args_.T, x_.stride(0) * 2, kRows);
   if (sorted_tile_ == 0) args_.row_tiles = static_cast<int>(blocks_for(args_.T, kRows));
   args_.column_tiles = 0;
@@ -95,10 +96,9 @@ void GemmLaunch::launch(void (*kernel)(GemmArgs), size_t shared_bytes, cudaStrea
     p.first_tile = args_.column_tiles;
     args_.column_tiles += static_cast<int>(blocks_for(p.N, kColumns));
   }
-  const auto bytes = static_cast<int>(shared_bytes);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  kernel<<<std::min(kSms, args_.row_tiles * args_.column_tiles), (kRows / 64 + 1) * kWarpgroup, shared_bytes, stream>>>(
-      args_);
+  allow_shared<kKernel>(shared_bytes);
+  kKernel<<<std::min(kSms, args_.row_tiles * args_.column_tiles), (kRows / 64 + 1) * kWarpgroup, shared_bytes,
+            stream>>>(args_);
 }
 
 // The least time if a tile takes what its sums and its share of the tensor cores' speed say.
@@ -124,17 +124,17 @@ void GemmLaunch::run(cudaStream_t stream, int tile) {
   }
   switch (tile) {
     case 0:
-      return launch<128, 256>(gemm<256, 2>, kGemmShared, stream);
+      return launch<128, 256, gemm<256, 2>>(kGemmShared, stream);
     case 1:
-      return launch<128, 128>(gemm<128, 2>, kGemmShared, stream);
+      return launch<128, 128, gemm<128, 2>>(kGemmShared, stream);
     case 2:
-      return launch<64, 128>(gemm<128, 1>, kGemmShared, stream);
+      return launch<64, 128, gemm<128, 1>>(kGemmShared, stream);
     case 3:
-      return launch<64, 64>(gemm<64, 1>, kGemmShared, stream);
+      return launch<64, 64, gemm<64, 1>>(kGemmShared, stream);
     case 4:
-      return launch<128, kF8Columns>(gemm_f8<2>, kGemmF8Shared<2>, stream);
+      return launch<128, kF8Columns, gemm_f8<2>>(kGemmF8Shared<2>, stream);
     default:
-      return launch<64, kF8Columns>(gemm_f8<1>, kGemmF8Shared<1>, stream);
+      return launch<64, kF8Columns, gemm_f8<1>>(kGemmF8Shared<1>, stream);
   }
 }
 

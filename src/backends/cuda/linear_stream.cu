@@ -99,8 +99,7 @@ void StreamLaunch::launch(cudaStream_t stream) {
   const auto tiles = static_cast<int>(blocks_for(outputs_, kStreamOutputs));  // the same fused and not
   args_.splits = parts_of_K(tiles, args_.blocks, static_cast<int>(kMultiprocessors) * StreamStage<kRows>::kBlocks);
   constexpr size_t kBytes = StreamStage<kRows>::kShared;
-  CUDA_CHECK(
-      cudaFuncSetAttribute(stream_f8<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
+  allow_shared<stream_f8<kRows>>(kBytes);
   const auto splits = static_cast<unsigned>(args_.splits);
   launch_clusters(stream_f8<kRows>, dim3(static_cast<unsigned>(tiles_) * splits), dim3(kStreamThreads), dim3(splits),
                   kBytes, stream, args_);

@@ -264,18 +264,18 @@ void attend_few(cudaStream_t stream, const Source& source, const int32_t* start,
                 int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, const RangeResults& results,
                 bf16_t* out) {
   const int64_t G = shape.H / key_heads, parts = (most_rows * G + kFewQueries - 1) / kFewQueries;
-  const auto launch = [&](auto kernel, int ranges, int threads, size_t bytes, auto last) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  const auto launch = [&]<auto kKernel>(int ranges, int threads, size_t bytes, auto last) {
+    allow_shared<kKernel>(bytes);
     const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
                     static_cast<unsigned>(ranges));
-    kernel<<<grid, threads, bytes, stream>>>(source, start, static_cast<int>(G), static_cast<int>(parts), q, shape,
-                                             last);
+    kKernel<<<grid, threads, bytes, stream>>>(source, start, static_cast<int>(G), static_cast<int>(parts), q, shape,
+                                              last);
   };
   if (results.ranges > 0)
-    launch(attend_part_kernel<D, Source>, static_cast<int>(results.ranges) * results.parts, PartShared<D>::kThreads,
-           sizeof(PartShared<D>), results);
+    launch.template operator()<attend_part_kernel<D, Source>>(static_cast<int>(results.ranges) * results.parts,
+                                                              PartShared<D>::kThreads, sizeof(PartShared<D>), results);
   else
-    launch(attend_few_kernel<D, Source>, 1, FewShared<D>::kThreads, sizeof(FewShared<D>), out);
+    launch.template operator()<attend_few_kernel<D, Source>>(1, FewShared<D>::kThreads, sizeof(FewShared<D>), out);
 }
 
 }  // namespace calandra::cuda

@@ -243,10 +243,10 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
 template <class Source>
 void attend_latents(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const float>& q,
                     const Rows<const bf16_t>& q_rope, int64_t rows, float scale, float* out) {
-  const auto kernel = attend_latents_kernel<false, Source>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(LatentShared)));
-  kernel<<<tiles.numbers(rows), kLatentThreads, sizeof(LatentShared), stream>>>(source, tiles, q, q_rope, scale,
-                                                                                RangeResults{}, out);
+  constexpr auto kKernel = attend_latents_kernel<false, Source>;
+  allow_shared<kKernel>(sizeof(LatentShared));
+  kKernel<<<tiles.numbers(rows), kLatentThreads, sizeof(LatentShared), stream>>>(source, tiles, q, q_rope, scale,
+                                                                                 RangeResults{}, out);
 }
 
 // most_rows: of a sequence of few rows.
@@ -254,11 +254,11 @@ template <class Source>
 void attend_few_latents(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const float>& q,
                         const Rows<const bf16_t>& q_rope, int64_t most_rows, float scale, const RangeResults& results,
                         float* out) {
-  const auto kernel = attend_latents_kernel<true, Source>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(LatentShared)));
+  constexpr auto kKernel = attend_latents_kernel<true, Source>;
+  allow_shared<kKernel>(sizeof(LatentShared));
   const dim3 grid(blocks_for(most_rows * tiles.heads, kTileQueries), static_cast<unsigned>(tiles.groups),
                   results.ranges > 0 ? static_cast<unsigned>(results.ranges) : 1);
-  kernel<<<grid, kLatentThreads, sizeof(LatentShared), stream>>>(source, tiles, q, q_rope, scale, results, out);
+  kKernel<<<grid, kLatentThreads, sizeof(LatentShared), stream>>>(source, tiles, q, q_rope, scale, results, out);
 }
 
 }  // namespace calandra::cuda

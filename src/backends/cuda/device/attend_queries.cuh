@@ -114,10 +114,10 @@ template <int D, class Source>
 void attend_queries(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const bf16_t>& q,
                     int64_t rows, int64_t key_heads, const TileShape& shape, bf16_t* out) {
   constexpr size_t kBytes = attend_queries_bytes<D>();
-  const auto kernel = attend_queries_kernel<D, Source>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
-  kernel<<<dim3(tiles.numbers(rows), static_cast<unsigned>(key_heads)), kTileThreads, kBytes, stream>>>(source, tiles,
-                                                                                                        q, shape, out);
+  constexpr auto kKernel = attend_queries_kernel<D, Source>;
+  allow_shared<kKernel>(kBytes);
+  kKernel<<<dim3(tiles.numbers(rows), static_cast<unsigned>(key_heads)), kTileThreads, kBytes, stream>>>(source, tiles,
+                                                                                                         q, shape, out);
 }
 
 }  // namespace calandra::cuda

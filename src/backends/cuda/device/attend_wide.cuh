@@ -126,9 +126,9 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 template <class Source>
 void attend_wide(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const bf16_t>& q,
                  int64_t rows, int64_t key_heads, const TileShape& shape, bf16_t* out) {
-  const auto kernel = attend_wide_kernel<Source>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kAttendWideBytes));
-  kernel<<<dim3(tiles.numbers(rows), static_cast<unsigned>(key_heads)), kWideThreads, kAttendWideBytes, stream>>>(
+  constexpr auto kKernel = attend_wide_kernel<Source>;
+  allow_shared<kKernel>(kAttendWideBytes);
+  kKernel<<<dim3(tiles.numbers(rows), static_cast<unsigned>(key_heads)), kWideThreads, kAttendWideBytes, stream>>>(
       source, tiles, q, shape, out);
 }
 

@@ -9,6 +9,7 @@
 
 #include <type_traits>
 
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
@@ -108,10 +109,9 @@ void run_head_tiles(cudaStream_t stream, const Rows<const X>& x, const bf16_t* w
     kernel<<<dim3(columns, heads, 1), kProductThreads, head_products_bytes<X, 16>(), stream>>>(
         x, weight, head_stride, row_stride, T, N, K, out);
   } else {
-    const auto kernel = head_products_kernel<X, 64>;
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(head_products_bytes<X, 64>()));
-    kernel<<<dim3(columns, heads, blocks_for(T, 64)), kProductThreads, head_products_bytes<X, 64>(), stream>>>(
+    constexpr auto kKernel = head_products_kernel<X, 64>;
+    allow_shared<kKernel>(head_products_bytes<X, 64>());
+    kKernel<<<dim3(columns, heads, blocks_for(T, 64)), kProductThreads, head_products_bytes<X, 64>(), stream>>>(
         x, weight, head_stride, row_stride, T, N, K, out);
   }
 }

@@ -35,6 +35,18 @@ void launch_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_
   launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, std::forward<Arguments>(arguments)...);
 }
 
+// Lets blocks of the kernel have more than 48 kB of shared memory of a launch: `bytes`, the same each time. Told once
+// on each device by each thread, since every call of the runtime costs the host time.
+template <auto kKernel>
+void allow_shared(size_t bytes) {
+  static thread_local int told = -1;  // the last device
+  int device = -1;
+  cudaGetDevice(&device);
+  if (device == told) return;
+  cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  told = device;
+}
+
 // How many blocks of `threads` threads run at once on the device: no more are started of a kernel whose blocks have one
 // row after the other, so that each has as many as the others, or one more.
 template <auto kKernel>
