@@ -409,7 +409,7 @@ TEST(Structured, BombsAndNonsenseAreRefused) {
 }
 
 TEST(Structured, RulesAndNumbersWithBoundsAreTakenUpToTheirLimits) {
-  GrammarCompiler compiler(small_vocabulary(), {kEnd}, {.patience = std::chrono::minutes(2)});
+  GrammarCompiler compiler(small_vocabulary(), {kEnd}, {.work = {}, .patience = std::chrono::minutes(10)});
   const auto rules = [](int count) {
     std::string text = "root ::= r1\n";
     for (int i = 1; i < count; ++i) text += fmt::format("r{} ::= \"a\" r{} | \"b\"\n", i, i + 1 < count ? i + 1 : 1);
