@@ -19,10 +19,13 @@ int64_t size_with_drafts(const AheadMember& m) { return m.choice->sequence.size(
 
 bool Speculator::can_draft_ahead(const Choice& choice) const {
   const Sequence& s = choice.sequence;
-  return chains_ && !reads_drafts(s, context_) && s.outputs() + 1 >= s.params.min_tokens;
+  return !reads_drafts(s, context_) && s.outputs() + 1 >= s.params.min_tokens;
 }
 
-void Speculator::choose_ahead(std::span<AheadMember> members) {
+bool Speculator::choose_ahead(std::span<AheadMember> members) {
+  chosen_ahead_.clear();
+  const auto cannot = [&](const AheadMember& m) { return !can_draft_ahead(*m.choice); };
+  if (!config_.adaptive && std::any_of(members.begin(), members.end(), cannot)) return false;
   candidates_.clear();
   const int most_of_batch = config_.drafts_for(std::ssize(members));
   for (const AheadMember& m : members) {
@@ -32,6 +35,11 @@ void Speculator::choose_ahead(std::span<AheadMember> members) {
         {&m.choice->acceptance, s.size(), std::min(m.most_drafts, most_of_batch), size_with_drafts(m) - begin - 1});
   }
   length_.choose(candidates_, false, k_);
+  for (size_t i = 0; i < members.size(); ++i) {
+    if (k_[i] == 0 || !cannot(members[i])) continue;
+    for (size_t j = 0; j < members.size(); ++j) chosen_ahead_.emplace_back(members[j].choice, k_[j]);
+    return false;
+  }
   plain_ahead_ = length_.measures_plain();
   int64_t rows = 0;
   for (size_t i = 0; i < members.size(); ++i) {
@@ -50,6 +58,7 @@ void Speculator::choose_ahead(std::span<AheadMember> members) {
     m.entry_row = rows + m.choice->sequence.size() - entries.begin;
     rows += entries.end - entries.begin;
   }
+  return true;
 }
 
 bool Speculator::draft_ahead(std::span<const AheadMember> members) {

@@ -16,8 +16,8 @@ LookAhead::LookAhead(ModelRunner& runner, Scheduler& scheduler, Speculator* spec
 void LookAhead::sample(std::span<const Scheduler::Planned> step, const Tensor& logits, const ops::SamplingBatch& batch,
                        ops::SamplingResult& result) {
   if (!runner_.start_sample(logits, batch, kFlight)) return runner_.sample(logits, batch, result);
-  const bool ahead = plan(step, batch.rows.size());  // may take pages from checkpoints, while the device samples
-  if (ahead) launch();
+  // While the device samples: pages may be taken from checkpoints.
+  const bool ahead = plan(step, batch.rows.size()) && launch();
   runner_.finish_sample(batch, kFlight, result);
   if (!ahead) return;
   timer_.start();
@@ -34,7 +34,8 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
   const RunnerLimits& limits = runner_.limits();
   if (scheduler_.waiting() > 0 && std::ssize(running) < limits.max_num_seqs) return false;
   // The ring has all rows that the first pass behind reads, and those of a step never lie beside it.
-  if (speculator_ != nullptr && limits.hidden_ring <= limits.pending_capacity + 1) return false;
+  if (speculator_ != nullptr && (!speculator_->chains() || limits.hidden_ring <= limits.pending_capacity + 1))
+    return false;
   const auto cannot = [&] {
     members_.clear();
     return false;
@@ -48,7 +49,7 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
     row += static_cast<int32_t>(1 + verified);
     if (s.outputs() == 0 || choice.left() != 0 || scheduler_.will_publish(planned, verified)) return cannot();
     // Who has read many rows gets their entries first.
-    if (speculator_ != nullptr && (planned.rows > 1 || !speculator_->can_draft_ahead(choice))) return cannot();
+    if (speculator_ != nullptr && planned.rows > 1) return cannot();
     if (choice.request.cancelled || s.size() + 1 >= choice.longest) continue;
     const int64_t size = s.size() + verified + 1;  // at most
     int64_t most = 0;
@@ -72,8 +73,12 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
   return !members_.empty();
 }
 
-void LookAhead::launch() {
-  if (speculator_ != nullptr) speculator_->choose_ahead(members_);
+// False: drafts are wanted that are made when the tokens are known.
+bool LookAhead::launch() {
+  if (speculator_ != nullptr && !speculator_->choose_ahead(members_)) {
+    members_.clear();
+    return false;
+  }
   timer_.launch();
   verified_.clear();
   for (const AheadMember& m : members_) {
@@ -85,7 +90,8 @@ void LookAhead::launch() {
   runner_.accept_ahead(verified_);
   if (speculator_ != nullptr && !speculator_->draft_ahead(members_)) {
     for (const AheadMember& m : members_) m.choice->ahead_drafts_at.clear();
-    return members_.clear();
+    members_.clear();
+    return true;
   }
   parts_.clear();
   shape_ = {};
@@ -94,6 +100,7 @@ void LookAhead::launch() {
     shape_.add(1 + m.k, m.choice->sequence.size() + 1 + m.k, 1 + m.k);
   }
   hidden_ = runner_.forward_ahead(parts_);
+  return true;
 }
 
 AheadMember* LookAhead::find(const Choice& choice) {

@@ -12,9 +12,10 @@
 //
 // A step can be launched ahead when all that it does is known: every running choice decodes and gets one more row and
 // drafts, nobody who waits could start, pages are there without preempting anybody, and nobody leaves a checkpoint at
-// this place. With a drafter, no row of a draft may depend on which tokens stand before it (can_draft_ahead), and the
-// ring has the hidden rows of more than one step. Steps with more rows than one block of logits has, and drafts by
-// prompt lookup, which the host does, are not launched ahead; nor is a step whose drafts the device cannot sample.
+// this place. With a drafter, nobody gets a draft whose row of the sampler depends on which tokens stand before it
+// (can_draft_ahead), and the ring has the hidden rows of more than one step. Steps with more rows than one block of
+// logits has, and drafts by prompt lookup, which the host does, are not launched ahead; nor is a step whose drafts the
+// device cannot sample.
 // Whoever surely ends by its length gets no row. Between the steps choices may still end:
 //   - by a stop id, by its length or for want of a token: the device finds that out too, and the row is inactive. The
 //     state is the one before the row, and becomes the finish checkpoint as ever. The first draft pass has written the
@@ -74,7 +75,7 @@ class LookAhead {
  private:
   static constexpr int kFlight = 0;  // of ops::start_sample; drafts have the others
   bool plan(std::span<const Scheduler::Planned> step, size_t sampling_rows);
-  void launch();
+  bool launch();
   AheadMember* find(const Choice& choice);
   void forget(AheadMember& member);
 

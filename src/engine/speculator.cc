@@ -64,8 +64,17 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
     candidates_.push_back(candidate);
     choices_.push_back(&choice);
   }
-  length_.choose(candidates_, candidates_.size() < step.size(), k_);
-  plain_ = length_.measures_plain();
+  if (chosen_ahead_.empty()) {
+    length_.choose(candidates_, candidates_.size() < step.size(), k_);
+    plain_ = length_.measures_plain();
+  } else {  // those who came since get none yet
+    k_.assign(candidates_.size(), 0);
+    for (const auto& [choice, k] : chosen_ahead_)
+      if (const auto at = std::ranges::find(choices_, choice) - choices_.begin(); at < std::ssize(choices_))
+        k_[at] = std::min(k, candidates_[at].most_drafts);
+    plain_ = false;
+    chosen_ahead_.clear();
+  }
   if (!uses_mtp()) {
     for (size_t i = 0; i < k_.size(); ++i) choices_[i]->drafts.resize(static_cast<size_t>(k_[i]));
     return;

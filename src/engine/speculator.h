@@ -12,6 +12,7 @@
 #include <array>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/draft_length.h"
@@ -53,11 +54,11 @@ class Speculator {
   // How long a step took, from its launch to its tokens.
   void observe_step(const StepShape& shape, double seconds) { length_.observe_step(shape, seconds, plain_); }
 
-  // Drafts for the step behind one whose tokens the host does not know yet, of chains only. Are the sampler's rows for
-  // drafts of this choice the same whatever those tokens are?
-  bool can_draft_ahead(const Choice& choice) const;
-  // Chooses how many drafts each member gets, and puts those with most first.
-  void choose_ahead(std::span<AheadMember> members);
+  // Drafts for the step behind one whose tokens the host does not know yet, of chains only.
+  bool chains() const { return chains_; }
+  // Chooses how many drafts each member gets, and puts those with most first. False: somebody is to get drafts that
+  // depend on those tokens; draft() makes them then, as many as were chosen here.
+  bool choose_ahead(std::span<AheadMember> members);
   // After accept_ahead: starts them, for Choice::ahead_drafts_at. False: the device does not do it.
   bool draft_ahead(std::span<const AheadMember> members);
   // The device turns to them about now.
@@ -87,6 +88,8 @@ class Speculator {
     void clear(std::span<const int32_t> token_ids);
   };
   bool uses_mtp() const { return config_.method == DraftMethod::kMtp; }
+  // Are the sampler's rows for drafts of this choice the same whatever the tokens before them are?
+  bool can_draft_ahead(const Choice& choice) const;
   void look_up(Choice& choice, int most);
   void run_drafter();
   Entries entries_of(Choice& choice, int64_t end);
@@ -106,8 +109,9 @@ class Speculator {
 
   // Of one step; kept for their memory.
   std::vector<DraftCandidate> candidates_;
-  std::vector<Choice*> choices_;  // of the candidates
-  std::vector<int> k_;            // drafts each of them gets
+  std::vector<Choice*> choices_;                             // of the candidates
+  std::vector<int> k_;                                       // drafts each of them gets
+  std::vector<std::pair<const Choice*, int>> chosen_ahead_;  // for the step behind, when choose_ahead said no
   struct Drafting {
     Choice* choice;
     int k;

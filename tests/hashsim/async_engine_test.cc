@@ -208,6 +208,47 @@ TEST_F(AsyncEngine, ADraftingStepIsLaunchedBeforeTheTokensWereRead) {
   }
 }
 
+// Penalties make drafts that depend on the tokens before them, so the step waits for these where drafts are worth it,
+// and only there.
+TEST_F(AsyncEngine, WhoseDraftsReadTokensIsLaunchedAheadWhileNobodyDrafts) {
+  for (const double agreement : {0.0, 0.95}) {
+    HashModelConfig config;
+    config.mtp_layers = 1;
+    config.agreement = agreement;
+    config.step_cost = config.draft_cost = {.weight_bytes = 1e6};
+    HashModel model(config);
+    double now = 0;  // of the device
+    model.before_forward([&](const Batch&) { now += 1; });
+    model.before_draft([&](const Batch&) { now += 0.3; });
+    DeferredBackend<ReferenceBackend> stream(0, DeferredFaults{});
+    const DeferredModel deferred(model, stream.queue());
+    ModelRunner runner(deferred, stream, {.pending_capacity = 3, .hidden_ring = 16});
+    EngineOptions options;
+    options.seed = 1;
+    options.clock = [&] { return now; };
+    options.async_scheduling = true;
+    options.speculative.emplace().num_speculative_tokens = 3;
+    EngineCore core(runner, nullptr, options);
+    for (int32_t i = 0; i < 3; ++i) {
+      Request request;
+      request.prompt_token_ids = {1, 2, 3 + i};
+      request.params.max_tokens = 400;
+      request.params.presence_penalty = 0.5f;
+      core.add(std::move(request), {});
+    }
+    while (core.step()) {
+    }
+    const EngineStats& stats = core.stats();
+    EXPECT_GT(stats.draft_tokens, 0);
+    if (agreement == 0) {
+      EXPECT_GE(stats.steps_ahead, stats.steps * 9 / 10) << stats.steps;
+    } else {
+      EXPECT_GE(stats.accepted_tokens, 600);
+      EXPECT_LE(stats.steps_ahead, stats.steps / 4) << stats.steps;
+    }
+  }
+}
+
 // In how many seeds a fault is reported. Those with grammars are left out, since a grammar ends the process when it is
 // given a token that it refuses.
 int reported(const SimOptions& options) {
