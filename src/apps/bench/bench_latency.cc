@@ -120,7 +120,7 @@ void print_kernels(std::string_view of, const std::vector<Backend::KernelTime>& 
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
 }
 
 }  // namespace
@@ -138,8 +138,10 @@ int bench_latency(const Options& options) {
   const MachineProbe before = probe_of(*loaded.backend, threads);
   {
     ProgressBar bar("decoding", output - 1, "tokens");
-    for (int64_t repetition = 0; repetition < options.repetitions; ++repetition) {
-      const Run run = run_once(runner, batch, input, output, options.profile, bar);
+    // The first does not count: memory is touched for the first time, and steps are recorded.
+    for (int64_t repetition = 0; repetition <= options.repetitions; ++repetition) {
+      const Run run = run_once(runner, batch, input, output, options.profile && repetition > 0, bar);
+      if (repetition == 0) continue;
       prefill.push_back(run.prefill_s);
       decode.push_back(run.decode_s / static_cast<double>(output - 1));
       host.push_back(run.host_s / static_cast<double>(output - 1));

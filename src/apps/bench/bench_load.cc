@@ -23,8 +23,8 @@ double percentile(const std::vector<double>& sorted, double part) {
 class LoadRun {
  public:
   LoadRun(EngineCore& core, std::span<const BenchConversation> conversations, int64_t concurrency,
-          const Request& request)
-      : core_(core), request_(request), concurrency_(concurrency) {
+          const Request& request, const std::function<void(Request&)>& change)
+      : core_(core), request_(request), change_(change), concurrency_(concurrency) {
     size_t first = 0;
     for (const BenchConversation& conversation : conversations) {
       open_.push_back({&conversation, conversation.prefix, {}, 0, first, conversation.arrival});
@@ -93,6 +93,7 @@ class LoadRun {
     Request request = request_;
     request.prompt_token_ids = open.tokens;
     request.checkpoint_hints = open.ends;
+    if (change_) change_(request);
     open.ends.push_back(std::ssize(open.tokens));
     ++open.turn;
     const auto added = core_.add(std::move(request), [this, &open, &times](const TokenEvent& event) {
@@ -123,6 +124,7 @@ class LoadRun {
 
   EngineCore& core_;
   const Request& request_;
+  const std::function<void(Request&)>& change_;
   const int64_t concurrency_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::deque<Open> open_;
@@ -161,8 +163,8 @@ std::vector<int32_t> PromptSource::take(int64_t count) {
 }
 
 LoadTimes run_load(EngineCore& core, std::span<const BenchConversation> conversations, int64_t concurrency,
-                   const Request& request) {
-  return LoadRun(core, conversations, concurrency, request).run();
+                   const Request& request, const std::function<void(Request&)>& change) {
+  return LoadRun(core, conversations, concurrency, request, change).run();
 }
 
 TimeSummary summary_of(std::vector<double> values) {

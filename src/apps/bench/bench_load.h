@@ -1,6 +1,7 @@
 // What `bench throughput` sends through an engine, and how long it took: conversations, most of them of one turn.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -51,9 +52,9 @@ struct LoadTimes {
 };
 
 // At most `concurrency` conversations at once; the others wait, and their times count from their start, if they had
-// arrived. `request` has what all requests have in common.
+// arrived. `request` has what all requests have in common; `change`, if there is one, is told of each with its prompt.
 LoadTimes run_load(EngineCore& core, std::span<const BenchConversation> conversations, int64_t concurrency,
-                   const Request& request);
+                   const Request& request, const std::function<void(Request&)>& change = {});
 
 struct TimeSummary {
   double mean = 0, median = 0, p99 = 0, deviation = 0;

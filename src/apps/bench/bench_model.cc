@@ -1,7 +1,5 @@
 #include "apps/bench/bench_model.h"
 
-#include <numeric>
-
 #include "base/philox.h"
 #include "engine/recorded_steps.h"
 #include "ops/backend.h"
@@ -10,21 +8,7 @@ namespace calandra::apps {
 namespace {
 
 // Both far above any logit; a spoilt draft beats the script.
-constexpr float kScripted = 1e4f, kSpoilt = 1e6f;
-
-// One token at each place, of those that can be drafted; never the first of them, which spoils drafts.
-class ScriptedAnswer final : public LogitsProcessor {
- public:
-  explicit ScriptedAnswer(std::vector<int32_t> ids) : ids_(std::move(ids)) {}
-
-  void apply(const Prefix& prefix, RowEdits& edits) const override {
-    const auto words = philox4x32({static_cast<uint32_t>(prefix.size()), 0, 0, 0}, static_cast<uint64_t>(prefix[0]));
-    edits.add_bias(ids_[words[0] % ids_.size()], kScripted);
-  }
-
- private:
-  std::vector<int32_t> ids_;
-};
+constexpr float kScripted = 100, kSpoilt = 1e6f;
 
 }  // namespace
 
@@ -60,7 +44,7 @@ class BenchModel::BenchDrafter final : public Drafter {
     if (ctx.dry_run) return logits;
     passes_.back().logit_rows += hidden.size(0);
     for (int64_t row = 0; !rates_.empty() && row < logits.size(0); ++row)
-      if (!accepts()) ctx.backend.copy_bytes(logits[row].data(), &kSpoilt, sizeof kSpoilt);
+      if (!accepts()) ctx.backend.upload(ctx, logits[row].data(), &kSpoilt, sizeof kSpoilt);
     return logits;
   }
 
@@ -91,16 +75,14 @@ void BenchModel::accept_drafts(std::vector<double> rates, uint64_t seed) {
   if (drafter_) drafter_->accept(std::move(rates), seed);
 }
 
-std::shared_ptr<const LogitsProcessor> BenchModel::scripted_answer() const {
-  std::vector<int32_t> ids;
-  if (model_.drafter() != nullptr)
-    ids.assign(model_.drafter()->token_ids().begin(), model_.drafter()->token_ids().end());
-  if (ids.empty()) {
-    ids.resize(static_cast<size_t>(vocab_size()));
-    std::iota(ids.begin(), ids.end(), 0);
-  }
-  ids.erase(ids.begin());
-  return std::make_shared<ScriptedAnswer>(std::move(ids));
+// Of the tokens that can be drafted, never the first, which spoils drafts.
+void BenchModel::script(Request& request) const {
+  const std::span<const int32_t> drafted =
+      model_.drafter() != nullptr ? model_.drafter()->token_ids() : std::span<const int32_t>();
+  const uint64_t others = (drafted.empty() ? static_cast<uint64_t>(vocab_size()) : drafted.size()) - 1;
+  const auto words = philox4x32({0, 0, 0, 0}, static_cast<uint64_t>(request.prompt_token_ids.at(0)));
+  const auto at = static_cast<int32_t>(1 + words[0] % others);
+  request.params.logit_bias = {{drafted.empty() ? at : drafted[static_cast<size_t>(at)], kScripted}};
 }
 
 BenchModel::Work BenchModel::take_work(const HardwareSpeed& speed) {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/draft_time.h"
-#include "engine/logits_processor.h"
+#include "engine/request.h"
 #include "models/causal_lm.h"
 
 namespace calandra::apps {
@@ -18,11 +18,12 @@ class BenchModel final : public CausalLM {
   ~BenchModel() override;
 
   // From now on the j-th draft of a run and all before it are accepted with the j-th probability (not growing with j;
-  // 0 behind the last), if every request has the processors of scripted_answer().
+  // 0 behind the last), if every request goes through script().
   void accept_drafts(std::vector<double> rates, uint64_t seed);
-  // Makes every answer a fixed function of prompt and place, whatever the weights say. The drafter's logits get the
-  // same bias, so its drafts are right unless the model spoils them.
-  std::shared_ptr<const LogitsProcessor> scripted_answer() const;
+  // Makes the answer one token over and over, which the prompt chooses, whatever the weights say. The drafter's logits
+  // get the same bias, so its drafts are right unless the model spoils them. A bias, since no draft of such a request
+  // depends on the tokens before it: steps are launched ahead as for most of what users ask.
+  void script(Request& request) const;
 
   // A pass of the runner, before it runs (ModelRunner::watch).
   void note(int64_t pass, const StepShape& shape);

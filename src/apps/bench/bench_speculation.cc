@@ -20,7 +20,9 @@ struct Arm {
   Arm(std::string name, const BenchSubject& subject, const Options& options, const Sizes& sizes)
       : name(std::move(name)),
         engine(subject, options, sizes),
-        core(engine.runner, subject.loaded.tokenizer ? &*subject.loaded.tokenizer : nullptr, engine.setup.options) {}
+        core(engine.runner, subject.loaded.tokenizer ? &*subject.loaded.tokenizer : nullptr, engine.setup.options) {
+    core.warm_up();  // as a server is before its first request
+  }
 
   std::string name;
   BenchEngine engine;
@@ -45,9 +47,9 @@ Ratio ratio_of(const std::vector<double>& plain, const std::vector<double>& with
 }
 
 void run_round(Arm& arm, std::span<const BenchConversation> prompts, const Request& request,
-               std::vector<std::vector<int32_t>>& answers) {
+               const std::function<void(Request&)>& change, std::vector<std::vector<int32_t>>& answers) {
   const std::clock_t before = std::clock();
-  const LoadTimes times = run_load(arm.core, prompts, std::ssize(prompts), request);
+  const LoadTimes times = run_load(arm.core, prompts, std::ssize(prompts), request, change);
   arm.cpu_seconds.push_back(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC);
   const LoadSummary summary(times);
   if (summary.failed > 0) throw LoadError(fmt::format("{} requests failed", summary.failed));
@@ -131,15 +133,17 @@ int compare_speculation(const Options& options, BenchSubject& subject) {
       if (!flags.model.num_state_slots) flags.model.num_state_slots = kSlotsOfSequence * batch + 1;
       arms.emplace_back(name, subject, flags, Sizes{batch, options.input_len + options.output_len});
     }
-    Request request = subject.request;
-    if (!options.load.synthetic_acceptance.empty()) request.processors = {arms[0].engine.model.scripted_answer()};
+    std::function<void(Request&)> script;
+    if (!options.load.synthetic_acceptance.empty())
+      script = [&model = arms[0].engine.model](Request& request) { model.script(request); };
     {
       ProgressBar bar("comparing", options.load.rounds, "rounds");
       for (size_t round = 0; round <= rounds; ++round) {
         std::vector<BenchConversation> prompts(static_cast<size_t>(batch));
         for (BenchConversation& prompt : prompts) prompt.turns = {subject.prompts.take(options.input_len)};
         std::vector<std::vector<int32_t>> answers;
-        for (size_t i = 0; i < arms.size(); ++i) run_round(arms[(round + i) % arms.size()], prompts, request, answers);
+        for (size_t i = 0; i < arms.size(); ++i)
+          run_round(arms[(round + i) % arms.size()], prompts, subject.request, script, answers);
         bar.update(static_cast<int64_t>(round));
         if (round > 0) continue;
         for (Arm& arm : arms) {  // memory is touched for the first time, and the drafts' times are learned

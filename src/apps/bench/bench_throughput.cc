@@ -94,7 +94,8 @@ int bench_throughput(const Options& options) {
   BenchEngine engine(subject, options, {*std::max_element(levels.begin(), levels.end()), longest});
   const Tokenizer* tokenizer = subject.loaded.tokenizer ? &*subject.loaded.tokenizer : nullptr;
   const int threads = thread_count(options.model);
-  if (!options.load.synthetic_acceptance.empty()) subject.request.processors = {engine.model.scripted_answer()};
+  std::function<void(Request&)> script;
+  if (!options.load.synthetic_acceptance.empty()) script = [&](Request& request) { engine.model.script(request); };
   if (!options.json)
     put("{} on {}, {} threads, {}; {} mix, {} + {} tokens{}\n  load      {:.2f} s\n", subject.name,
         subject.loaded.backend->name(), threads, name_of(subject.loaded.model->dtype()), options.load.mix,
@@ -105,11 +106,12 @@ int bench_throughput(const Options& options) {
   for (const int64_t level : levels) {
     const std::vector<BenchConversation> conversations = conversations_of(options, subject.prompts);
     EngineCore core(engine.runner, tokenizer, engine.setup.options);
+    core.warm_up();  // as a server is before its first request
     Backend& backend = *subject.loaded.backend;
     const MachineProbe before = probe_of(backend, threads);
     const double waited = backend.waited_seconds();
     engine.model.take_work({1, 1});
-    const LoadTimes times = run_load(core, conversations, level, subject.request);
+    const LoadTimes times = run_load(core, conversations, level, subject.request, script);
     const double busy = times.seconds - times.idle_seconds, host = busy - (backend.waited_seconds() - waited);
     const HardwareSpeed speed = speed_of(before, probe_of(backend, threads));
     const BenchModel::Work work = engine.model.take_work(speed);
