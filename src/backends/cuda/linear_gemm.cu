@@ -84,7 +84,7 @@ void GemmLaunch::experts(const GroupedWeight& weight, const Tensor& out) {
   p.aligned = is_bf16(out) && p.N % 8 == 0 && reinterpret_cast<uintptr_t>(out.data()) % 16 == 0;
 }
 
-template <int kRows, int kColumns, auto kKernel>
+template <int kRows, int kColumns, auto kKernel, int kLoaders>
 void GemmLaunch::launch(size_t shared_bytes, cudaStream_t stream) {
   args_.x = map_tiles(x_.data(), args_.K, args_.T, x_.stride(0) * 2, kRows);
   if (sorted_tile_ == 0) args_.row_tiles = static_cast<int>(blocks_for(args_.T, kRows));
@@ -97,7 +97,7 @@ void GemmLaunch::launch(size_t shared_bytes, cudaStream_t stream) {
     args_.column_tiles += static_cast<int>(blocks_for(p.N, kColumns));
   }
   allow_shared<kKernel>(shared_bytes);
-  kKernel<<<std::min(kSms, args_.row_tiles * args_.column_tiles), (kRows / 64 + 1) * kWarpgroup, shared_bytes,
+  kKernel<<<std::min(kSms, args_.row_tiles * args_.column_tiles), (kRows / 64 + kLoaders) * kWarpgroup, shared_bytes,
             stream>>>(args_);
 }
 
@@ -132,9 +132,9 @@ void GemmLaunch::run(cudaStream_t stream, int tile) {
     case 3:
       return launch<64, 64, gemm<64, 1>>(kGemmShared, stream);
     case 4:
-      return launch<128, kF8Columns, gemm_f8<2>>(kGemmF8Shared<2>, stream);
+      return launch<128, kF8Columns, gemm_f8<2>, kF8Loaders>(kGemmF8Shared<2>, stream);
     default:
-      return launch<64, kF8Columns, gemm_f8<1>>(kGemmF8Shared<1>, stream);
+      return launch<64, kF8Columns, gemm_f8<1>, kF8Loaders>(kGemmF8Shared<1>, stream);
   }
 }
 

@@ -40,7 +40,7 @@ class GemmLaunch {
   GemmPart& part(const PackedWeight& weight, int64_t experts, int64_t expert_bytes, const Tensor& out);
 
   // A block for each tile, at most one for each multiprocessor.
-  template <int kRows, int kColumns, auto kKernel>
+  template <int kRows, int kColumns, auto kKernel, int kLoaders = 1>
   void launch(size_t shared_bytes, cudaStream_t stream);
 
   const Tensor& x_;
