@@ -31,7 +31,7 @@ int32_t read_id(const json::value& value, std::string_view name) {
 json::object sampling_fields(const json::object& body, Endpoint endpoint) {
   json::object fields;
   for (const ApiField& field : api_fields())
-    if (const json::value* value = find_field(body, field.name); value != nullptr && field.is_sampling)
+    if (const json::value* value = find_field(body, field.name); value != nullptr && field.use == FieldUse::kSampling)
       fields[field.name] = *value;
   if (endpoint != Endpoint::kChatCompletions) return fields;
   if (const auto most = integer_field(body, "max_completion_tokens")) {

@@ -49,6 +49,26 @@ TEST(ChatParts, BodiesThatMayHavePictures) {
     EXPECT_FALSE(may_have_media(parse_json(body, "body"))) << body;
 }
 
+// H12: values within texts are values of a body too.
+TEST(ChatParts, ArgumentsOfTooManyValuesStayTexts) {
+  std::string numbers = "{\"a\": [0";
+  for (int i = 0; i < 300'000; ++i) numbers += ",0";
+  numbers += "]}";
+  const auto with_calls = [&](const json::value& call) {
+    const json::object message{{"role", "assistant"}, {"content", ""}, {"tool_calls", json::array{call, call}}};
+    return std::get<ChatMessages>(chat_messages(json::array{message})).messages.at(0).at("tool_calls");
+  };
+  for (const bool has_function : {true, false}) {
+    const json::object named{{"name", "f"}, {"arguments", numbers}};
+    const json::value calls = with_calls(has_function ? json::value{{"function", named}} : json::value(named));
+    const auto arguments = [&](size_t i) {
+      return (has_function ? calls.at(i).at("function") : calls.at(i)).at("arguments");
+    };
+    EXPECT_TRUE(arguments(0) == json::value(numbers));
+    EXPECT_TRUE(arguments(1) == json::value({{"arguments", numbers}}));
+  }
+}
+
 TEST(DataUrls, Base64) {
   EXPECT_EQ(decode_base64(""), "");
   EXPECT_EQ(decode_base64("Zg=="), "f");

@@ -45,7 +45,7 @@ class OpenAiApi {
  private:
   bool may_show_media(const json::object& body) const;
   Result handle(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake);
-  Result post(const server::HttpRequest& request, server::Wake wake);
+  Result post(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake);
   Result post(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
               server::Wake wake);
   Result answer(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
