@@ -228,7 +228,10 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, Batc
   if (tools != nullptr && !tools->is_array()) wrong_type("tools", "a list of objects");
   if (tools != nullptr)
     for (const json::value& tool : tools->get_array())
-      if (!read_tool(tool)) refuse_field("tools", "tools must each have a function with a name");
+      if (!read_tool(tool))
+        refuse_field(
+            "tools",
+            "tools must each have a function with a name; its description is a text, its parameters an object");
 
   json::object variables;
   variables["add_generation_prompt"] =

@@ -217,6 +217,8 @@ void read_output_config(const json::object& config, json::object& chat) {
   const json::value* schema = find_field(*format, "schema");
   if (string_field(*format, "type") != "json_schema" || schema == nullptr)
     refuse_field("output_config", "output_config must have a format of the type json_schema with a schema");
+  if (!schema->is_object() && !schema->is_bool())
+    refuse_field("output_config", "the schema of output_config must be a JSON schema");
   chat["response_format"] = {{"type", "json_schema"}, {"json_schema", {{"schema", *schema}, {"strict", true}}}};
 }
 
