@@ -170,27 +170,28 @@ class DifferentForms(unittest.TestCase):
 
     def test_what_is_kept_has_an_end_and_no_disk(self):
         server = Server('--max-num-seqs', '16', '--disable-uvicorn-access-log', json_lines=False)
-        idle, on_disk, count = server.resident_bytes(), self.bytes_on_disk(server), quantity(300, 50_000)
+        idle, written, count = server.resident_bytes(), self.bytes_written(server), quantity(300, 50_000)
         for begin in range(0, count, 1000):
             clients = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=2, response_format={'type': 'json_schema', 'json_schema': {
-                'name': 'x', 'schema': {'type': 'object', 'properties': {f'name {i}': {'type': 'string', 'maxLength': 100 + i % 900}, 'kind': {'enum': [f'{i}', f'{i} {i}']}},
-                                        'required': ['kind']}}}))) for i in range(begin, min(begin + 1000, count))]
+                'name': 'x', 'schema': {'enum': [f'{i}', i, [f'name {i}']]}}}))) for i in range(begin, min(begin + 1000, count))]
             faults.Swarm(server.port, 64).run(clients)
             for client in clients:
                 status, _, body = faults.parse(client.reply)
                 self.assertEqual(status, 200, body[:300])
             if begin % 5000 == 0:
                 print(f'{begin + len(clients)} forms, {server.resident_bytes() - idle >> 20} MiB more', flush=True)
-        self.assertLess(server.resident_bytes() - idle, (256 << 20) + (64 << 20))  # the cache's most and the engine's pages
-        self.assertEqual(self.bytes_on_disk(server), on_disk)
+        self.assertLess(server.resident_bytes() - idle, (256 << 20) * 3 // 2)  # what is kept, and what its heap takes
+        self.assertEqual(self.bytes_written(server), written)
         self.assertEqual(server.end(), 0)
 
-    def bytes_on_disk(self, server):
-        return int(re.search(r'^write_bytes: (\d+)', pathlib.Path(f'/proc/{server.process.pid}/io').read_text(), re.M).group(1))
+    def bytes_written(self, server):
+        """To files; what goes to sockets is not counted there."""
+        return int(re.search(r'^wchar: (\d+)', pathlib.Path(f'/proc/{server.process.pid}/io').read_text(), re.M).group(1))
 
 
 class Words(faults.WithServer):
     FLAGS = (*faults.WithServer.FLAGS, '--max-body-bytes', str(64 << 20))
+    PREFIX = ('prlimit', '--stack=65536', '--')  # of each thread: nothing goes deeper with the text
 
     # C7
 
@@ -199,7 +200,7 @@ class Words(faults.WithServer):
             for size in (1 << bits for bits in range(10, 10 + quantity(7, 13))):
                 text = run * (size // len(run.encode()))
                 ids = self.server.ok('/tokenize', {'prompt': text, 'add_special_tokens': False})['tokens']
-                if len(ids) <= 4_000_000:  # more values no body may have
+                if len(ids) < 1 << 20:  # more values no body may have
                     self.assertEqual(self.server.ok('/detokenize', {'tokens': ids})['prompt'], unicodedata.normalize('NFC', text), (run, size))
             status, _, reply = self.server.ask('/v1/chat/completions', chat(messages=[{'role': 'user', 'content': text}]))
             self.assertIn(status, (200, 400), reply[:300])

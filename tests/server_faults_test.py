@@ -75,12 +75,13 @@ def told(status, body, is_stream):
 
 class WithServer(unittest.TestCase):
     FLAGS = ('--max-num-seqs', '16', '--no-enable-prefix-caching')
+    PREFIX = ()
     LONGEST = 2048
     KINDS = 48
 
     @classmethod
     def setUpClass(cls):
-        cls.server = Server(*cls.FLAGS, longest=cls.LONGEST)
+        cls.server = Server(*cls.FLAGS, longest=cls.LONGEST, program=(*cls.PREFIX, serve_harness.PROGRAM))
         cls.alone = []
         for i in range(cls.KINDS):
             path, body = body_of(i)
@@ -405,8 +406,7 @@ class Faults(WithServer):
                     self.assertFalse('max_tokens' in usual and field in ('n', 'best_of', 'logprobs'), (path, field))
                 else:
                     self.fault_of(status, body)
-                keys = len(value) if isinstance(value, dict) else 0  # they lie apart in the heap, which keeps their places
-                self.assertLess(self.resident() - resident, 2 * len(data) + (16 << 20) + 64 * keys, (path, field))
+                self.assertLess(self.resident() - resident, 2 * len(data) + (16 << 20), (path, field))
         self.ask_for_much_in_every_field(many)
 
     def test_no_body_takes_much_more_than_its_values_may(self):
@@ -416,11 +416,11 @@ class Faults(WithServer):
                              (b'"' + b',' * (15 << 20) + b'"', 200), (b'[' + b'7,' * (most - 10) + b'1]', 200)):
             data = b'{"model": "%s", "max_tokens": 1, "ignored": %s, "prompt": "x"}' % (MODEL.encode(), text)
             pathlib.Path(f'/proc/{self.server.process.pid}/clear_refs').write_text('5')  # the most begins anew
-            before = self.server.most_resident_bytes()
+            before, resident = self.server.most_resident_bytes(), self.resident()
             status, _, reply = self.server.ask('/v1/completions', data)
             self.assertEqual(status, wanted, reply[:300])
             taken = self.server.most_resident_bytes() - before
-            print(f'{len(data) >> 10} KiB, {status}: {taken >> 10} KiB at most, {(self.resident() - before) >> 10} KiB after', flush=True)
+            print(f'{len(data) >> 10} KiB, {status}: {taken >> 10} KiB at most, {(self.resident() - resident) >> 10} KiB after', flush=True)
             self.assertLess(taken, 2 * len(data) + (16 << 20) + 75 * most)
 
     def ask_for_much_in_every_field(self, many):
@@ -441,8 +441,7 @@ class Faults(WithServer):
                 resident, data = self.resident(), post(path, {**least, name: value})
                 status, _, body = parse(self.server.raw(data))
                 self.assertIn(status, (200, 400, 404, 413), (path, name, body[:300]))
-                keys = len(value) if isinstance(value, dict) else 0
-                self.assertLess(self.resident() - resident, 2 * len(data) + (16 << 20) + 64 * keys, (path, name))
+                self.assertLess(self.resident() - resident, 2 * len(data) + (16 << 20), (path, name))
                 asked += 1
         print(f'{asked} huge values', flush=True)
 

@@ -21,7 +21,7 @@ server::HttpReply at_the_end() {
 
 struct HandlerPool::Job {
   Job(Work work, server::Wake wake) : work(std::move(work)), wake(std::move(wake)) {}
-  const Work work;
+  Work work;  // until it is done
   const server::Wake wake;
   std::atomic<bool> gone = false;
   std::mutex mutex;
@@ -92,7 +92,7 @@ void HandlerPool::run() {
     }
     std::optional<Result> result;
     try {
-      result = job->work([&] { return job->gone || stopped_; });
+      result = std::exchange(job->work, {})([&] { return job->gone || stopped_; });
     } catch (const std::exception& error) {
       log_error("a request failed: {}", error.what());
       result = server::error_reply({500, "internal_error", "", "the server failed at this request"});

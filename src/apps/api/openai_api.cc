@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <ctime>
@@ -141,25 +142,41 @@ bool may_ask_for_form(const json::object& body) {
          std::any_of(tools->get_array().begin(), tools->get_array().end(), is_strict);
 }
 
+// What is read of a body. That of a large one lies in small pieces all over the heap, which keeps their places until it
+// is told to give them back.
+struct Body {
+  explicit Body(size_t text_bytes) : is_large(text_bytes >= size_t{256} << 10) {}
+  ~Body() {
+    if (!is_large) return;
+    value = nullptr;
+    malloc_trim(0);
+  }
+  Body(const Body&) = delete;
+  Body& operator=(const Body&) = delete;
+
+  json::value value;
+  const bool is_large;
+};
+
 }  // namespace
 
 OpenAiApi::Result OpenAiApi::post(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
-  json::value body;
+  const auto body = std::make_shared<Body>(request.body.size());
   size_t values_left = most_values(route.body);
   try {
-    body = parse_json(request.body, "the body", values_left);
+    body->value = parse_json(request.body, "the body", values_left);
   } catch (const LoadError& error) {
     return error_reply(bad("", error.what(), "invalid_json"), request.path);
   }
-  if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
-  const bool shows_media = may_show_media(body.get_object());
-  if (!shows_media && !may_ask_for_form(body.get_object()))
-    return post(body.get_object(), request, {}, std::move(wake));
+  if (!body->value.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
+  const json::object& fields = body->value.get_object();
+  const bool shows_media = may_show_media(fields);
+  if (!shows_media && !may_ask_for_form(fields)) return post(fields, request, {}, std::move(wake));
   server::HttpRequest head{request.method, request.path, {}, request.request_id};
   return (shows_media ? media_ : forms_)
-      .defer([this, body = std::move(body), head = std::move(head),
-              wake](const BatchReader::Gone& gone) { return post(body.get_object(), head, gone, wake); },
+      .defer([this, body, head = std::move(head),
+              wake](const BatchReader::Gone& gone) { return post(body->value.get_object(), head, gone, wake); },
              wake);
 }
 
