@@ -326,7 +326,7 @@ class Forms(unittest.TestCase):
         for body in ({'tools': [{'name': '', 'input_schema': CITY}]}, {'tools': [{'name': 'f'}]}, {'tools': {}}, {'tool_choice': {'type': 'tool', 'name': 'other'}},
                      {'tool_choice': {'type': 'any'}, 'tools': []}, {'tool_choice': {'type': 'auto', 'disable_parallel_tool_use': 5}},
                      {'tools': [{'name': 'f', 'input_schema': CITY, 'strict': 5}]}, {'tools': [{'name': 'f', 'input_schema': [CITY]}]},
-                     {'tools': [{'name': 'f', 'input_schema': CITY, 'description': 5}]}, {'output_config': {'format': {'type': 'json_schema', 'schema': [CITY]}}},
+                     {'tools': [{'name': 'f', 'input_schema': CITY, 'description': 5}]}, {'output_config': {'format': {'type': 'json_schema', 'schema': [CITY]}}}, {'output_config': {'effort': [0]}},
                      {'tools': [{'name': 'f', 'input_schema': bad}], 'tool_choice': {'type': 'any'}}):
             faults = [self.server.ask(path, messages(**body)) for path in ('/v1/messages', '/v1/messages/count_tokens')]
             self.assertEqual([fault[0] for fault in faults], [400, 400], (body, faults))

@@ -23,7 +23,7 @@
 namespace calandra {
 namespace {
 
-constexpr int64_t kBytesOfEntry = 1024;  // of what is kept of a form beside its text and its automaton
+constexpr int64_t kBytesOfEntry = 4096;  // of what is kept of a form beside its text and its automaton
 constexpr int kNiceness = 5;             // of the thread of hard forms
 
 const char* text_of(WorkBudget::Bound bound) {

@@ -209,7 +209,11 @@ void read_thinking(const json::object& thinking, json::object& chat) {
 }
 
 void read_output_config(const json::object& config, json::object& chat) {
-  if (const json::value* effort = find_field(config, "effort")) chat["reasoning_effort"] = *effort;
+  if (const json::value* effort = find_field(config, "effort")) {
+    if (!effort->is_string())
+      refuse_field("output_config", "the effort of output_config must be a string", "invalid_type");
+    chat["reasoning_effort"] = *effort;
+  }
   if (find_field(config, "task_budget") != nullptr)
     refuse_field("output_config", "output_config may not have a task_budget", "unsupported_parameter");
   const json::object* format = object_field(config, "format");

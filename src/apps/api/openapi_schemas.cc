@@ -23,7 +23,7 @@ const char* const kOpenApiSchemas = R"json({
     "name": {"type": "string"}, "arguments": {"type": "string"}}}}},
 "ChatTool": {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"},
   "function": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1},
-    "description": {"type": "string"}, "parameters": {"type": "object"}, "strict": {}}}}},
+    "description": {"type": ["string", "null"]}, "parameters": {"type": ["object", "null"]}, "strict": {}}}}},
 "ChatToolChoice": {"anyOf": [{"enum": ["none", "auto", "required"]},
   {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": {"$ref": "#Named"}}},
   {"type": "object", "required": ["type", "allowed_tools"], "properties": {"type": {"const": "allowed_tools"},
