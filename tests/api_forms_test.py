@@ -332,7 +332,7 @@ class Forms(unittest.TestCase):
             self.assertEqual([fault[0] for fault in faults], [400, 400], (body, faults))
             self.assertEqual(faults[0][2], faults[1][2], body)
         for body in ({'tools': [{'type': 'function', 'function': {}}]}, {'tools': [{'type': 'function', 'function': {'name': 'f', 'parameters': []}}]},
-                     {'tools': [{'type': 'function', 'function': {'name': 'f', 'description': {}}}]}, {'tools': {}}, {'tools': [5]}, {'tools': [CHAT_TOOL], 'tool_choice': 'some'}, {'tool_choice': 'required'},
+                     {'tools': [{'type': 'function', 'function': {'name': 'f', 'description': {}}}]}, {'tools': [{'type': {}, 'function': {'name': 'f'}}]}, {'tools': {}}, {'tools': [5]}, {'tools': [CHAT_TOOL], 'tool_choice': 'some'}, {'tool_choice': 'required'},
                      {'tools': [CHAT_TOOL], 'tool_choice': {'type': 'function', 'function': {'name': 'other'}}}, {'tools': [CHAT_TOOL], 'parallel_tool_calls': 5}):
             body = {'messages': [{'role': 'user', 'content': 'a'}], **body}
             faults = [self.server.ask(path, {'model': MODEL, **body}) for path in ('/v1/chat/completions', '/tokenize')]

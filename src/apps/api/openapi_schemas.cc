@@ -21,7 +21,7 @@ const char* const kOpenApiSchemas = R"json({
 "ChatToolCall": {"type": "object", "required": ["id", "type", "function"], "properties": {"id": {"type": "string"},
   "type": {"const": "function"}, "function": {"type": "object", "required": ["name", "arguments"], "properties": {
     "name": {"type": "string"}, "arguments": {"type": "string"}}}}},
-"ChatTool": {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"},
+"ChatTool": {"type": "object", "required": ["function"], "properties": {"type": {"enum": ["function", null]},
   "function": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1},
     "description": {"type": ["string", "null"]}, "parameters": {"type": ["object", "null"]}, "strict": {}}}}},
 "ChatToolChoice": {"anyOf": [{"enum": ["none", "auto", "required"]},
@@ -77,7 +77,7 @@ const char* const kOpenApiSchemas = R"json({
 "Message": {"type": "object", "required": ["role", "content"], "properties": {"role": {"enum": ["user", "assistant", "system"]},
   "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "required": ["type"],
     "properties": {"type": {"type": "string"}}}}]}}},
-"TextBlock": {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": {"type": "string"}}},
+"TextBlock": {"type": "object", "required": ["type"], "properties": {"type": {"const": "text"}, "text": {"type": ["string", "null"]}}},
 "MessageTool": {"type": "object", "required": ["name", "input_schema"], "properties": {"name": {"type": "string", "minLength": 1},
   "description": {"type": ["string", "null"]}, "input_schema": {"type": "object"}, "strict": {"type": ["boolean", "null"]}}},
 "MessageToolChoice": {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["auto", "any", "tool", "none"]},

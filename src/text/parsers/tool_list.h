@@ -15,7 +15,8 @@ struct Tool {
   bool strict = false;
 };
 
-// Nothing: it is no function with a name, or its description is no text, or its parameters are no object.
+// Nothing: it is no function with a name, its type is another, its description is no text, or its parameters are no
+// object.
 std::optional<Tool> read_tool(const json::value& entry);
 // The first tool of the list with this name.
 std::optional<Tool> find_tool(const json::array& tools, std::string_view name);
