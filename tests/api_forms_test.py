@@ -325,12 +325,14 @@ class Forms(unittest.TestCase):
         bad = {'type': 'object', 'properties': {'a': {'not': {}}}}
         for body in ({'tools': [{'name': '', 'input_schema': CITY}]}, {'tools': [{'name': 'f'}]}, {'tools': {}}, {'tool_choice': {'type': 'tool', 'name': 'other'}},
                      {'tool_choice': {'type': 'any'}, 'tools': []}, {'tool_choice': {'type': 'auto', 'disable_parallel_tool_use': 5}},
-                     {'tools': [{'name': 'f', 'input_schema': CITY, 'strict': 5}]},
+                     {'tools': [{'name': 'f', 'input_schema': CITY, 'strict': 5}]}, {'tools': [{'name': 'f', 'input_schema': [CITY]}]},
+                     {'tools': [{'name': 'f', 'input_schema': CITY, 'description': 5}]}, {'output_config': {'format': {'type': 'json_schema', 'schema': [CITY]}}}, {'output_config': {'effort': [0]}},
                      {'tools': [{'name': 'f', 'input_schema': bad}], 'tool_choice': {'type': 'any'}}):
             faults = [self.server.ask(path, messages(**body)) for path in ('/v1/messages', '/v1/messages/count_tokens')]
             self.assertEqual([fault[0] for fault in faults], [400, 400], (body, faults))
             self.assertEqual(faults[0][2], faults[1][2], body)
-        for body in ({'tools': [{'type': 'function', 'function': {}}]}, {'tools': {}}, {'tools': [5]}, {'tools': [CHAT_TOOL], 'tool_choice': 'some'}, {'tool_choice': 'required'},
+        for body in ({'tools': [{'type': 'function', 'function': {}}]}, {'tools': [{'type': 'function', 'function': {'name': 'f', 'parameters': []}}]},
+                     {'tools': [{'type': 'function', 'function': {'name': 'f', 'description': {}}}]}, {'tools': [{'type': {}, 'function': {'name': 'f'}}]}, {'tools': {}}, {'tools': [5]}, {'tools': [CHAT_TOOL], 'tool_choice': 'some'}, {'tool_choice': 'required'},
                      {'tools': [CHAT_TOOL], 'tool_choice': {'type': 'function', 'function': {'name': 'other'}}}, {'tools': [CHAT_TOOL], 'parallel_tool_calls': 5}):
             body = {'messages': [{'role': 'user', 'content': 'a'}], **body}
             faults = [self.server.ask(path, {'model': MODEL, **body}) for path in ('/v1/chat/completions', '/tokenize')]

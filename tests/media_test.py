@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Pictures and videos in messages of `calandra serve` and `run-batch`, on the demo model, which has a vision tower.
 
-    media_test.py PROGRAM
+    media_test.py PROGRAM [--full] [tests]
 
-Nothing is asserted about time; loops that wait are bounded; all connections are loopback's.
+--full: all of the 2,000 texts of row C6. Nothing is asserted about time; loops that wait are bounded; all connections are loopback's.
 """
 import base64
 import concurrent.futures
@@ -25,6 +25,7 @@ import zlib
 import serve_harness
 from serve_harness import ENVIRONMENT, MODEL, ROOT, Server
 
+FULL = False
 PICTURES = ROOT / 'demo' / 'demo-qwen3_5' / 'images'
 FILES = [PICTURES / f'shapes_{i}.png' for i in (1, 2, 3, 4)]
 QUESTION = 'Describe the image.'
@@ -338,7 +339,7 @@ class Media(unittest.TestCase):
         for count in range(4):
             pictures = [image(FILES[0])] * count
             plain = [i for i in self.ids([{'role': 'user', 'content': [*pictures, text('x')]}]) if i in specials]
-            for case in range(60):
+            for case in range(500 if FULL else 60):
                 words = ''.join(noise.choice(tokens) + noise.choice(['', ' ', 'a', '\n']) for _ in range(noise.randrange(1, 12)))
                 parts = [*pictures, text(words)]
                 noise.shuffle(parts)
@@ -428,4 +429,7 @@ class WithoutTower(unittest.TestCase):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
+    if '--full' in sys.argv:
+        FULL = True
+        sys.argv.remove('--full')
     unittest.main()

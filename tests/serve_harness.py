@@ -105,11 +105,15 @@ class Server:
             except ConnectionError:
                 return b''
 
+    def memory(self, name):
+        """A number of bytes that /proc says of the process."""
+        return int(re.search(name + r':\s+(\d+)', pathlib.Path(f'/proc/{self.process.pid}/status').read_text()).group(1)) << 10
+
     def resident_bytes(self):
-        return int(pathlib.Path(f'/proc/{self.process.pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGESIZE')
+        return self.memory('RssAnon')  # what is mapped from files comes and goes as the system likes
 
     def most_resident_bytes(self):
-        return int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path(f'/proc/{self.process.pid}/status').read_text()).group(1)) << 10
+        return self.memory('VmHWM')
 
     def metric(self, name, labels=''):
         text = self.ask('/metrics')[2].decode()

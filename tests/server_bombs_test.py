@@ -9,6 +9,7 @@ HASH_SERVER: tests/hashsim/hash_server.cc, as for server_faults_test.py.
 import json
 import pathlib
 import random
+import re
 import shutil
 import socket
 import sys
@@ -102,8 +103,11 @@ class FormMaker:
                          lambda: {'type': 'object', 'properties': {f'{k}': self.parameter(depth + 1) for k in 'abc'}, 'required': ['a']} if depth < 4 else {'type': 'null'}])()
 
     def honest(self, i):
-        """What people use, large: up to sixty tools."""
+        """What people use, large: up to sixty tools; of ten one has nearly a mebibyte of descriptions."""
         r = self.random
+        if i % 10 == 9:
+            tools = [{'type': 'object', 'description': f'{i}.{k} ' + 'word ' * 3000, 'properties': {'p': self.parameter(), 'q': self.parameter()}, 'required': ['p']} for k in range(64)]
+            return self.schema({'anyOf': tools})
         tools = [{'type': 'object', 'properties': {f'p{k}': self.parameter() for k in range(r.randint(1, 10))}, 'required': ['p0']} for _ in range(1 + i % 60)]
         return self.schema({'type': 'object', 'properties': {'tool': {'enum': [f'f{k}' for k in range(len(tools))]}, 'call': {'anyOf': tools}}, 'required': ['tool', 'call']}) if i % 2 else self.tools(tools)
 
@@ -114,7 +118,7 @@ class Forms(faults.WithServer):
 
     def test_forms_that_are_bombs_are_refused_and_delay_nobody(self):
         maker, resident, status_of = FormMaker(1), self.resident(), {}
-        bombs = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=3, **maker.bomb(i)))) for i in range(quantity(60, 500))]
+        bombs = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=3, **maker.bomb(i)))) for i in range(quantity(60, 2000))]
         normal = [(i, self.client(i)) for i in range(96)]
         everybody = bombs + [client for _, client in normal]
         random.Random(2).shuffle(everybody)
@@ -161,8 +165,33 @@ class Forms(faults.WithServer):
             self.server.ok('/v1/chat/completions', body)
 
 
+class DifferentForms(unittest.TestCase):
+    """C1b: forms of which none comes twice."""
+
+    def test_what_is_kept_has_an_end_and_no_disk(self):
+        server = Server('--max-num-seqs', '16', '--disable-uvicorn-access-log', json_lines=False)
+        idle, written, count = server.resident_bytes(), self.bytes_written(server), quantity(300, 50_000)
+        for begin in range(0, count, 1000):
+            clients = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=2, response_format={'type': 'json_schema', 'json_schema': {
+                'name': 'x', 'schema': {'enum': [f'{i}', i, [f'name {i}']]}}}))) for i in range(begin, min(begin + 1000, count))]
+            faults.Swarm(server.port, 64).run(clients)
+            for client in clients:
+                status, _, body = faults.parse(client.reply)
+                self.assertEqual(status, 200, body[:300])
+            if begin % 5000 == 0:
+                print(f'{begin + len(clients)} forms, {server.resident_bytes() - idle >> 20} MiB more', flush=True)
+        self.assertLess(server.resident_bytes() - idle, 256 << 20)  # what may be kept
+        self.assertEqual(self.bytes_written(server), written)
+        self.assertEqual(server.end(), 0)
+
+    def bytes_written(self, server):
+        """To files, without its log; what goes to sockets is not counted there."""
+        return int(re.search(r'^wchar: (\d+)', pathlib.Path(f'/proc/{server.process.pid}/io').read_text(), re.M).group(1)) - len(server.log())
+
+
 class Words(faults.WithServer):
     FLAGS = (*faults.WithServer.FLAGS, '--max-body-bytes', str(64 << 20))
+    PREFIX = ('prlimit', '--stack=65536', '--')  # of each thread: nothing goes deeper with the text
 
     # C7
 
@@ -171,7 +200,7 @@ class Words(faults.WithServer):
             for size in (1 << bits for bits in range(10, 10 + quantity(7, 13))):
                 text = run * (size // len(run.encode()))
                 ids = self.server.ok('/tokenize', {'prompt': text, 'add_special_tokens': False})['tokens']
-                if len(ids) <= 4_000_000:  # more values no body may have
+                if len(ids) < 1 << 20:  # more values no body may have
                     self.assertEqual(self.server.ok('/detokenize', {'tokens': ids})['prompt'], unicodedata.normalize('NFC', text), (run, size))
             status, _, reply = self.server.ask('/v1/chat/completions', chat(messages=[{'role': 'user', 'content': text}]))
             self.assertIn(status, (200, 400), reply[:300])

@@ -5,6 +5,7 @@
     server_load.py HASH_SERVER queue [REQUESTS]
     server_load.py HASH_SERVER soak [REQUESTS]
 """
+import json
 import os
 import pathlib
 import random
@@ -14,9 +15,8 @@ import time
 
 import serve_harness
 import server_faults_test as faults
-from serve_harness import Server, completion
+from serve_harness import Server, chat, completion
 from swarm import Client, Swarm, parse, post
-
 
 
 def cpu_seconds(process, thread):
@@ -73,34 +73,58 @@ def queue(count=10_000):
         faults.WithServer.tearDownClass()
 
 
+def others():
+    """Requests of the other kinds: path, body, and what of a reply does not depend on when it came."""
+    schema = {'type': 'object', 'properties': {'a': {'type': 'string', 'maxLength': 20}, 'b': {'enum': [1, 2]}}, 'required': ['a', 'b']}
+    form = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': schema}}
+    asked = {'max_tokens': 30, 'temperature': 1.0, 'seed': 3}
+    def words(items):
+        return [(item['type'], item.get('text') or item.get('thinking')) for item in items]
+    return [('/v1/embeddings', {'model': faults.MODEL, 'input': ['a', 'b c']}, lambda reply: reply['data']),
+            ('/tokenize', {'messages': chat()['messages']}, lambda reply: reply['tokens']),
+            ('/v1/messages', chat(**asked), lambda reply: (words(reply['content']), reply['stop_reason'])),
+            ('/v1/responses', {'model': faults.MODEL, 'input': 'x', 'max_output_tokens': 30, 'temperature': 1.0, 'seed': 3, 'store': False},
+             lambda reply: [words(item['content']) for item in reply['output']]),
+            ('/v1/chat/completions', chat(**asked, response_format=form), lambda reply: reply['choices']),
+            ('/v1/chat/completions', faults.picture_chat(1, **asked), lambda reply: reply['choices'])]
+
+
 def soak(count=100_000):
     """K1: all kinds of requests, a tenth of them left, a tenth of them wrong; memory is looked at after each 10,000."""
     rng = random.Random(4)
     faults.WithServer.setUpClass()
-    test = faults.WithServer()
+    test, kinds = faults.WithServer(), others()
     try:
+        alone = [of(test.server.ok(path, body)) for path, body, of in kinds]
         part, resident = 10_000, []
         for begin in range(0, count, part):
             clients = []
             for i in range(begin, min(begin + part, count)):
-                kind = rng.randrange(10)
+                kind, other = rng.randrange(10), rng.randrange(len(kinds))
                 if kind == 0:
-                    how = rng.choice(('fin', 'rst', 'half'))
-                    clients.append(('left', test.client(i, leave=rng.randrange(2000), how=how)))
+                    leave = {'leave': rng.randrange(2000), 'how': rng.choice(('fin', 'rst', 'half'))}
+                    clients.append(('left', test.client(i, **leave) if i % 2 else Client(post(*kinds[other][:2]), **leave)))
                 elif kind == 1:
                     wrong = rng.choice((b'{', b'[]', b'{"model": 1}', b'{"model": "x", "prompt": "y"}'))
                     clients.append(('wrong', Client(post('/v1/completions', wrong))))
+                elif kind < 5:
+                    clients.append((('other', other), Client(post(*kinds[other][:2]))))
                 else:
                     clients.append((i, test.client(i)))
             Swarm(test.server.port, 64, seconds=3600).run([client for _, client in clients])
             for i, client in clients:
                 if i == 'wrong':
                     assert parse(client.reply)[0] in (400, 404), client.reply
+                elif isinstance(i, tuple):
+                    status, _, body = parse(client.reply)
+                    assert status == 200 and kinds[i[1]][2](json.loads(body)) == alone[i[1]], (kinds[i[1]][0], body[:500])
                 elif i != 'left':
                     test.check(client, i)
             test.assert_idle()
             resident.append(test.resident() / (1 << 20))
             print(f'{begin + len(clients)} requests, resident {resident[-1]:.1f} MiB', flush=True)
+        growth = (resident[-1] - resident[0]) / max(1, len(resident) - 1)
+        assert growth < 1, f'{growth:.2f} MiB more for each {part} requests'
         test.until_equal(test.ledger, test.idle)
     finally:
         faults.WithServer.tearDownClass()

@@ -1,7 +1,10 @@
 #include "base/json.h"
 
+#include <boost/json/basic_parser_impl.hpp>
+
 #include <charconv>
 #include <cmath>
+#include <cstdint>
 #include <fstream>
 
 #include "base/error.h"
@@ -81,23 +84,89 @@ void append(std::string& out, const json::value& value) {
   }
 }
 
+// What the parser tells of a text, made to a value: boost::json::parser with a limit of values.
+class ValueMaker {
+ public:
+  static constexpr size_t max_object_size = json::object::max_size(), max_array_size = json::array::max_size(),
+                          max_key_size = json::string::max_size(), max_string_size = json::string::max_size();
+
+  explicit ValueMaker(size_t& values_left) : left_(values_left) { stack_.reset(); }
+  bool is_over() const { return is_over_; }
+  json::value release() { return stack_.release(); }
+
+  bool on_document_begin(json::error_code&) { return true; }
+  bool on_document_end(json::error_code&) { return true; }
+  bool on_object_begin(json::error_code&) { return true; }
+  bool on_object_end(size_t members, json::error_code& error) {
+    return add(error, [&] { stack_.push_object(members); });
+  }
+  bool on_array_begin(json::error_code&) { return true; }
+  bool on_array_end(size_t items, json::error_code& error) {
+    return add(error, [&] { stack_.push_array(items); });
+  }
+  bool on_key_part(json::string_view part, size_t, json::error_code&) { return stack_.push_chars(part), true; }
+  bool on_key(json::string_view part, size_t, json::error_code&) { return stack_.push_key(part), true; }
+  bool on_string_part(json::string_view part, size_t, json::error_code&) { return stack_.push_chars(part), true; }
+  bool on_string(json::string_view part, size_t, json::error_code& error) {
+    return add(error, [&] { stack_.push_string(part); });
+  }
+  bool on_number_part(json::string_view, json::error_code&) { return true; }
+  bool on_int64(int64_t number, json::string_view, json::error_code& error) {
+    return add(error, [&] { stack_.push_int64(number); });
+  }
+  bool on_uint64(uint64_t number, json::string_view, json::error_code& error) {
+    return add(error, [&] { stack_.push_uint64(number); });
+  }
+  bool on_double(double number, json::string_view, json::error_code& error) {
+    return add(error, [&] { stack_.push_double(number); });
+  }
+  bool on_bool(bool is_true, json::error_code& error) {
+    return add(error, [&] { stack_.push_bool(is_true); });
+  }
+  bool on_null(json::error_code& error) {
+    return add(error, [&] { stack_.push_null(); });
+  }
+  bool on_comment_part(json::string_view, json::error_code&) { return true; }
+  bool on_comment(json::string_view, json::error_code&) { return true; }
+
+ private:
+  template <class Push>
+  bool add(json::error_code& error, Push push) {
+    is_over_ = left_ == 0;
+    if (is_over_) return error = json::error::array_too_large, false;
+    --left_;
+    return push(), true;
+  }
+
+  json::value_stack stack_;
+  size_t& left_;
+  bool is_over_ = false;
+};
+
 }  // namespace
 
 json::value parse_json(std::string_view text, std::string_view what) {
+  size_t no_limit = SIZE_MAX;
+  return parse_json(text, what, no_limit);
+}
+
+json::value parse_json(std::string_view text, std::string_view what, size_t& values_left) {
+  const size_t most_values = values_left;
   json::parse_options options;
   options.max_depth = 256;
   json::error_code error;
-  json::stream_parser parser({}, options);
-  const size_t read = parser.write_some(text.data(), text.size(), error);
+  json::basic_parser<ValueMaker> parser(options, values_left);
+  const size_t read = parser.write_some(/*more=*/false, text.data(), text.size(), error);
+  if (parser.handler().is_over())
+    throw LoadError(std::string(what) + " has more than " + std::to_string(most_values) + " values");
   if (!error && read < text.size()) error = json::error::extra_data;
-  if (!error) parser.finish(error);
   if (error) {
     const std::string_view before = text.substr(0, std::min(read, text.size()));
     const size_t line = 1 + std::count(before.begin(), before.end(), '\n');
     throw LoadError(std::string(what) + " is not valid JSON: " + error.message() + " near line " +
                     std::to_string(line) + ", byte " + std::to_string(read));
   }
-  return parser.release();
+  return parser.handler().release();
 }
 
 std::string read_text_file(const std::filesystem::path& file, size_t max_bytes) {

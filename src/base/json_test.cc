@@ -39,6 +39,26 @@ TEST(Json, RefusesInvalidUtf8AndDeepNesting) {
   EXPECT_THROW(parse_json("1 2", "text"), LoadError);
 }
 
+TEST(Json, RefusesMoreValuesThanItMayHave) {
+  // With keys that are none, and a text with commas that is one.
+  const std::string text =
+      R"({"a": [1, -2, 18446744073709551615, 0.5], "b": {"c,d": [[], {}, null, true]}, "e": ",[{,"})";
+  constexpr size_t kValues = 13;
+  size_t left = 2 * kValues + 1;
+  EXPECT_EQ(parse_json(text, "text", left), parse_json(text, "text"));
+  EXPECT_EQ(parse_json(text, "text", left), parse_json(text, "text"));
+  EXPECT_EQ(left, 1u);
+  for (size_t most = 0; most < kValues; ++most) {
+    try {
+      left = most;
+      parse_json(text, "text", left);
+      FAIL() << most;
+    } catch (const LoadError& error) {
+      EXPECT_EQ(std::string(error.what()), "text has more than " + std::to_string(most) + " values");
+    }
+  }
+}
+
 TEST(Scalar, Bfloat16RoundsToNearestEven) {
   EXPECT_EQ(bf16(1.0f).bits, 0x3f80);
   EXPECT_EQ(bf16(std::bit_cast<float>(0x3f808000u)).bits, 0x3f80);  // tie to even

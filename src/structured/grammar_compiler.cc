@@ -23,7 +23,7 @@
 namespace calandra {
 namespace {
 
-constexpr int64_t kBytesOfEntry = 1024;  // of what is kept of a form beside its text and its automaton
+constexpr int64_t kBytesOfEntry = 4096;  // of what is kept of a form beside its text and its automaton
 constexpr int kNiceness = 5;             // of the thread of hard forms
 
 const char* text_of(WorkBudget::Bound bound) {
@@ -47,6 +47,7 @@ thread_local std::vector<std::string>* warnings = nullptr;
 struct Refused {
   std::string why;
 };
+struct NoMemory {};  // of the machine: says nothing of the form
 
 void check_patterns(const json::value& schema) {
   for (const std::string& pattern : patterns_of(schema))
@@ -58,6 +59,10 @@ void check_patterns(const json::value& schema) {
 
 RequestError refusal(std::string_view why) {
   return {400, "invalid_request_error", "response_format", fmt::format("the output form cannot be used: {}", why)};
+}
+
+RequestError come_again(const char* why) {
+  return {503, "service_unavailable", "response_format", fmt::format("{}; try again later", why)};
 }
 
 }  // namespace
@@ -89,11 +94,11 @@ class GrammarCompiler::Worker {
     const std::shared_ptr<Entry> entry = submit(form);
     if (entry->result.wait_for(limits_.patience) != std::future_status::ready) {
       leave(*entry);
-      return {nullptr, RequestError{503, "service_unavailable", "response_format",
-                                    "other output forms are being compiled; try again later"}};
+      return {nullptr, come_again("other output forms are being compiled")};
     }
     const Result& compiled = entry->result.get();
     if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(refused->why)};
+    if (std::holds_alternative<NoMemory>(compiled)) return {nullptr, come_again("memory is short")};
     return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
             {}};
   }
@@ -105,7 +110,7 @@ class GrammarCompiler::Worker {
 
  private:
   enum class Lane { kNew, kHard };
-  using Result = std::variant<Refused, xgrammar::CompiledGrammar>;
+  using Result = std::variant<Refused, NoMemory, xgrammar::CompiledGrammar>;
   struct Entry {
     explicit Entry(OutputForm form) : form(std::move(form)) {}
     OutputForm form;
@@ -172,6 +177,11 @@ class GrammarCompiler::Worker {
         work_.notify_all();
         continue;
       }
+      if (std::holds_alternative<NoMemory>(*result)) {
+        entries_.remove(entry);
+        entry->promise.set_value(NoMemory());
+        continue;
+      }
       ++stats_.compiled;
       const auto* compiled = std::get_if<xgrammar::CompiledGrammar>(&*result);
       entry->bytes = kBytesOfEntry + static_cast<int64_t>(entry->form.text.size()) +
@@ -208,6 +218,8 @@ class GrammarCompiler::Worker {
       xgrammar::CompiledGrammar compiled = compile_form(form);
       if (!begins(compiled)) refused = "no text has it";
       result = std::move(compiled);
+    } catch (const std::bad_alloc&) {  // the budget's too
+      result = NoMemory();
     } catch (const std::exception& error) {
       budget.end();
       refused = error.what();
@@ -219,7 +231,7 @@ class GrammarCompiler::Worker {
     }
     // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
     std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
-    if (refused.empty() && !ignored.empty()) refused = ignored.front();
+    if (refused.empty() && !ignored.empty()) refused = std::move(ignored.front());
     if (!refused.empty()) result = Refused{std::move(refused)};
     return result;
   }

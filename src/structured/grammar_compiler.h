@@ -39,8 +39,8 @@ class GrammarCompiler {
     std::optional<RequestError> error;
   };
   // `thinking_end`: tokens are free until these have come, for an answer that begins inside of a think block; empty:
-  // the form holds from the first token on. Errors: 400, or 503 when `patience` is over. Safe from several threads at
-  // once.
+  // the form holds from the first token on. Errors: 400, or 503 when `patience` is over or the machine has no memory,
+  // which is not kept. Safe from several threads at once.
   Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end = {});
   // Ends what is being compiled; whoever waits for it, or comes later, gets an error.
   void stop();

@@ -165,10 +165,7 @@ class XmlArguments {
 json::object tag_of(const Tool& tool, ToolFormat format, bool strict) {
   const std::string name(tool.name);
   json::object parameters;
-  if (tool.parameters != nullptr) {
-    if (!tool.parameters->is_object()) throw Refused{"parameters must be an object"};
-    parameters = tool.parameters->get_object();
-  }
+  if (tool.parameters != nullptr) parameters = tool.parameters->get_object();
   if (!parameters.contains("type")) parameters["type"] = "object";
   if (parameters.at("type") != "object") throw Refused{"parameters must have the type object"};
   // Arguments of no schema are left out.

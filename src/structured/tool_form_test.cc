@@ -201,12 +201,9 @@ TEST(ToolForm, AllowsWhatTheModelWrites) {
 }
 
 TEST(ToolForm, RefusesWhatItCannotPromise) {
-  const char* parameters[] = {R"({"type": "array"})",
-                              R"({"type": "object", "properties": {"a": {"$ref": "#/x"}}})",
+  const char* parameters[] = {R"({"type": "array"})", R"({"type": "object", "properties": {"a": {"$ref": "#/x"}}})",
                               R"({"type": "object", "properties": {"a": {"not": {}}}})",
-                              R"({"type": "object", "properties": {"a>": {}}})",
-                              R"({"type": "object", "anyOf": []})",
-                              "5"};
+                              R"({"type": "object", "properties": {"a>": {}}})", R"({"type": "object", "anyOf": []})"};
   for (const char* text : parameters) {
     const json::array list = {
         {{"type", "function"}, {"function", {{"name", "f"}, {"parameters", parse_json(text, "schema")}}}}};

@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "apps/api/media_pool.h"
+#include "apps/api/handler_pool.h"
 #include "apps/api/sleeper.h"
 #include "server/http.h"
 
@@ -12,7 +12,7 @@ namespace calandra::apps {
 
 class AdminApi {
  public:
-  using Result = MediaPool::Result;
+  using Result = HandlerPool::Result;
   // All must outlive it.
   AdminApi(Engine& engine, LoadedModel& loaded, const ModelOptions& options)
       : engine_(engine), sleeper_(engine, loaded, options) {}
@@ -34,7 +34,7 @@ class AdminApi {
 
   Engine& engine_;
   Sleeper sleeper_;
-  MediaPool thread_{1};  // one after the other; the last: it uses all before it
+  HandlerPool thread_{1};  // one after the other; the last: it uses all before it
 };
 
 }  // namespace calandra::apps

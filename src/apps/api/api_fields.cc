@@ -3,7 +3,7 @@
 namespace calandra::apps {
 namespace {
 
-constexpr bool kSampling = true, kOther = false;
+using enum FieldUse;
 constexpr unsigned kGenerating = kTextBodies | kEmbeddingBody;
 constexpr unsigned kShownToTemplate = kChatBody | kTokenizeBody;
 
@@ -102,13 +102,13 @@ constexpr ApiField kFields[] = {
     {"encoding_format", kEmbeddingBody, 0, kOther, R"({"type":"string","enum":["float","base64"]})"},
     {"dimensions", kEmbeddingBody, 0, kOther, R"({"type":"integer","minimum":1})"},
     {"normalize", kEmbeddingBody, 0, kOther, kFlag},
-    {"response_format", kTextBodies, 0, kOther, R"({"$ref":"#ResponseFormat"})"},
-    {"structured_outputs", kTextBodies, 0, kOther, R"({"$ref":"#StructuredOutputs"})"},
-    {"guided_json", kTextBodies, 0, kOther, kSchema},
-    {"guided_regex", kTextBodies, 0, kOther, kNamed},
-    {"guided_choice", kTextBodies, 0, kOther,
+    {"response_format", kTextBodies, 0, kForm, R"({"$ref":"#ResponseFormat"})"},
+    {"structured_outputs", kTextBodies, 0, kForm, R"({"$ref":"#StructuredOutputs"})"},
+    {"guided_json", kTextBodies, 0, kForm, kSchema},
+    {"guided_regex", kTextBodies, 0, kForm, kNamed},
+    {"guided_choice", kTextBodies, 0, kForm,
      R"({"type":"array","minItems":1,"maxItems":10000,"items":{"type":"string","minLength":1}})"},
-    {"guided_grammar", kTextBodies, 0, kOther, kNamed},
+    {"guided_grammar", kTextBodies, 0, kForm, kNamed},
     {"stream", kAnswerBodies, 0, kOther, kFlag},
     {"stream_options", kTextBodies, 0, kOther, R"({"$ref":"#StreamOptions"})"},
 
@@ -124,7 +124,7 @@ constexpr ApiField kFields[] = {
     {"instructions", kResponseBody, 0, kOther, kText},
     {"tools", kResponseBody, 0, kOther, R"({"type":"array","items":{"$ref":"#ResponseTool"}})"},
     {"tool_choice", kResponseBody, 0, kOther, R"({"$ref":"#ResponseToolChoice"})"},
-    {"text", kResponseBody, 0, kOther, R"({"$ref":"#ResponseText"})"},
+    {"text", kResponseBody, 0, kForm, R"({"$ref":"#ResponseText"})"},
     {"reasoning", kResponseBody, 0, kOther, R"({"$ref":"#ResponseReasoning"})"},
     {"max_output_tokens", kResponseBody, 0, kOther, kTokens},
     {"include", kResponseBody, 0, kOther, R"({"type":"array"})"},
@@ -147,7 +147,7 @@ constexpr ApiField kFields[] = {
     {"tool_choice", kMessageBody | kCountBody, 0, kOther, R"({"$ref":"#MessageToolChoice"})"},
     {"stop_sequences", kMessageBody, 0, kOther, kStops},
     {"thinking", kMessageBody | kCountBody, 0, kOther, R"({"$ref":"#MessageThinking"})"},
-    {"output_config", kMessageBody | kCountBody, 0, kOther, R"({"$ref":"#MessageOutput"})"},
+    {"output_config", kMessageBody | kCountBody, 0, kForm, R"({"$ref":"#MessageOutput"})"},
     {"context_management", kMessageBody | kCountBody, 0, kOther, kObject},
 
     // That mean nothing here.
@@ -171,5 +171,12 @@ constexpr ApiField kFields[] = {
 }  // namespace
 
 std::span<const ApiField> api_fields() { return kFields; }
+
+// Only lists of token ids are long: a prompt of the longest context that a model has, or many short ones. A template is
+// shown the others, in some three hundred bytes each.
+size_t most_values(Bodies body) {
+  constexpr unsigned kWithIds = kCompletionBody | kEmbeddingBody | kDetokenizeBody;
+  return (body & kWithIds) != 0 ? size_t{1} << 20 : size_t{512} << 10;
+}
 
 }  // namespace calandra::apps

@@ -31,7 +31,7 @@ int32_t read_id(const json::value& value, std::string_view name) {
 json::object sampling_fields(const json::object& body, Endpoint endpoint) {
   json::object fields;
   for (const ApiField& field : api_fields())
-    if (const json::value* value = find_field(body, field.name); value != nullptr && field.is_sampling)
+    if (const json::value* value = find_field(body, field.name); value != nullptr && field.use == FieldUse::kSampling)
       fields[field.name] = *value;
   if (endpoint != Endpoint::kChatCompletions) return fields;
   if (const auto most = integer_field(body, "max_completion_tokens")) {
@@ -228,7 +228,10 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, Batc
   if (tools != nullptr && !tools->is_array()) wrong_type("tools", "a list of objects");
   if (tools != nullptr)
     for (const json::value& tool : tools->get_array())
-      if (!read_tool(tool)) refuse_field("tools", "tools must each have a function with a name");
+      if (!read_tool(tool))
+        refuse_field(
+            "tools",
+            "tools must each have a function with a name; its description is a text, its parameters an object");
 
   json::object variables;
   variables["add_generation_prompt"] =

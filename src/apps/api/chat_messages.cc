@@ -79,19 +79,22 @@ std::variant<json::value, RequestError> content_of(const json::object& message, 
   return json::value(std::move(items));
 }
 
+constexpr size_t kMostValues = size_t{512} << 10;  // of the arguments of all calls: they are JSON in texts
+
 // Arguments of calls that are no JSON object, made one: templates go through their members.
-void make_arguments_objects(json::array& calls) {
+void make_arguments_objects(json::array& calls, size_t& values_left) {
   for (json::value& call : calls) {
-    json::value* function = call.is_object() ? call.get_object().if_contains("function") : nullptr;
-    json::value* arguments =
-        function != nullptr && function->is_object() ? function->get_object().if_contains("arguments") : nullptr;
+    if (!call.is_object()) continue;
+    json::value* inner = call.get_object().if_contains("function");
+    json::object& function = inner != nullptr && inner->is_object() ? inner->get_object() : call.get_object();
+    json::value* arguments = function.if_contains("arguments");
     if (arguments == nullptr || arguments->is_object()) continue;
     json::object read;
     if (arguments->is_string() && !arguments->get_string().empty()) {
       try {
-        json::value parsed = parse_json(arguments->get_string(), "arguments");
+        json::value parsed = parse_json(arguments->get_string(), "arguments", values_left);
         if (parsed.is_object()) continue;  // as it is written
-      } catch (const LoadError&) {         // a model wrote it: the next turn goes on with it
+      } catch (const LoadError&) {         // a model wrote it, or it is too much: the next turn goes on with its text
       }
       read["arguments"] = json::value(*arguments);
     }
@@ -105,6 +108,7 @@ bool is_role(std::string_view role) { return role == "user" || role == "assistan
 
 std::variant<ChatMessages, RequestError> chat_messages(const json::array& messages) {
   ChatMessages result;
+  size_t values_left = kMostValues;
   json::array& read = result.messages;
   std::optional<std::string> system;
   for (const json::value& value : messages) {
@@ -131,7 +135,7 @@ std::variant<ChatMessages, RequestError> chat_messages(const json::array& messag
     if (find_field(message, "tool_calls") == nullptr)
       message.erase("tool_calls");
     else
-      make_arguments_objects(message["tool_calls"].get_array());
+      make_arguments_objects(message["tool_calls"].get_array(), values_left);
     if (const json::value* reasoning = find_field(message, "reasoning");
         reasoning != nullptr && !message.contains("reasoning_content"))
       message["reasoning_content"] = json::value(*reasoning);

@@ -1,13 +1,11 @@
-// Parts of messages, data: URLs, the ledger of bytes and the threads for pictures.
+// Parts of messages, data: URLs and the ledger of bytes.
 #include <gtest/gtest.h>
 
 #include <future>
-#include <thread>
 
 #include "apps/api/byte_ledger.h"
 #include "apps/api/chat_messages.h"
 #include "apps/api/data_url.h"
-#include "apps/api/media_pool.h"
 #include "apps/picture_reader.h"
 
 namespace calandra::apps {
@@ -51,6 +49,26 @@ TEST(ChatParts, BodiesThatMayHavePictures) {
     EXPECT_FALSE(may_have_media(parse_json(body, "body"))) << body;
 }
 
+// H12: values within texts are values of a body too.
+TEST(ChatParts, ArgumentsOfTooManyValuesStayTexts) {
+  std::string numbers = "{\"a\": [0";
+  for (int i = 0; i < 300'000; ++i) numbers += ",0";
+  numbers += "]}";
+  const auto with_calls = [&](const json::value& call) {
+    const json::object message{{"role", "assistant"}, {"content", ""}, {"tool_calls", json::array{call, call}}};
+    return std::get<ChatMessages>(chat_messages(json::array{message})).messages.at(0).at("tool_calls");
+  };
+  for (const bool has_function : {true, false}) {
+    const json::object named{{"name", "f"}, {"arguments", numbers}};
+    const json::value calls = with_calls(has_function ? json::value{{"function", named}} : json::value(named));
+    const auto arguments = [&](size_t i) {
+      return (has_function ? calls.at(i).at("function") : calls.at(i)).at("arguments");
+    };
+    EXPECT_TRUE(arguments(0) == json::value(numbers));
+    EXPECT_TRUE(arguments(1) == json::value({{"arguments", numbers}}));
+  }
+}
+
 TEST(DataUrls, Base64) {
   EXPECT_EQ(decode_base64(""), "");
   EXPECT_EQ(decode_base64("Zg=="), "f");
@@ -73,79 +91,6 @@ TEST(ByteLedgers, HoldAndGiveBack) {
   first.reset();
   EXPECT_TRUE(waiting.get());
   EXPECT_EQ(ledger.held(), 0);
-}
-
-struct Woken {
-  std::promise<void> promise;
-  server::Wake wake() {
-    return [this] { promise.set_value(); };
-  }
-};
-
-TEST(MediaPools, AReplyBecomesThatOfTheWork) {
-  MediaPool pool(2);
-  Woken woken;
-  auto result =
-      pool.defer([](const auto&) -> MediaPool::Result { return server::HttpReply{.status = 418}; }, woken.wake());
-  auto& pending = std::get<std::unique_ptr<server::PendingReply>>(result);
-  woken.promise.get_future().wait();
-  ASSERT_TRUE(pending->is_ready());
-  EXPECT_FALSE(pending->is_stream());
-  server::HttpReply reply;
-  EXPECT_TRUE(pending->advance(reply));
-  EXPECT_EQ(reply.status, 418);
-}
-
-TEST(MediaPools, WorkEndsWhenItsClientHasLeft) {
-  MediaPool pool(1);
-  Woken woken;
-  std::promise<void> begun;
-  auto result = pool.defer(
-      [&](const auto& gone) -> MediaPool::Result {
-        begun.set_value();
-        while (!gone()) std::this_thread::yield();
-        return server::HttpReply{};
-      },
-      woken.wake());
-  begun.get_future().wait();
-  auto& pending = std::get<std::unique_ptr<server::PendingReply>>(result);
-  EXPECT_FALSE(pending->is_ready());
-  server::HttpReply reply;
-  EXPECT_FALSE(pending->is_stream());
-  EXPECT_FALSE(pending->advance(reply));
-  pending.reset();
-  woken.promise.get_future().wait();
-  // What waits behind it is not begun when nobody wants it; the pool's end ends what runs.
-  bool ran = false;
-  Woken never;
-  {
-    std::promise<void> runs;
-    auto other = pool.defer(
-        [&](const auto& gone) -> MediaPool::Result {
-          runs.set_value();
-          while (!gone()) std::this_thread::yield();
-          return server::HttpReply{};
-        },
-        [] {});
-    runs.get_future().wait();
-    auto dropped = pool.defer([&](const auto&) -> MediaPool::Result { return ran = true, server::HttpReply{}; }, [] {});
-    std::get<std::unique_ptr<server::PendingReply>>(dropped).reset();
-    pool.stop();
-    EXPECT_TRUE(std::get<std::unique_ptr<server::PendingReply>>(other)->is_ready());
-  }
-  EXPECT_FALSE(ran);
-  auto late = pool.defer([](const auto&) -> MediaPool::Result { return server::HttpReply{}; }, [] {});
-  EXPECT_EQ(std::get<server::HttpReply>(late).status, 503);
-}
-
-TEST(MediaPools, AFaultOfTheWorkIsAReply) {
-  MediaPool pool(1);
-  Woken woken;
-  auto result = pool.defer([](const auto&) -> MediaPool::Result { throw std::runtime_error("x"); }, woken.wake());
-  woken.promise.get_future().wait();
-  server::HttpReply reply;
-  EXPECT_TRUE(std::get<std::unique_ptr<server::PendingReply>>(result)->advance(reply));
-  EXPECT_EQ(reply.status, 500);
 }
 
 // C10b: what the tower would compute alike has one key, what it would not has two.

@@ -209,7 +209,11 @@ void read_thinking(const json::object& thinking, json::object& chat) {
 }
 
 void read_output_config(const json::object& config, json::object& chat) {
-  if (const json::value* effort = find_field(config, "effort")) chat["reasoning_effort"] = *effort;
+  if (const json::value* effort = find_field(config, "effort")) {
+    if (!effort->is_string())
+      refuse_field("output_config", "the effort of output_config must be a string", "invalid_type");
+    chat["reasoning_effort"] = *effort;
+  }
   if (find_field(config, "task_budget") != nullptr)
     refuse_field("output_config", "output_config may not have a task_budget", "unsupported_parameter");
   const json::object* format = object_field(config, "format");
@@ -217,6 +221,8 @@ void read_output_config(const json::object& config, json::object& chat) {
   const json::value* schema = find_field(*format, "schema");
   if (string_field(*format, "type") != "json_schema" || schema == nullptr)
     refuse_field("output_config", "output_config must have a format of the type json_schema with a schema");
+  if (!schema->is_object() && !schema->is_bool())
+    refuse_field("output_config", "the schema of output_config must be a JSON schema");
   chat["response_format"] = {{"type", "json_schema"}, {"json_schema", {{"schema", *schema}, {"strict", true}}}};
 }
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <ctime>
@@ -72,7 +73,7 @@ OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::
 
 OpenAiApi::Result OpenAiApi::handle(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake) {
   const std::string_view path = route.path;
-  if (route.body != kNoBody) return post(request, std::move(wake));
+  if (route.body != kNoBody) return post(route, request, std::move(wake));
   if (path.starts_with("/v1/responses/")) return responses_.handle(route.method, name_in(route, request.path));
   if (path == "/v1/models") return models();
   if (path.starts_with("/v1/models/")) return model(name_in(route, request.path));
@@ -123,34 +124,10 @@ bool OpenAiApi::may_show_media(const json::object& body) const {
 
 namespace {
 
-// Values of a body: read, each takes some fifty bytes, whatever its text takes; shown to a template some three hundred.
-// Many are only in lists of token ids.
-size_t most_values(std::string_view path) {
-  const bool has_ids = path == "/v1/completions" || path == "/v1/embeddings" || path == "/detokenize";
-  return has_ids ? size_t{4} << 20 : size_t{512} << 10;
-}
-
-// Values in lists and objects are one more than their commas. A look at the text: it may be no JSON.
-bool has_more_values(std::string_view body, size_t most) {
-  if (body.size() <= most) return false;
-  size_t values = 1;
-  bool in_string = false;
-  for (size_t i = 0; i < body.size(); ++i) {
-    if (body[i] == '"')
-      in_string = !in_string;
-    else if (in_string && body[i] == '\\')
-      ++i;
-    else if (!in_string && (body[i] == ',' || body[i] == '[' || body[i] == '{'))
-      ++values;
-  }
-  return values > most;
-}
-
 // Whether the answer may have to follow a grammar. Too often yes costs a change of threads.
 bool may_ask_for_form(const json::object& body) {
-  for (const std::string_view name : {"response_format", "structured_outputs", "guided_json", "guided_regex",
-                                      "guided_choice", "guided_grammar", "text", "output_config"})
-    if (find_field(body, name) != nullptr) return true;
+  for (const ApiField& field : api_fields())
+    if (field.use == FieldUse::kForm && find_field(body, field.name) != nullptr) return true;
   const json::value* choice = find_field(body, "tool_choice");
   if (choice != nullptr && *choice != "auto" && *choice != "none") return true;
   const auto is_strict = [](const json::value& entry) {
@@ -165,26 +142,41 @@ bool may_ask_for_form(const json::object& body) {
          std::any_of(tools->get_array().begin(), tools->get_array().end(), is_strict);
 }
 
+// What is read of a body. That of a large one lies in small pieces all over the heap, which keeps their places until it
+// is told to give them back.
+struct Body {
+  explicit Body(size_t text_bytes) : is_large(text_bytes >= size_t{256} << 10) {}
+  ~Body() {
+    if (!is_large) return;
+    value = nullptr;
+    malloc_trim(0);
+  }
+  Body(const Body&) = delete;
+  Body& operator=(const Body&) = delete;
+
+  json::value value;
+  const bool is_large;
+};
+
 }  // namespace
 
-OpenAiApi::Result OpenAiApi::post(const server::HttpRequest& request, server::Wake wake) {
+OpenAiApi::Result OpenAiApi::post(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
-  if (const size_t most = most_values(request.path); has_more_values(request.body, most))
-    return error_reply(bad("", fmt::format("the body has more than {} values", most), "invalid_value"), request.path);
-  json::value body;
+  const auto body = std::make_shared<Body>(request.body.size());
+  size_t values_left = most_values(route.body);
   try {
-    body = parse_json(request.body, "the body");
+    body->value = parse_json(request.body, "the body", values_left);
   } catch (const LoadError& error) {
     return error_reply(bad("", error.what(), "invalid_json"), request.path);
   }
-  if (!body.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
-  const bool shows_media = may_show_media(body.get_object());
-  if (!shows_media && !may_ask_for_form(body.get_object()))
-    return post(body.get_object(), request, {}, std::move(wake));
+  if (!body->value.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
+  const json::object& fields = body->value.get_object();
+  const bool shows_media = may_show_media(fields);
+  if (!shows_media && !may_ask_for_form(fields)) return post(fields, request, {}, std::move(wake));
   server::HttpRequest head{request.method, request.path, {}, request.request_id};
   return (shows_media ? media_ : forms_)
-      .defer([this, body = std::move(body), head = std::move(head),
-              wake](const BatchReader::Gone& gone) { return post(body.get_object(), head, gone, wake); },
+      .defer([this, body, head = std::move(head),
+              wake](const BatchReader::Gone& gone) { return post(body->value.get_object(), head, gone, wake); },
              wake);
 }
 

@@ -7,7 +7,7 @@
 #include "apps/api/api_routes.h"
 #include "apps/api/batch_request.h"
 #include "apps/api/batch_response.h"
-#include "apps/api/media_pool.h"
+#include "apps/api/handler_pool.h"
 #include "apps/api/messages_api.h"
 #include "apps/api/responses_api.h"
 #include "engine/engine.h"
@@ -45,7 +45,7 @@ class OpenAiApi {
  private:
   bool may_show_media(const json::object& body) const;
   Result handle(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake);
-  Result post(const server::HttpRequest& request, server::Wake wake);
+  Result post(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake);
   Result post(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
               server::Wake wake);
   Result answer(const json::object& fields, const server::HttpRequest& request, const BatchReader::Gone& gone,
@@ -70,8 +70,8 @@ class OpenAiApi {
   std::atomic<bool> draining_ = false;
   std::atomic<int64_t> requests_ = 0;
   // The last, for their threads use all before them. A grammar may be waited for as long as the compiler's patience.
-  MediaPool media_;
-  MediaPool forms_{16};
+  HandlerPool media_;
+  HandlerPool forms_{16};
 };
 
 }  // namespace calandra::apps

@@ -10,9 +10,14 @@ std::optional<Tool> read_tool(const json::value& entry) {
   const json::object& function = inner->get_object();
   const json::value* name = find_field(function, "name");
   if (name == nullptr || !name->is_string() || name->get_string().empty()) return std::nullopt;
+  const json::value* type = find_field(entry.get_object(), "type");
+  const json::value* description = find_field(function, "description");
+  const json::value* parameters = find_field(function, "parameters");
+  if (type != nullptr && *type != "function") return std::nullopt;
+  if ((description != nullptr && !description->is_string()) || (parameters != nullptr && !parameters->is_object()))
+    return std::nullopt;
   const json::value* strict = find_field(function, "strict");
-  return Tool{name->get_string(), find_field(function, "parameters"),
-              strict != nullptr && *strict == json::value(true)};
+  return Tool{name->get_string(), parameters, strict != nullptr && *strict == json::value(true)};
 }
 
 std::optional<Tool> find_tool(const json::array& tools, std::string_view name) {

@@ -1,4 +1,4 @@
-#include "apps/api/media_pool.h"
+#include "apps/api/handler_pool.h"
 
 #include "base/log.h"
 #include "server/api_error.h"
@@ -19,9 +19,9 @@ server::HttpReply at_the_end() {
 
 }  // namespace
 
-struct MediaPool::Job {
+struct HandlerPool::Job {
   Job(Work work, server::Wake wake) : work(std::move(work)), wake(std::move(wake)) {}
-  const Work work;
+  Work work;  // until it is done
   const server::Wake wake;
   std::atomic<bool> gone = false;
   std::mutex mutex;
@@ -36,7 +36,7 @@ struct MediaPool::Job {
 };
 
 // What the client waits on. It may go first; then the job is given up.
-class MediaPool::Reply : public server::PendingReply {
+class HandlerPool::Reply : public server::PendingReply {
  public:
   explicit Reply(std::shared_ptr<Job> job) : job_(std::move(job)) {}
   ~Reply() override { job_->gone = true; }
@@ -62,11 +62,11 @@ class MediaPool::Reply : public server::PendingReply {
   const std::shared_ptr<Job> job_;
 };
 
-MediaPool::MediaPool(int threads) {
+HandlerPool::HandlerPool(int threads) {
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
 }
 
-MediaPool::Result MediaPool::defer(Work work, server::Wake wake) {
+HandlerPool::Result HandlerPool::defer(Work work, server::Wake wake) {
   auto job = std::make_shared<Job>(std::move(work), std::move(wake));
   {
     const std::lock_guard lock(mutex_);
@@ -78,7 +78,7 @@ MediaPool::Result MediaPool::defer(Work work, server::Wake wake) {
   return std::make_unique<Reply>(std::move(job));
 }
 
-void MediaPool::run() {
+void HandlerPool::run() {
   while (true) {
     std::shared_ptr<Job> job;
     {
@@ -92,7 +92,7 @@ void MediaPool::run() {
     }
     std::optional<Result> result;
     try {
-      result = job->work([&] { return job->gone || stopped_; });
+      result = std::exchange(job->work, {})([&] { return job->gone || stopped_; });
     } catch (const std::exception& error) {
       log_error("a request failed: {}", error.what());
       result = server::error_reply({500, "internal_error", "", "the server failed at this request"});
@@ -103,12 +103,12 @@ void MediaPool::run() {
   }
 }
 
-bool MediaPool::is_idle() {
+bool HandlerPool::is_idle() {
   const std::lock_guard lock(mutex_);
   return running_ == 0;
 }
 
-void MediaPool::give_up() {
+void HandlerPool::give_up() {
   std::deque<std::shared_ptr<Job>> waiting;
   {
     const std::lock_guard lock(mutex_);
@@ -119,7 +119,7 @@ void MediaPool::give_up() {
   for (const std::shared_ptr<Job>& job : waiting) job->end_with(at_the_end());
 }
 
-void MediaPool::stop() {
+void HandlerPool::stop() {
   give_up();
   for (std::thread& thread : threads_)
     if (thread.joinable()) thread.join();

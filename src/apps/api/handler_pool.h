@@ -1,6 +1,6 @@
-// Requests that take long before the engine has them, handled on threads of their own: fetching and decoding pictures
-// must hold up neither the sockets nor requests without pictures. So for those that wait for a grammar to be compiled,
-// and those of admins, which have others.
+// HandlerPool: threads for requests that take long before the engine has them. Handled there they hold up neither the
+// sockets nor other requests: those that bring pictures, those that wait for a grammar, and those of admins have a pool
+// each.
 #pragma once
 
 #include <atomic>
@@ -16,14 +16,14 @@
 
 namespace calandra::apps {
 
-class MediaPool {
+class HandlerPool {
  public:
   using Result = std::variant<server::HttpReply, std::unique_ptr<server::PendingReply>>;
   // `gone` says whether the client has left, or the pool ends.
   using Work = std::function<Result(const std::function<bool()>& gone)>;
 
-  explicit MediaPool(int threads = 4);
-  ~MediaPool() { stop(); }
+  explicit HandlerPool(int threads = 4);
+  ~HandlerPool() { stop(); }
 
   // A reply that becomes that of `work`; its kind is known when is_ready. 503 when too many wait, or at the end.
   Result defer(Work work, server::Wake wake);
