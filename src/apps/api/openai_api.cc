@@ -227,6 +227,7 @@ HttpReply OpenAiApi::tokenize(const json::object& given, const BatchReader::Gone
   const json::value* content = find_field(given, "content");  // llama.cpp's form
   if (content != nullptr && !content->is_string()) wrong_type("content", "a string");
   const bool add_special = flag_field(given, "add_special", false);
+  flag_field(given, "add_special_tokens", false);  // read with a prompt; its type is looked at beside messages too
   const bool shows_strings = flag_field(given, "return_token_strs", false);
   const bool is_content = content != nullptr && find_field(given, "prompt") == nullptr;
   if (is_content) {
