@@ -116,6 +116,8 @@ std::variant<ChatMessages, RequestError> chat_messages(const json::array& messag
     if (given == nullptr) return wrong("must be a list of objects");
     const json::value* role = find_field(*given, "role");
     if (role == nullptr || !role->is_string()) return wrong("must each have a role");
+    if (const json::value* name = find_field(*given, "name"); name != nullptr && !name->is_string())
+      return wrong("may have a name, which must be a string");
     const size_t pictures = result.media.size();
     auto content_read = content_of(*given, result.media);
     if (auto* error = std::get_if<RequestError>(&content_read)) return std::move(*error);

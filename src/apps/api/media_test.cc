@@ -49,6 +49,22 @@ TEST(ChatParts, BodiesThatMayHavePictures) {
     EXPECT_FALSE(may_have_media(parse_json(body, "body"))) << body;
 }
 
+TEST(ChatParts, WhatIsWrongIsSaid) {
+  const auto why = [](const char* messages) {
+    const auto result = chat_messages(parse_json(messages, "messages").as_array());
+    const auto* error = std::get_if<RequestError>(&result);
+    return error != nullptr ? error->message : "";
+  };
+  EXPECT_EQ(why(R"([{"role": "user", "content": "a", "name": null}, {"role": "user", "content": "b", "name": "n"}])"),
+            "");
+  for (const auto& [messages, says] : {std::pair{R"([7])", "objects"},
+                                       {R"([{"content": "a"}])", "role"},
+                                       {R"([{"role": "cat", "content": "a"}])", "roles"},
+                                       {R"([{"role": "user", "content": "a", "name": {"a": 1}}])", "name"},
+                                       {R"([{"role": "assistant", "content": "a", "tool_calls": 1}])", "tool_calls"}})
+    EXPECT_NE(why(messages).find(says), std::string::npos) << messages << ": " << why(messages);
+}
+
 // H12: values within texts are values of a body too.
 TEST(ChatParts, ArgumentsOfTooManyValuesStayTexts) {
   std::string numbers = "{\"a\": [0";
