@@ -105,7 +105,9 @@ class ValueMaker {
     return add(error, [&] { stack_.push_array(items); });
   }
   bool on_key_part(json::string_view part, size_t, json::error_code&) { return stack_.push_chars(part), true; }
-  bool on_key(json::string_view part, size_t, json::error_code&) { return stack_.push_key(part), true; }
+  bool on_key(json::string_view part, size_t, json::error_code& error) {
+    return add(error, [&] { stack_.push_key(part); });
+  }
   bool on_string_part(json::string_view part, size_t, json::error_code&) { return stack_.push_chars(part), true; }
   bool on_string(json::string_view part, size_t, json::error_code& error) {
     return add(error, [&] { stack_.push_string(part); });

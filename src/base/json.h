@@ -14,8 +14,8 @@ namespace json = boost::json;
 // Parses one JSON text. `what` names the text in the error ("config.json of DIR"). Throws LoadError with line and
 // column. Depth is limited to 256; bytes that are not UTF-8 are refused.
 json::value parse_json(std::string_view text, std::string_view what);
-// The same for what clients send: refuses more values than `values_left`, lists, objects and nested ones counted, and
-// takes them from it. Each takes up to 75 bytes while the text is read, whatever it takes there.
+// The same for what clients send: refuses more values than `values_left`, names and lists counted too, and takes them
+// from it. Each takes up to 75 bytes while the text is read, whatever it takes there; names 32 more.
 json::value parse_json(std::string_view text, std::string_view what, size_t& values_left);
 
 // Reads and parses a file of at most `max_bytes`. Throws LoadError naming the file.

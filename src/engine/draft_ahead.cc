@@ -24,8 +24,6 @@ bool Speculator::can_draft_ahead(const Choice& choice) const {
 
 bool Speculator::choose_ahead(std::span<AheadMember> members) {
   chosen_ahead_.clear();
-  const auto cannot = [&](const AheadMember& m) { return !can_draft_ahead(*m.choice); };
-  if (!config_.adaptive && std::any_of(members.begin(), members.end(), cannot)) return false;
   candidates_.clear();
   const int most_of_batch = config_.drafts_for(std::ssize(members));
   for (const AheadMember& m : members) {
@@ -36,8 +34,9 @@ bool Speculator::choose_ahead(std::span<AheadMember> members) {
   }
   length_.choose(candidates_, false, k_);
   for (size_t i = 0; i < members.size(); ++i) {
-    if (k_[i] == 0 || !cannot(members[i])) continue;
-    for (size_t j = 0; j < members.size(); ++j) chosen_ahead_.emplace_back(members[j].choice, k_[j]);
+    if (k_[i] == 0 || can_draft_ahead(*members[i].choice)) continue;
+    for (size_t j = 0; config_.adaptive && j < members.size(); ++j)  // else it is chosen the same again
+      chosen_ahead_.emplace_back(members[j].choice, k_[j]);
     return false;
   }
   plain_ahead_ = length_.measures_plain();

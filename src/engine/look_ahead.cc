@@ -17,11 +17,14 @@ void LookAhead::sample(std::span<const Scheduler::Planned> step, const Tensor& l
                        ops::SamplingResult& result) {
   if (!runner_.start_sample(logits, batch, kFlight)) return runner_.sample(logits, batch, result);
   // While the device samples: pages may be taken from checkpoints.
-  const bool ahead = plan(step, batch.rows.size()) && launch();
+  if (plan(step, batch.rows.size())) launch();
   runner_.finish_sample(batch, kFlight, result);
-  if (!ahead) return;
+  if (!pending()) {
+    if (speculator_ != nullptr) speculator_->drop_ahead();
+    return;
+  }
   timer_.start();
-  if (speculator_ != nullptr) pending() ? speculator_->start_ahead() : speculator_->drop_ahead();
+  if (speculator_ != nullptr) speculator_->start_ahead();
 }
 
 // Can the step behind this one be launched, before it has its tokens? Then its members, with their pages.
@@ -34,8 +37,7 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
   const RunnerLimits& limits = runner_.limits();
   if (scheduler_.waiting() > 0 && std::ssize(running) < limits.max_num_seqs) return false;
   // The ring has all rows that the first pass behind reads, and those of a step never lie beside it.
-  if (speculator_ != nullptr && (!speculator_->chains() || limits.hidden_ring <= limits.pending_capacity + 1))
-    return false;
+  if (speculator_ != nullptr && limits.hidden_ring <= limits.pending_capacity + 1) return false;
   const auto cannot = [&] {
     members_.clear();
     return false;
@@ -73,12 +75,9 @@ bool LookAhead::plan(std::span<const Scheduler::Planned> step, size_t sampling_r
   return !members_.empty();
 }
 
-// False: drafts are wanted that are made when the tokens are known.
-bool LookAhead::launch() {
-  if (speculator_ != nullptr && !speculator_->choose_ahead(members_)) {
-    members_.clear();
-    return false;
-  }
+// Nothing, if drafts are wanted that are made when the tokens are known, or the device does not make them.
+void LookAhead::launch() {
+  if (speculator_ != nullptr && !speculator_->choose_ahead(members_)) return members_.clear();
   timer_.launch();
   verified_.clear();
   for (const AheadMember& m : members_) {
@@ -90,8 +89,7 @@ bool LookAhead::launch() {
   runner_.accept_ahead(verified_);
   if (speculator_ != nullptr && !speculator_->draft_ahead(members_)) {
     for (const AheadMember& m : members_) m.choice->ahead_drafts_at.clear();
-    members_.clear();
-    return true;
+    return members_.clear();
   }
   parts_.clear();
   shape_ = {};
@@ -100,7 +98,6 @@ bool LookAhead::launch() {
     shape_.add(1 + m.k, m.choice->sequence.size() + 1 + m.k, 1 + m.k);
   }
   hidden_ = runner_.forward_ahead(parts_);
-  return true;
 }
 
 AheadMember* LookAhead::find(const Choice& choice) {

@@ -55,9 +55,8 @@ class Speculator {
   void observe_step(const StepShape& shape, double seconds) { length_.observe_step(shape, seconds, plain_); }
 
   // Drafts for the step behind one whose tokens the host does not know yet, of chains only.
-  bool chains() const { return chains_; }
   // Chooses how many drafts each member gets, and puts those with most first. False: somebody is to get drafts that
-  // depend on those tokens; draft() makes them then, as many as were chosen here.
+  // depend on those tokens; draft() makes them then, at most as many as were chosen here.
   bool choose_ahead(std::span<AheadMember> members);
   // After accept_ahead: starts them, for Choice::ahead_drafts_at. False: the device does not do it.
   bool draft_ahead(std::span<const AheadMember> members);
@@ -109,9 +108,10 @@ class Speculator {
 
   // Of one step; kept for their memory.
   std::vector<DraftCandidate> candidates_;
-  std::vector<Choice*> choices_;                             // of the candidates
-  std::vector<int> k_;                                       // drafts each of them gets
-  std::vector<std::pair<const Choice*, int>> chosen_ahead_;  // for the step behind, when choose_ahead said no
+  std::vector<Choice*> choices_;  // of the candidates
+  std::vector<int> k_;            // drafts each of them gets
+  // What choose_ahead chose when it said no, until the next draft(); a choice may have gone meanwhile.
+  std::vector<std::pair<const Choice*, int>> chosen_ahead_;
   struct Drafting {
     Choice* choice;
     int k;

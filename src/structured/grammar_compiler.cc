@@ -8,7 +8,6 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <future>
 #include <list>
 #include <mutex>
@@ -47,7 +46,9 @@ thread_local std::vector<std::string>* warnings = nullptr;
 struct Refused {
   std::string why;
 };
-struct NoMemory {};  // of the machine: says nothing of the form
+// Say nothing of the form:
+struct NoMemory {};  // of the machine
+struct Stopped {};   // by GrammarCompiler::stop
 
 void check_patterns(const json::value& schema) {
   for (const std::string& pattern : patterns_of(schema))
@@ -84,8 +85,7 @@ class GrammarCompiler::Worker {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
     for (auto& lane : waiting_)
-      for (const std::shared_ptr<Entry>& entry : std::exchange(lane, {}))
-        entry->promise.set_value(Refused{text_of(WorkBudget::Bound::kStop)});
+      for (const std::shared_ptr<Entry>& entry : std::exchange(lane, {})) entry->promise.set_value(Stopped());
     work_.notify_all();
   }
 
@@ -98,6 +98,7 @@ class GrammarCompiler::Worker {
     }
     const Result& compiled = entry->result.get();
     if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(refused->why)};
+    if (std::holds_alternative<Stopped>(compiled)) return {nullptr, refusal(text_of(WorkBudget::Bound::kStop))};
     if (std::holds_alternative<NoMemory>(compiled)) return {nullptr, come_again("memory is short")};
     return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
             {}};
@@ -110,7 +111,7 @@ class GrammarCompiler::Worker {
 
  private:
   enum class Lane { kNew, kHard };
-  using Result = std::variant<Refused, NoMemory, xgrammar::CompiledGrammar>;
+  using Result = std::variant<Refused, NoMemory, Stopped, xgrammar::CompiledGrammar>;
   struct Entry {
     explicit Entry(OutputForm form) : form(std::move(form)) {}
     OutputForm form;
@@ -119,6 +120,8 @@ class GrammarCompiler::Worker {
     int64_t bytes = -1;  // not compiled yet
     int waiting = 0;     // who waits for it, or has
   };
+
+  using Entries = std::list<std::shared_ptr<Entry>>;
 
   static bool same(const OutputForm& a, const OutputForm& b) {
     return a.kind == b.kind && a.strict == b.strict && a.text == b.text;
@@ -135,12 +138,13 @@ class GrammarCompiler::Worker {
     }
     auto entry = std::make_shared<Entry>(form);
     if (stopping_) {
-      entry->promise.set_value(Refused{text_of(WorkBudget::Bound::kStop)});
+      entry->promise.set_value(Stopped());
       return entry;
     }
     ++entry->waiting;
-    entries_.push_front(entry);
-    waiting(Lane::kNew).push_back(entry);
+    Entries kept{entry}, begun{entry};  // from here on nothing is allocated: an entry is in both lists or in none
+    entries_.splice(entries_.begin(), kept);
+    waiting(Lane::kNew).splice(waiting(Lane::kNew).end(), begun);
     work_.notify_all();
     return entry;
   }
@@ -153,7 +157,7 @@ class GrammarCompiler::Worker {
     if (std::erase_if(waiting_[0], is_it) + std::erase_if(waiting_[1], is_it) > 0) std::erase_if(entries_, is_it);
   }
 
-  std::deque<std::shared_ptr<Entry>>& waiting(Lane lane) { return waiting_[static_cast<int>(lane)]; }
+  Entries& waiting(Lane lane) { return waiting_[static_cast<int>(lane)]; }
 
   void run(Lane lane) {
     if (lane == Lane::kHard) setpriority(PRIO_PROCESS, 0, kNiceness);  // on Linux: of this thread
@@ -161,19 +165,25 @@ class GrammarCompiler::Worker {
     while (true) {
       work_.wait(lock, [&] { return stopping_ || !waiting(lane).empty(); });
       if (stopping_) return;
-      const std::shared_ptr<Entry> entry = waiting(lane).front();
-      waiting(lane).pop_front();
+      Entries taken;
+      taken.splice(taken.begin(), waiting(lane), waiting(lane).begin());
+      const std::shared_ptr<Entry> entry = taken.front();
       lock.unlock();
-      std::optional<Result> result = compile_now(entry->form, lane);
+      std::optional<Result> result;
+      try {
+        result = compile_now(entry->form, lane);
+      } catch (const std::bad_alloc&) {
+        result = NoMemory();
+      }
       lock.lock();
-      if (!result && stopping_) result = Refused{text_of(WorkBudget::Bound::kStop)};
+      if (!result && stopping_) result = Stopped();
       if (!result && entry->waiting == 0) {
         entries_.remove(entry);
         continue;
       }
       if (!result) {
         ++stats_.hard;
-        waiting(Lane::kHard).push_back(entry);
+        waiting(Lane::kHard).splice(waiting(Lane::kHard).end(), taken);
         work_.notify_all();
         continue;
       }
@@ -202,7 +212,7 @@ class GrammarCompiler::Worker {
     }
   }
 
-  // Nothing: it belongs to the hard ones.
+  // Nothing: it belongs to the hard ones. Throws bad_alloc.
   std::optional<Result> compile_now(const OutputForm& form, Lane lane) {
     WorkBudget::Limits limits = limits_.work;
     const WorkBudget::Limits& fewer = limits_.short_work;
@@ -222,10 +232,12 @@ class GrammarCompiler::Worker {
       result = NoMemory();
     } catch (const std::exception& error) {
       budget.end();
+      warnings = nullptr;
       refused = error.what();
     }
     warnings = nullptr;
     if (const std::optional<WorkBudget::Bound> over = budget.end()) {
+      if (over == WorkBudget::Bound::kStop) return Stopped();
       if (lane == Lane::kNew && may_go_on(*over)) return std::nullopt;
       return Refused{text_of(*over)};
     }
@@ -288,8 +300,8 @@ class GrammarCompiler::Worker {
   std::atomic<bool> stopping_ = false;
   mutable std::mutex mutex_;
   std::condition_variable work_;
-  std::list<std::shared_ptr<Entry>> entries_;                  // lately asked for first
-  std::array<std::deque<std::shared_ptr<Entry>>, 2> waiting_;  // by lane
+  Entries entries_;                 // lately asked for first
+  std::array<Entries, 2> waiting_;  // by lane
   Stats stats_;
   std::array<std::thread, 2> threads_;
 };

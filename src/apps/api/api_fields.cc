@@ -172,11 +172,11 @@ constexpr ApiField kFields[] = {
 
 std::span<const ApiField> api_fields() { return kFields; }
 
-// Only lists of token ids are long: a prompt of the longest context that a model has, or many short ones. A template is
-// shown the others, in some three hundred bytes each.
+// Only lists of token ids are long: a prompt of the longest context that a model has and all other fields, or many
+// short ones. A template is shown the others, in some three hundred bytes each.
 size_t most_values(Bodies body) {
   constexpr unsigned kWithIds = kCompletionBody | kEmbeddingBody | kDetokenizeBody;
-  return (body & kWithIds) != 0 ? size_t{1} << 20 : size_t{512} << 10;
+  return (body & kWithIds) != 0 ? (size_t{1} << 20) + 4096 : size_t{512} << 10;
 }
 
 }  // namespace calandra::apps

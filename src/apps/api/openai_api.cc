@@ -142,12 +142,13 @@ bool may_ask_for_form(const json::object& body) {
          std::any_of(tools->get_array().begin(), tools->get_array().end(), is_strict);
 }
 
-// What is read of a body. That of a large one lies in small pieces all over the heap, which keeps their places until it
-// is told to give them back.
+// What is read of a body. Many values lie in small pieces all over the heap, which keeps their places until it is told
+// to give them back.
 struct Body {
-  explicit Body(size_t text_bytes) : is_large(text_bytes >= size_t{256} << 10) {}
+  static constexpr size_t kMany = 50'000;
+  Body() = default;
   ~Body() {
-    if (!is_large) return;
+    if (values < kMany) return;
     value = nullptr;
     malloc_trim(0);
   }
@@ -155,20 +156,23 @@ struct Body {
   Body& operator=(const Body&) = delete;
 
   json::value value;
-  const bool is_large;
+  size_t values = 0;
 };
 
 }  // namespace
 
 OpenAiApi::Result OpenAiApi::post(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
-  const auto body = std::make_shared<Body>(request.body.size());
-  size_t values_left = most_values(route.body);
+  const auto body = std::make_shared<Body>();
+  const size_t most = most_values(route.body);
+  size_t values_left = most;
   try {
     body->value = parse_json(request.body, "the body", values_left);
   } catch (const LoadError& error) {
-    return error_reply(bad("", error.what(), "invalid_json"), request.path);
+    body->values = most - values_left;
+    return error_reply(bad("", error.what(), values_left == 0 ? "invalid_value" : "invalid_json"), request.path);
   }
+  body->values = most - values_left;
   if (!body->value.is_object()) return error_reply(bad("", "the body must be a JSON object"), request.path);
   const json::object& fields = body->value.get_object();
   const bool shows_media = may_show_media(fields);

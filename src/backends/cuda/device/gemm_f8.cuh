@@ -1,8 +1,7 @@
 // Products of many rows with weights of f8_e4m3 that have a scale for each 128 inputs: as device/gemm.cuh, but that
 // warpgroups turn the weights into bf16, exactly, on their way into the ring.
-//   work      a block takes tiles of 64 kGroups rows and 128 outputs. The first two warpgroups load a block of 128
-//   inputs
-//             ahead and convert; their first thread copies the tile of x. Each of the kGroups others sums 64 rows.
+//   work      a block takes tiles of 64 kGroups rows and 128 outputs. Two warpgroups load 128 inputs ahead and convert;
+//             their first thread copies the tile of x. Each of the kGroups others sums 64 rows.
 //   order     of a sum: 128 inputs in steps of 16, times their scale in f32, added to the sums of the blocks before
 //   memory    three stages of 128 inputs, 48 or 64 kB each, and their scales
 #pragma once
