@@ -4,12 +4,15 @@
     server_load.py HASH_SERVER streams [STREAMS] [TOKENS]
     server_load.py HASH_SERVER queue [REQUESTS]
     server_load.py HASH_SERVER soak [REQUESTS]
+    server_load.py HASH_SERVER beside [ROUNDS]
 """
 import json
+import multiprocessing
 import os
 import pathlib
 import random
 import re
+import socket
 import sys
 import time
 
@@ -130,6 +133,86 @@ def soak(count=100_000):
         faults.WithServer.tearDownClass()
 
 
+def slow_readers(port, requests, over):
+    """H3: each reads ten bytes whenever a fifth of a second is over."""
+    sockets = []
+    for data in requests:
+        sockets.append(socket.socket())
+        sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        sockets[-1].connect(('127.0.0.1', port))
+        sockets[-1].sendall(data)
+    while not over.wait(0.2):
+        for one in sockets:
+            try:
+                one.recv(10, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+
+
+def slow_heads(port, count, over):
+    """H4: heads that get a byte more each second, and new ones for those that the server has closed."""
+    sockets = []
+    while not over.wait(1):
+        sockets += [socket.create_connection(('127.0.0.1', port)) for _ in range(count - len(sockets))]
+        for one in list(sockets):
+            try:
+                one.sendall(b'G')
+            except OSError:
+                one.close()
+                sockets.remove(one)
+
+
+def hard_forms(port, number, over):
+    """C1: one form after the other that takes long to compile, or too long; none twice."""
+    while not over.is_set():
+        number += 4
+        properties = {f'p{i}': {'type': 'string', 'pattern': f'^[^a{i % 10}]{{0,{33 + (i + number) % 1000}}}$'} for i in range(60)}
+        form = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'object', 'properties': properties}}}
+        client = Client(post('/v1/chat/completions', chat(max_tokens=2, response_format=form)))
+        Swarm(port, 1).run([client])
+        assert parse(client.reply)[0] in (200, 400, 503), client.reply[:300]
+
+
+def beside(rounds=6):
+    """H3, H4, C1: the same normal requests alone and beside others, in turns."""
+    faults.WithServer.setUpClass()
+    test = faults.WithServer()
+    port = test.server.port
+
+    def normal():
+        clients = [test.client(i) for i in range(960)]
+        begin = time.monotonic()
+        Swarm(port, 32).run(clients)
+        wall = time.monotonic() - begin
+        for i, client in enumerate(clients):
+            test.check(client, i)
+        return len(clients) / wall, percentile([client.ended - client.started for client in clients], 0.99)
+
+    others = {'500 slow readers': [(slow_readers, [test.client(i, stream=True).data for i in range(500)])],
+              '2,000 heads without an end': [(slow_heads, 2000)], '4 clients with hard forms': [(hard_forms, i) for i in range(4)]}
+    try:
+        for name, them in others.items():
+            speed, late = 1.0, 1.0
+            for _ in range(rounds):
+                quiet = normal()
+                over = multiprocessing.Event()
+                processes = [multiprocessing.Process(target=run, args=(port, what, over)) for run, what in them]
+                for process in processes:
+                    process.start()
+                time.sleep(5)  # until they are all there
+                loud = normal()
+                over.set()
+                for process in processes:
+                    process.join()
+                    assert process.exitcode == 0
+                speed, late = speed * loud[0] / quiet[0], late * loud[1] / quiet[1]
+                time.sleep(2)
+            print(f'beside {name}: {speed ** (1 / rounds):.3f} of the requests a second, p99 {late ** (1 / rounds):.2f} times as long '
+                  f'(the last: {loud[0]:.0f} a second, p99 {loud[1] * 1e3:.0f} ms)', flush=True)
+    finally:
+        faults.WithServer.tearDownClass()
+
+
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv[1]
-    {'streams': streams, 'queue': queue, 'soak': soak}[sys.argv[2]](*map(int, sys.argv[3:]))
+    {'streams': streams, 'queue': queue, 'soak': soak, 'beside': beside}[sys.argv[2]](*map(int, sys.argv[3:]))

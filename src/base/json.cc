@@ -84,13 +84,13 @@ void append(std::string& out, const json::value& value) {
   }
 }
 
-// What the parser tells of a text, made to a value: boost::json::parser with a limit of values.
+// What the parser tells of a text, made to a value or only counted: boost::json::parser with a limit of values.
 class ValueMaker {
  public:
   static constexpr size_t max_object_size = json::object::max_size(), max_array_size = json::array::max_size(),
                           max_key_size = json::string::max_size(), max_string_size = json::string::max_size();
 
-  explicit ValueMaker(size_t& values_left) : left_(values_left) { stack_.reset(); }
+  ValueMaker(size_t& values_left, bool keeps) : left_(values_left), keeps_(keeps) { stack_.reset(); }
   bool is_over() const { return is_over_; }
   json::value release() { return stack_.release(); }
 
@@ -104,11 +104,11 @@ class ValueMaker {
   bool on_array_end(size_t items, json::error_code& error) {
     return add(error, [&] { stack_.push_array(items); });
   }
-  bool on_key_part(json::string_view part, size_t, json::error_code&) { return stack_.push_chars(part), true; }
+  bool on_key_part(json::string_view part, size_t, json::error_code&) { return add_part(part); }
   bool on_key(json::string_view part, size_t, json::error_code& error) {
     return add(error, [&] { stack_.push_key(part); });
   }
-  bool on_string_part(json::string_view part, size_t, json::error_code&) { return stack_.push_chars(part), true; }
+  bool on_string_part(json::string_view part, size_t, json::error_code&) { return add_part(part); }
   bool on_string(json::string_view part, size_t, json::error_code& error) {
     return add(error, [&] { stack_.push_string(part); });
   }
@@ -137,11 +137,17 @@ class ValueMaker {
     is_over_ = left_ == 0;
     if (is_over_) return error = json::error::array_too_large, false;
     --left_;
-    return push(), true;
+    if (keeps_) push();
+    return true;
+  }
+  bool add_part(json::string_view part) {
+    if (keeps_) stack_.push_chars(part);
+    return true;
   }
 
   json::value_stack stack_;
   size_t& left_;
+  const bool keeps_;
   bool is_over_ = false;
 };
 
@@ -157,7 +163,15 @@ json::value parse_json(std::string_view text, std::string_view what, size_t& val
   json::parse_options options;
   options.max_depth = 256;
   json::error_code error;
-  json::basic_parser<ValueMaker> parser(options, values_left);
+  // What may have too many values is counted before anything is allocated for them: each takes two bytes at least.
+  if (text.size() / 2 > most_values) {
+    size_t left = most_values;
+    json::error_code ignored;  // it is found again
+    json::basic_parser<ValueMaker> counter(options, left, /*keeps=*/false);
+    counter.write_some(/*more=*/false, text.data(), text.size(), ignored);
+    if (counter.handler().is_over()) values_left = 0;
+  }
+  json::basic_parser<ValueMaker> parser(options, values_left, /*keeps=*/true);
   const size_t read = parser.write_some(/*more=*/false, text.data(), text.size(), error);
   if (parser.handler().is_over())
     throw LoadError(std::string(what) + " has more than " + std::to_string(most_values) + " values");
