@@ -133,14 +133,9 @@ def soak(count=100_000):
         faults.WithServer.tearDownClass()
 
 
-def slow_readers(port, requests, over):
+def slow_readers(test, requests, over):
     """H3: each reads ten bytes whenever a fifth of a second is over."""
-    sockets = []
-    for data in requests:
-        sockets.append(socket.socket())
-        sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
-        sockets[-1].connect(('127.0.0.1', port))
-        sockets[-1].sendall(data)
+    sockets = [faults.Faults.open_slow(test, data) for data in requests]
     while not over.wait(0.2):
         for one in sockets:
             try:
@@ -149,11 +144,11 @@ def slow_readers(port, requests, over):
                 pass
 
 
-def slow_heads(port, count, over):
+def slow_heads(test, count, over):
     """H4: heads that get a byte more each second, and new ones for those that the server has closed."""
     sockets = []
     while not over.wait(1):
-        sockets += [socket.create_connection(('127.0.0.1', port)) for _ in range(count - len(sockets))]
+        sockets += [socket.create_connection(('127.0.0.1', test.server.port)) for _ in range(count - len(sockets))]
         for one in list(sockets):
             try:
                 one.sendall(b'G')
@@ -162,7 +157,7 @@ def slow_heads(port, count, over):
                 sockets.remove(one)
 
 
-def hard_forms(port, number, over):
+def hard_forms(test, number, over):
     """C1: one form after the other that takes long to compile, or too long; none twice."""
     os.nice(19)  # what it takes of the machine itself is not the server's
     while not over.is_set():
@@ -170,7 +165,7 @@ def hard_forms(port, number, over):
         properties = {f'p{i}': {'type': 'string', 'pattern': f'^[^a{i % 10}]{{0,{33 + (i + number) % 1000}}}$'} for i in range(60)}
         form = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'object', 'properties': properties}}}
         client = Client(post('/v1/chat/completions', chat(max_tokens=2, response_format=form)))
-        Swarm(port, 1).run([client])
+        Swarm(test.server.port, 1).run([client])
         assert parse(client.reply)[0] in (200, 400, 503), client.reply[:300]
 
 
@@ -178,26 +173,25 @@ def beside(rounds=6):
     """H3, H4, C1: the same normal requests alone and beside others, in turns."""
     faults.WithServer.setUpClass()
     test = faults.WithServer()
-    port = test.server.port
 
     def normal():
         clients = [test.client(i) for i in range(960)]
         begin = time.monotonic()
-        Swarm(port, 32).run(clients)
+        Swarm(test.server.port, 32).run(clients)
         wall = time.monotonic() - begin
         for i, client in enumerate(clients):
             test.check(client, i)
         return len(clients) / wall, percentile([client.ended - client.started for client in clients], 0.99)
 
-    others = {'500 slow readers': [(slow_readers, [test.client(i, stream=True).data for i in range(500)])],
+    crowds = {'500 slow readers': [(slow_readers, [test.client(i, stream=True).data for i in range(500)])],
               '2,000 heads without an end': [(slow_heads, 2000)], '4 clients with hard forms': [(hard_forms, i) for i in range(4)]}
     try:
-        for name, them in others.items():
+        for name, crowd in crowds.items():
             speed, late = 1.0, 1.0
             for _ in range(rounds):
                 quiet = normal()
                 over = multiprocessing.Event()
-                processes = [multiprocessing.Process(target=run, args=(port, what, over)) for run, what in them]
+                processes = [multiprocessing.Process(target=run, args=(test, what, over)) for run, what in crowd]
                 for process in processes:
                     process.start()
                 time.sleep(5)  # until they are all there

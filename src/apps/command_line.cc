@@ -242,7 +242,8 @@ class VerbList {
     add_whole(latency, "--input-len", o_.input_len, 1, kMostTokens, "Tokens of each prompt");
     add_whole(latency, "--output-len", o_.output_len, 2, kMostTokens, "Tokens of each answer");
     add_whole(latency, "--batch-size", o_.batch_size, 1, kMostSequences, "Sequences");
-    add_whole(latency, "--repetitions", o_.repetitions, 1, 1'000'000, "Runs; the median is reported");
+    add_whole(latency, "--repetitions", o_.repetitions, 1, 1'000'000,
+              "Runs that count, behind one that does not; the median is reported");
     latency->add_flag("--profile", o_.profile,
                       "On a device: also the time of each kernel, of the prompts and of one more step");
     latency->add_flag("--json", o_.json, "One JSON line");

@@ -106,7 +106,7 @@ int bench_throughput(const Options& options) {
   for (const int64_t level : levels) {
     const std::vector<BenchConversation> conversations = conversations_of(options, subject.prompts);
     EngineCore core(engine.runner, tokenizer, engine.setup.options);
-    core.warm_up();  // as a server is before its first request
+    if (level == levels.front()) core.warm_up();  // as a server is before its first request
     Backend& backend = *subject.loaded.backend;
     const MachineProbe before = probe_of(backend, threads);
     const double waited = backend.waited_seconds();
