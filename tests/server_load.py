@@ -174,20 +174,25 @@ def beside(rounds=6):
     faults.WithServer.setUpClass()
     test = faults.WithServer()
 
+    def between_tokens():
+        return [test.server.metric(f'vllm:inter_token_latency_seconds_{what}') for what in ('count', 'sum')]
+
     def normal():
         clients = [test.client(i) for i in range(960)]
+        tokens, seconds = between_tokens()
         begin = time.monotonic()
         Swarm(test.server.port, 32).run(clients)
         wall = time.monotonic() - begin
+        tokens, seconds = (now - before for now, before in zip(between_tokens(), (tokens, seconds)))
         for i, client in enumerate(clients):
             test.check(client, i)
-        return len(clients) / wall, percentile([client.ended - client.started for client in clients], 0.99)
+        return len(clients) / wall, percentile([client.ended - client.started for client in clients], 0.99), seconds / tokens
 
     crowds = {'500 slow readers': [(slow_readers, [test.client(i, stream=True).data for i in range(500)])],
               '2,000 heads without an end': [(slow_heads, 2000)], '4 clients with hard forms': [(hard_forms, i) for i in range(4)]}
     try:
         for name, crowd in crowds.items():
-            speed, late = 1.0, 1.0
+            ratios = [1.0] * 3
             for _ in range(rounds):
                 quiet = normal()
                 over = multiprocessing.Event()
@@ -200,10 +205,11 @@ def beside(rounds=6):
                 for process in processes:
                     process.join()
                     assert process.exitcode == 0
-                speed, late = speed * loud[0] / quiet[0], late * loud[1] / quiet[1]
+                ratios = [ratio * now / alone for ratio, now, alone in zip(ratios, loud, quiet)]
                 time.sleep(2)
-            print(f'beside {name}: {speed ** (1 / rounds):.3f} of the requests a second, p99 {late ** (1 / rounds):.2f} times as long '
-                  f'(the last: {loud[0]:.0f} a second, p99 {loud[1] * 1e3:.0f} ms)', flush=True)
+            speed, late, step = (ratio ** (1 / rounds) for ratio in ratios)
+            print(f'beside {name}: {speed:.3f} of the requests a second, p99 {late:.2f} times as long, between tokens {step:.2f} '
+                  f'(the last: {loud[0]:.0f} a second, p99 {loud[1] * 1e3:.0f} ms, between tokens {loud[2] * 1e3:.3f} ms)', flush=True)
     finally:
         faults.WithServer.tearDownClass()
 
