@@ -122,11 +122,14 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     plan_ = plain_;
     const auto all = std::count_if(drafts_.begin(), drafts_.end(), [&](const Draft& x) { return x.position < d; });
     int count = 0, next = 1;
+    bool deeper = false;  // than the plans of fewer passes, which were looked at before
     for (const Draft& draft : drafts_) {
       if (draft.position >= d) continue;
       add(plan_, candidates[draft.candidate], draft);
+      deeper |= draft.position + 1 == d;
       if (++count < next && count < all) continue;
       next = count + 1 + count / 8;
+      if (!deeper) continue;
       if (!step_correction_.reaches(plan_.step.rows)) break;
       const double speed = plan_.tokens / seconds(plan_);
       if (speed > best) {
