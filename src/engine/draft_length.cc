@@ -21,6 +21,7 @@ constexpr double kFillShare = 0.002;    // of all time, for entries that no draf
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
+constexpr int kQuietSteps = 8;          // to one choice, while nothing is drafted
 constexpr int kMostProbes = 8;          // sequences probed together: a draft pass costs little more for several
 
 }  // namespace
@@ -122,11 +123,14 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     plan_ = plain_;
     const auto all = std::count_if(drafts_.begin(), drafts_.end(), [&](const Draft& x) { return x.position < d; });
     int count = 0, next = 1;
+    bool deeper = false;  // than the plans of fewer passes, which were looked at before
     for (const Draft& draft : drafts_) {
       if (draft.position >= d) continue;
       add(plan_, candidates[draft.candidate], draft);
+      deeper |= draft.position + 1 == d;
       if (++count < next && count < all) continue;
       next = count + 1 + count / 8;
+      if (!deeper) continue;
       if (!step_correction_.reaches(plan_.step.rows)) break;
       const double speed = plan_.tokens / seconds(plan_);
       if (speed > best) {
@@ -173,7 +177,7 @@ bool DraftLength::measure_plain() {
 // only, and a wrong belief that keeps it from being chosen would keep it from being measured.
 bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
   const double without = seconds(chosen_), speed = chosen_.tokens / without;
-  trial_seconds_ += kTrialShare * without;
+  trial_seconds_ += kTrialShare * (quiet_seconds_ + without);
   for (int tried = 0; tried < options_.most_drafts; ++tried, next_trial_ = 1 + next_trial_ % options_.most_drafts) {
     plan_ = plain_;
     for (const Draft& draft : drafts_)
@@ -205,7 +209,7 @@ void DraftLength::probe(std::span<const DraftCandidate> candidates, std::vector<
     return a_steps != b_steps ? a_steps > b_steps : a < b;
   });
   idle_.erase(again + count, idle_.end());
-  probe_seconds_ += kProbeShare * seconds(chosen_);
+  probe_seconds_ += kProbeShare * (quiet_seconds_ + seconds(chosen_));
   const std::span<const int32_t> all(idle_);
   const auto succeeded = static_cast<size_t>(again - idle_.begin());
   pay_for_probes(candidates, all.first(succeeded), true, k);
@@ -253,6 +257,15 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
   if (step_correction_.guesses(plain_.step.rows)) return;
   fill_seconds_ += kFillShare * plain_seconds_;
   decided_ = true;
+  // Choosing takes time too, and what it would find does not change fast.
+  int64_t offered = 0;
+  for (const DraftCandidate& candidate : candidates) offered += candidate.most_drafts;
+  if (quiet_steps_ > 0 && quiet_steps_ < kQuietSteps && offered == quiet_offer_ && !reads_prompts) {
+    ++quiet_steps_;
+    quiet_seconds_ += plain_seconds_;
+    age(candidates, k);
+    return;
+  }
   rank(candidates);
   choose_best(candidates, k);
   for (size_t i = 0; i < k.size(); ++i)
@@ -265,12 +278,20 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
     std::fill(k.begin(), k.end(), 0);
   else if (reads_prompts || !try_another(candidates, k))
     probe(candidates, k);
+  quiet_seconds_ = 0;
+  quiet_steps_ = age(candidates, k) == 0 && !drafting_ ? 1 : 0;
+  quiet_offer_ = offered;
+}
+
+// Returns the most drafts of a sequence.
+int DraftLength::age(std::span<const DraftCandidate> candidates, std::span<const int> k) {
   int most = 0;
   for (size_t i = 0; i < k.size(); ++i) {
     if (candidates[i].most_drafts > 0) acceptance_.age(*candidates[i].acceptance, k[i]);
     most = std::max(most, k[i]);
   }
   acceptance_.age_means(most);
+  return most;
 }
 
 }  // namespace calandra

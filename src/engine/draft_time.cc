@@ -77,25 +77,32 @@ double TimeCorrection::doubt(int64_t rows) const {
 void TimeCorrection::observe(int64_t rows, double roofline_seconds, double measured_seconds) {
   if (!(roofline_seconds > 0) || !(measured_seconds > 0) || !std::isfinite(measured_seconds)) return;
   CHECK_LE(1, rows);
-  for (Point& point : points_) {
-    point.weight *= kFade;
-    if (point.weight < kLeastWeight) point = {};
-  }
+  const auto forgotten = [&](int16_t i) {
+    points_[i].weight *= kFade;
+    if (points_[i].weight >= kLeastWeight) return false;
+    points_[i] = {};
+    return true;
+  };
+  known_count_ =
+      static_cast<int>(std::remove_if(known_.begin(), known_.begin() + known_count_, forgotten) - known_.begin());
   const double octave = std::log2(static_cast<double>(rows)), log_ratio = std::log(measured_seconds / roofline_seconds);
-  Point& point = points_[std::min<int64_t>(kPoints - 1, std::lround(kPointsPerOctave * octave))];
-  if (known_count_ == 0) {
-    point = {1, octave, log_ratio, 0};
-  } else {
-    // A point that nothing is known of starts from its neighbours, counting as one observation.
-    if (point.weight == 0) point = {1, octave, log_factor(octave), 0};
+  const auto index = static_cast<int16_t>(std::min<int64_t>(kPoints - 1, std::lround(kPointsPerOctave * octave)));
+  Point& point = points_[index];
+  const bool first = known_count_ == 0;
+  if (point.weight == 0) {
+    // From its neighbours, counting as one observation.
+    point = {1, octave, first ? log_ratio : log_factor(octave), 0};
+    const auto end = known_.begin() + known_count_++;
+    const auto at = std::lower_bound(known_.begin(), end, index);
+    std::copy_backward(at, end, end + 1);
+    *at = index;
+  }
+  if (!first) {
     if (point.seen >= kOften)
       scatter_ += (std::min(std::abs(log_ratio - point.log_ratio), kMostScatter) - scatter_) * kScatterShare;
     learn(point, octave, log_ratio);
   }
   ++point.seen;
-  known_count_ = 0;
-  for (int16_t i = 0; i < kPoints; ++i)
-    if (points_[i].weight > 0) known_[known_count_++] = i;
 }
 
 void TimeCorrection::learn(Point& point, double octave, double log_ratio) {
@@ -105,19 +112,20 @@ void TimeCorrection::learn(Point& point, double octave, double log_ratio) {
       std::abs(change) <= kSurprise ? 0 : direction * std::max(0, direction * point.surprises) + direction;
   if (std::abs(point.surprises) >= (point.weight < kSureWeight / 2 ? kLightSurprises : kHeavySurprises)) {
     // Known so well, it was the whole machine that changed.
-    if (point.weight >= kSureWeight)
-      for (Point& other : points_)
-        if (&other != &point) other.log_ratio += change;
+    if (point.weight >= kSureWeight) move_others(point, change);
     point = {1, octave, log_ratio, 0, point.seen};
     return;
   }
   change = std::clamp(change, -kSurprise, kSurprise) / (point.weight + 1);
-  if (point.weight >= kSureWeight)
-    for (Point& other : points_)
-      if (&other != &point) other.log_ratio += kShared * change;
+  if (point.weight >= kSureWeight) move_others(point, kShared * change);
   point.log_ratio += change;
   point.octave += (octave - point.octave) / (point.weight + 1);
   point.weight = std::min(kMostWeight, point.weight + 1);
+}
+
+void TimeCorrection::move_others(const Point& point, double change) {
+  for (int i = 0; i < known_count_; ++i)
+    if (Point& other = points_[known_[i]]; &other != &point) other.log_ratio += change;
 }
 
 }  // namespace calandra

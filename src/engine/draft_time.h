@@ -65,6 +65,7 @@ class TimeCorrection {
   };
   double log_factor(double octave) const;
   void learn(Point& point, double octave, double log_ratio);
+  void move_others(const Point& point, double change);  // the log_ratio of all known ones but `point`
 
   std::array<Point, kPoints> points_;
   std::array<int16_t, kPoints> known_;  // those of which something is known, ascending
