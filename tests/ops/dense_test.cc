@@ -1,4 +1,7 @@
 // Dense ops on every backend against the reference, and against numbers made by hand.
+#include <algorithm>
+#include <cmath>
+
 #include "backends/cpu/experts_for_test.h"
 #include "tests/ops/op_setting.h"
 
@@ -59,6 +62,34 @@ TEST_P(DenseOps, LinearOfFp8InBlocks) {
             return Results{on.run([&](ExecContext& ctx) { return ops::embedding(ctx, ids, packed, dtype); })};
           });
         }
+}
+
+// Each number alone, exactly. Row 0 of the weight has both NaNs, one in each block of scales, so no other number of it.
+TEST_P(DenseOps, LinearOfEveryFp8Number) {
+  constexpr int64_t kN = 16, kNumbers = 256;
+  const Tensor values = pool.zeros(DType::kF8E4M3, {kN, kNumbers}), scales = pool.zeros(DType::kF32, {1, 2}),
+               x = pool.zeros(DType::kBF16, {kNumbers, kNumbers});
+  for (int64_t i = 0; i < kN * kNumbers; ++i) {
+    const auto code = static_cast<uint8_t>(i);
+    values.as<f8_e4m3>()[i] = f8_e4m3::from_bits(i >= kNumbers && (code & 0x7f) == 0x7f ? 0 : code);
+  }
+  for (int64_t i = 0; i < kNumbers; ++i) x.as<bf16>()[i * kNumbers + i] = bf16(1.0f);
+  scales.as<float>()[0] = 0.5f, scales.as<float>()[1] = 3;
+  const StoredMatrix stored{values, scales, 128, 128};
+  for (const int64_t T : {kNumbers, int64_t{64}, int64_t{17}, int64_t{8}, int64_t{1}})
+    for (int64_t first = 0; first < kNumbers; first += T) {
+      const int64_t end = std::min(first + T, kNumbers);
+      const auto run = [&](OpRunner& on) {
+        const PackedWeight weight = on.weight(stored);
+        return on.run([&](ExecContext& ctx) { return ops::linear(ctx, x.slice(0, first, end), weight, DType::kF32); });
+      };
+      const Tensor got = run(tested), want = run(reference);
+      for (int64_t i = 0; i < (end - first) * kN; ++i) {
+        const float g = got.as<float>()[i], w = want.as<float>()[i];
+        ASSERT_TRUE(i % kN == 0 ? std::isnan(g) && std::isnan(w) : g == w)
+            << "number " << first + i / kN << ", output " << i % kN << " of " << T << " rows: " << g << ", not " << w;
+      }
+    }
 }
 
 // WeightStore::load packs large matrices so.

@@ -33,17 +33,18 @@ __global__ void __launch_bounds__(kWarps* kWarp) heads_in(const __grid_constant_
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, heads = a.H + 2 * a.Hkv;
   const int64_t item = int64_t{blockIdx.x} * kWarps + warp;
   float* head = memory + warp * a.D;
-  begin_as_follower();
-  if (item >= a.T_ * heads) return;
+  let_next_grid_begin();
+  if (item >= a.T_ * heads) return wait_for_grid();
   const int64_t t = item / heads;
   const int h = static_cast<int>(item % heads), kv = (h - a.H) % a.Hkv;
   T* to = a.out + (t * a.H + h) * a.D;
   if (h >= a.H) {
     const int b = a.batch.row_sequence[t];
-    if (!a.batch.active[b]) return;
+    if (!a.batch.active[b]) return wait_for_grid();
     const Pages<T>& pages = h < a.H + a.Hkv ? a.k_pages : a.v_pages;
     to = const_cast<T*>(pages.at(a.batch.block_table + b * a.batch.table_stride, a.batch.token_index[t], kv));
   }
+  wait_for_grid();
   if (h >= a.H + a.Hkv) {
     const T* in = a.v[t] + kv * a.D;
     for (int i = lane; i < a.D; i += kWarp) to[i] = in[i];

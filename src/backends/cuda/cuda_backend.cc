@@ -237,6 +237,8 @@ PackedWeight CudaBackend::pack_weight(const StoredMatrix& source, std::byte* to)
   if (blocks > 0) {
     put_rows(dense + rows * width, blocks, repeated.data(), blocks, blocks, rows);
     put_rows(to + cuda::padded_values(dtype, K), row, dense + rows * width, blocks, blocks, rows);
+    cuda::scale_nans(cudaStreamPerThread, to, N, K, source.block_k);
+    CUDA_CHECK(cudaGetLastError());
   }
   CUDA_CHECK(cudaStreamSynchronize(cudaStreamPerThread));
   return packed;

@@ -32,6 +32,7 @@ __device__ void convolve_channel(const SegmentedBatch& batch, const ConvAndGates
   const ConvSlots<T>& slots = in.slots;
   const int C = slots.C, W = slots.W;
   if (!batch.runs(b)) {
+    wait_for_grid();
     for (int t = batch.query_start[b]; t < batch.query_start[b + 1]; ++t) in.out[int64_t{t} * C + c] = from_float<T>(0);
     return;
   }
@@ -42,6 +43,7 @@ __device__ void convolve_channel(const SegmentedBatch& batch, const ConvAndGates
   for (int j = 0; j < kMostTaps; ++j) weight[j] = j < W ? in.conv[c * W + j] : 0;
 #pragma unroll
   for (int j = 0; j < kMostTaps - 1; ++j) last[j] = j < W - 1 ? slots.before(first.src, first.folded, W - 1 - j, c) : 0;
+  wait_for_grid();
   for (Segment segment = first;; segment = batch.at(number, b)) {
     const auto keep_window = [&] {
 #pragma unroll
@@ -72,11 +74,15 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     conv_and_gates(const __grid_constant__ SegmentedBatch batch, const __grid_constant__ ConvAndGates<T> in) {
   const int b = blockIdx.x, c = blockIdx.y * kThreads + threadIdx.x;
-  begin_as_follower();
+  let_next_grid_begin();
   if (blockIdx.y + 1 < gridDim.y) {
-    if (c < in.slots.C) convolve_channel(batch, in, b, c);
+    if (c < in.slots.C)
+      convolve_channel(batch, in, b, c);
+    else
+      wait_for_grid();
     return;
   }
+  wait_for_grid();
   const int begin = batch.query_start[b], rows = batch.query_start[b + 1] - begin;
   for (int i = threadIdx.x; i < rows * in.Hv; i += kThreads) {
     const int t = begin + i / in.Hv, h = i % in.Hv;

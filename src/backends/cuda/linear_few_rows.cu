@@ -79,17 +79,17 @@ bool FewRowsLaunch::can_route(int64_t T, const RouteArgs& route) { return T <= 4
 
 namespace {
 
-template <Stored kStored, int kRows, int kAhead, int kTiles, bool kGrouped, bool kAligned>
+template <Stored kStored, class Shape, bool kGrouped, bool kAligned>
 void launch(cudaStream_t stream, FewRowsArgs& args) {
   int blocks = 0;
   for (int i = 0; i < args.parts; ++i) {
     FewRowsPart& p = args.part[i];
     p.first_block = blocks;
-    blocks += p.blocks(kTiles) * (p.expert_bytes == 0 ? 1 : std::min(args.T, kMostRows) * args.top_k);
+    blocks += p.blocks(Shape::kTiles) * (p.expert_bytes == 0 ? 1 : std::min(args.T, kMostRows) * args.top_k);
   }
-  args.row_tiles = static_cast<int>(blocks_for(args.T, kRows));
-  launch_follower(few_rows<kStored, kRows, kAhead, kTiles, kGrouped, kAligned>,
-                  dim3(static_cast<unsigned>(blocks * args.row_tiles)), dim3(kTileWarps * kWarp), 0, stream, args);
+  args.row_tiles = static_cast<int>(blocks_for(args.T, Shape::kRows));
+  launch_follower(few_rows<kStored, Shape, kGrouped, kAligned>, dim3(static_cast<unsigned>(blocks * args.row_tiles)),
+                  dim3(kTileWarps * kWarp), 0, stream, args);
 }
 
 }  // namespace
@@ -107,35 +107,46 @@ void FewRowsLaunch::run(cudaStream_t stream) {
   }
   const bool high = args_.T > 8, f8 = of_f8 > 0, grouped = args_.experts != nullptr;
   const auto of_format = [&]<Stored kStored>() {
-    const auto dense = [&]<int kRows, int kAhead, int kTiles>() {
-      launch<kStored, kRows, kAhead, kTiles, false, true>(stream, args_);
+    // Rows, chunks of weights ahead, of x at once, tiles, blocks of a multiprocessor.
+    const auto dense = [&]<int kRows, int kAhead, int kX, int kTiles, int kBlocks>() {
+      launch<kStored, FewRowsShape<kRows, kAhead, kX, kTiles, kBlocks>, false, true>(stream, args_);
     };
-    const auto experts = [&]<int kRows, int kTiles>() { launch<kStored, kRows, 1, kTiles, true, true>(stream, args_); };
+    const auto experts = [&]<int kRows, int kTiles, int kBlocks>() {
+      launch<kStored, FewRowsShape<kRows, 1, 1, kTiles, kBlocks>, true, true>(stream, args_);
+    };
     if (!aligned) {  // odd sizes: any rows, no hurry
-      if (!grouped) return launch<kStored, kMostRows, 1, 1, false, false>(stream, args_);
-      return high ? launch<kStored, kMostRows, 1, 2, true, false>(stream, args_)
-                  : launch<kStored, 8, 1, 2, true, false>(stream, args_);
+      if (!grouped) return launch<kStored, FewRowsShape<kMostRows, 1, 1, 1, 3>, false, false>(stream, args_);
+      return high ? launch<kStored, FewRowsShape<kMostRows, 1, 1, 2, 3>, true, false>(stream, args_)
+                  : launch<kStored, FewRowsShape<8, 1, 1, 2, 3>, true, false>(stream, args_);
     }
+    constexpr bool kOnlyBF16 = kStored == Stored::kBF16;
     if (grouped) {
-      if (high) return experts.template operator()<16, 4>();
-      return experts.template operator() < 8, kStored == Stored::kBF16 ? 2 : 4 > ();
+      if (high) return experts.template operator()<16, 4, 2>();
+      return experts.template operator() < 8, kOnlyBF16 ? 2 : 4, kOnlyBF16 ? 4 : 2 > ();
     }
     if (args_.T > kMostRows) {
       const bool wide = tiles * blocks_for(args_.T, 64) > 4 * kSms;  // enough of them for all multiprocessors
-      if (args_.T > 32) return wide ? dense.template operator()<64, 1, 4>() : dense.template operator()<64, 1, 1>();
-      return wide ? dense.template operator()<32, 1, 4>() : dense.template operator()<32, 1, 1>();
+      if (args_.T > 32)
+        return wide ? dense.template operator()<64, 1, 1, 4, 1>() : dense.template operator()<64, 1, 1, 1, 2>();
+      return wide ? dense.template operator()<32, 1, 1, 4, 1>() : dense.template operator()<32, 1, 1, 1, 2>();
     }
-    if constexpr (kStored != Stored::kBF16) {  // if they fit, all blocks at once
-      if (high) return tiles > 4 * kSms ? dense.template operator()<16, 1, 2>() : dense.template operator()<16, 1, 1>();
-      if (tiles <= 3 * kSms) return dense.template operator()<8, 2, 1>();
-      return tiles <= 5 * kSms ? dense.template operator()<8, 1, 1>() : dense.template operator()<8, 1, 2>();
-    } else {
-      if (tiles <= 2 * kSms) return high ? dense.template operator()<16, 4, 1>() : dense.template operator()<8, 4, 1>();
+    if constexpr (!kOnlyBF16) {  // if they fit, all blocks at once
       if (high)
-        return longest <= 2 * kChunk ? dense.template operator()<16, 1, 4>() : dense.template operator()<16, 1, 2>();
-      if (tiles > 4 * kSms && tiles <= 5 * kSms)  // all blocks at once, which read less ahead
-        return dense.template operator()<8, 1, 1>();
-      dense.template operator()<8, 2, 1>();
+        return tiles > 4 * kSms ? dense.template operator()<16, 1, 1, 2, 3>()
+                                : dense.template operator()<16, 1, 1, 1, 3>();
+      if (tiles <= 3 * kSms) return dense.template operator()<8, 2, 2, 1, 3>();
+      return tiles <= 5 * kSms ? dense.template operator()<8, 1, 1, 1, 5>()
+                               : dense.template operator()<8, 1, 1, 2, 3>();
+    } else {
+      if (tiles <= 2 * kSms)
+        return high ? dense.template operator()<16, 4, 4, 1, 2>() : dense.template operator()<8, 4, 4, 1, 2>();
+      if (high)
+        return longest <= 2 * kChunk ? dense.template operator()<16, 1, 1, 4, 2>()
+                                     : dense.template operator()<16, 1, 1, 2, 3>();
+      if (tiles <= 3 * kSms) return dense.template operator()<8, 3, 3, 1, 3>();
+      if (tiles > 4 * kSms && tiles <= 5 * kSms)  // all blocks at once
+        return dense.template operator()<8, 2, 1, 1, 5>();
+      dense.template operator()<8, 2, 2, 1, 4>();
     }
   };
   if (!f8)

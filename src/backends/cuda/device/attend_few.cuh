@@ -15,7 +15,9 @@
 // alone. Bound by the read of keys and values, few keys by latency.
 #pragma once
 
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/query_tiles.cuh"
 
 namespace calandra::cuda {
@@ -55,21 +57,23 @@ __global__ void __launch_bounds__(PartShared<D>::kThreads)
   using Shared = PartShared<D>;
   constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads, kValues = D / Shared::kWarps;
   Shared& shared = *reinterpret_cast<Shared*>(few_shared);
+  let_next_grid_begin();
   const int b = blockIdx.y, head = blockIdx.x / parts, range = blockIdx.z / kFewParts, part = blockIdx.z % kFewParts;
   const int lane = threadIdx.x % kWarp, value0 = threadIdx.x / kWarp * kValues;
   const QueryTile own(start, b, head, G, int64_t{blockIdx.x} % parts * kFewQueries);
-  if (own.first >= own.count || source.runs(b)) return;
+  if (own.first >= own.count || source.runs(b)) return wait_for_grid();
   const int queries = static_cast<int>(min(own.count - own.first, int64_t{kFewQueries})),
             chunks = static_cast<int>(s.Dh / 8);
   const KeySpan span = source.keys(b);
   const int64_t from = max(span.begin, int64_t{range} * kFewRange),
                 to = min(own.end(source, own.first + queries - 1, span.end), int64_t{range + 1} * kFewRange);
-  if (from >= to) return;
+  if (from >= to) return wait_for_grid();
   const auto key_of = [&](int i) { return int64_t{range} * kFewRange + i / 16 * kTileKeys + part * 16 + i % 16; };
   if (threadIdx.x < Shared::kKeys) {
     const int64_t key = key_of(static_cast<int>(threadIdx.x));
     shared.offsets[threadIdx.x] = key >= from && key < to ? source.offset(b, head, key) : -1;
   }
+  wait_for_grid();
   load_queries<kFewQueries, kChunks, kThreads>(own, q, s.Dh,
                                                [&](int r, int c) { return shared.queries + r * kStride + c * 8; });
   __syncthreads();
@@ -140,6 +144,7 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads,
                 kOwn = kFewQueries * D / kThreads, kValues = D / Shared::kParts;
   Shared& shared = *reinterpret_cast<Shared*>(few_shared);
+  begin_as_follower();
   const int b = blockIdx.y, head = blockIdx.x / parts;
   const int warp = threadIdx.x / kWarp % Shared::kKeyWarps, lane = threadIdx.x % kWarp,
             value0 = threadIdx.x / kWarp / Shared::kKeyWarps * kValues;
@@ -257,8 +262,6 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   }
 }
 
-// Not as followers: with the whole step in one chain of followers it was slower, by 90 us for each layer of attention
-// of 9B and 27B (bench/results/cuda_small_kernels.md).
 template <int D, class Source>
 void attend_few(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
                 int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, const RangeResults& results,
@@ -268,8 +271,8 @@ void attend_few(cudaStream_t stream, const Source& source, const int32_t* start,
     allow_shared<kKernel>(bytes);
     const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
                     static_cast<unsigned>(ranges));
-    kKernel<<<grid, threads, bytes, stream>>>(source, start, static_cast<int>(G), static_cast<int>(parts), q, shape,
-                                              last);
+    launch_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, stream, source, start,
+                    static_cast<int>(G), static_cast<int>(parts), q, shape, last);
   };
   if (results.ranges > 0)
     launch.template operator()<attend_part_kernel<D, Source>>(static_cast<int>(results.ranges) * results.parts,

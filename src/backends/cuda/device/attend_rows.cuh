@@ -7,6 +7,7 @@
 
 #include "backends/cuda/device/attend.cuh"
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/device/segments.cuh"
 #include "ops/batch.h"
@@ -181,11 +182,13 @@ template <int kParts, class Source>
 __global__ void __launch_bounds__(kAttendThreads)
     join_kernel(Source source, AttendShape s, RangeResults results, Output out) {
   constexpr int kAhead = 8;  // a multiple of kParts
+  let_next_grid_begin();
   const int64_t row = blockIdx.x, head = blockIdx.y, d = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x;
-  if (d >= s.D || source.skips(row)) return;
+  if (d >= s.D || source.skips(row)) return wait_for_grid();
   const KeySpan span = source.span(row);
   const int64_t begin = span.begin / results.keys * kParts, end = (span.end + results.keys - 1) / results.keys * kParts,
                 first = results.place(row, s.H, head, 0);
+  wait_for_grid();
   Softmax<1> total;
   for (int64_t at = begin; at < end; at += kAhead) {
     float m[kAhead], l[kAhead], o[kAhead];
@@ -225,7 +228,8 @@ template <int kParts = 1, class Source>
 void join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
                  Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
-  join_kernel<kParts><<<grid, kAttendThreads, 0, stream>>>(source, shape, scratch.results(), out);
+  launch_follower(join_kernel<kParts, Source>, grid, dim3(kAttendThreads), 0, stream, source, shape, scratch.results(),
+                  out);
 }
 
 }  // namespace calandra::cuda

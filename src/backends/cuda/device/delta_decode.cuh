@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, part = lane / 8,
             c = (warp * 8 + lane % 8) * kTogether;
   using Together = float[kTogether];
-  begin_as_follower();
+  let_next_grid_begin();
 
   const int begin = batch.query_start[b], rows = batch.query_start[b + 1] - begin;
   float S[R][kTogether];
@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
   };
 
   if (!batch.runs(b)) {
+    wait_for_grid();
     for (int i = threadIdx.x; i < rows * D; i += kDecodeThreads)
       head[i] = 0, gates[i] = to_float(z[begin + i / D][h * D + i % D]);
   } else {
@@ -158,24 +159,30 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
           store_some(to + int64_t{i} * D, S[r], kTogether, true);
         }
       };
+      wait_for_grid();
       if (segment.drafts_begin == segment.begin) store_state();
       const int count = segment.end - segment.begin, at = segment.begin - begin;
       __syncthreads();
+      // A warp has a row's key, query, value or gate.
 #pragma unroll 1
-      for (int j = warp; j < count; j += kDecodeThreads / kWarp) {
-        const int t = segment.begin + j;
-        const T *k = in.k[t] + hk * D, *q = in.q[t] + hk * D, *v = in.v[t] + h * D, *gate = z[t] + h * D;
-        const float k_scale = l2_scale(k, D, lane), q_scale = l2_scale(q, D, lane);
-#pragma unroll 1
-        for (int i = lane; i < D; i += kWarp) {
-          keys[j * D + i] = __fmul_rn(to_float(k[i]), k_scale);
-          queries[j * D + i] = __fmul_rn(to_float(q[i]), q_scale);
-        }
-#pragma unroll 1
-        for (int i = lane; i < D; i += kWarp) {
-          values[j * D + i] = to_float(v[i]);
-          gates[(at + j) * D + i] = to_float(gate[i]);
-        }
+      for (int i = warp; i < 4 * count; i += kDecodeThreads / kWarp) {
+        const int j = i / 4, what = i % 4, t = segment.begin + j;
+        const T* from = what == 0   ? in.k[t] + hk * D
+                        : what == 1 ? in.q[t] + hk * D
+                        : what == 2 ? in.v[t] + h * D
+                                    : z[t] + h * D;
+        float* to = what == 0   ? keys + j * D
+                    : what == 1 ? queries + j * D
+                    : what == 2 ? values + j * D
+                                : gates + (at + j) * D;
+        float x[D / kWarp], squares = 0;
+#pragma unroll
+        for (int n = 0; n < D / kWarp; ++n) x[n] = to_float(from[n * kWarp + lane]);
+#pragma unroll
+        for (int n = 0; n < D / kWarp; ++n) squares = fmaf(x[n], x[n], squares);
+        const float scale = what < 2 ? 1.0f / sqrtf(warp_sum(squares) + 1e-6f) : 1;
+#pragma unroll
+        for (int n = 0; n < D / kWarp; ++n) to[n * kWarp + lane] = what < 2 ? __fmul_rn(x[n], scale) : x[n];
       }
       if (threadIdx.x < count) {
         const int64_t row = (int64_t{segment.begin} + threadIdx.x) * s.Hv + h;

@@ -81,27 +81,23 @@ constexpr int kRouteWords = 2 * kTileWarps * 8 * kTile;  // of shared memory tha
 // Formats of the weights of a launch.
 enum class Stored { kBF16, kF8, kBoth };
 
-// Blocks of a multiprocessor that their registers leave room for.
-constexpr int blocks_of_few_rows(bool f8, int rows, int ahead, int tiles) {
-  if (rows > kMostRows) return tiles > 1 ? 1 : 2;
-  if (ahead * tiles > 2) return 2;
-  if (rows > 8) return 3;
-  return ahead * tiles == 1 ? 5 : f8 ? 3 : 4;
-}
-
-template <int kRows, int kTiles>
+// A block: kRows rows (8, 16, 32 or 64) of x and kTiles tiles of outputs; kAhead chunks of weights are read at once,
+// and kX of x; kBlocks of a multiprocessor, which their registers leave room for.
+template <int kRows_, int kAhead_, int kX_, int kTiles_, int kBlocks_>
 struct FewRowsShape {
+  static constexpr int kRows = kRows_, kAhead = kAhead_, kX = kX_, kTiles = kTiles_, kBlocks = kBlocks_;
   static constexpr bool kHigh = kRows > 8;                       // the upper 8 rows of an instruction's 16, too
   static constexpr int kGroups = kHigh ? kRows / kMostRows : 1;  // of 16 rows
   static constexpr int kAtOnce = kGroups > 1 ? 1 : kTiles;       // tiles whose sums are in shared memory
+  static_assert(kAhead % kX == 0);
   using Sums = float[kAtOnce][kTileWarps][kRows][kTile];
 };
 
 // A block of part p. `index`: its number among those of the same rows.
-template <bool kF8, int kRows, int kAhead, int kTiles, bool kGrouped, bool kAligned>
+template <bool kF8, class Shape, bool kGrouped, bool kAligned>
 __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsPart& p, int index,
-                                            typename FewRowsShape<kRows, kTiles>::Sums& sums, ChoiceGroup& chosen) {
-  using Shape = FewRowsShape<kRows, kTiles>;
+                                            typename Shape::Sums& sums, ChoiceGroup& chosen) {
+  constexpr int kRows = Shape::kRows, kAhead = Shape::kAhead, kX = Shape::kX, kTiles = Shape::kTiles;
   constexpr bool kHigh = Shape::kHigh;
   constexpr int kGroups = Shape::kGroups, kAtOnce = Shape::kAtOnce;
   using Product = ChunkProduct<kF8>;
@@ -111,7 +107,7 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
   int block = index - p.first_block, own = rows;
   const bool grouped = kGrouped && p.expert_bytes != 0;
   if (grouped) {
-    wait_for_grid();
+    wait_and_let_next_grid_begin();
     const int blocks = p.blocks(kTiles), slot = block / blocks;
     block %= blocks;
     if (slot >= rows * a.top_k) return;
@@ -156,7 +152,7 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
       high_row[group] = kHigh ? x_row(group * kMostRows + g + 8) : nullptr;
     bool waited = grouped;
     for (int begin = 0; begin < p.value_bytes; begin += kAhead * kChunk) {
-      uint4 w[kAhead][kTiles][2], low[kAhead][Product::kOwn], high[kAhead][Product::kOwn];
+      uint4 w[kAhead][kTiles][2];
       float scale[kAhead][kTiles][2];
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
@@ -176,27 +172,31 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
                                       : 0;
         }
       }
-      if (!waited) wait_for_grid(), waited = true;
+      if (!waited) wait_and_let_next_grid_begin(), waited = true;
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
+      for (int group = 0; group < kGroups; ++group)
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u)
+        for (int first = 0; first < kAhead; first += kX) {
+          uint4 low[kX][Product::kOwn], high[kX][Product::kOwn];
 #pragma unroll
-          for (int i = 0; i < Product::kOwn; ++i) {
-            const int k = (begin + u * kChunk) / Product::kSize + warp * Product::kInputs + Product::input(i, t);
-            const bf16_t *l = low_row[group], *h = high_row[group];
-            low[u][i] = l != nullptr && k < p.K ? x_at<kAligned>(l, k, p.K) : uint4{};
-            high[u][i] = h != nullptr && k < p.K ? x_at<kAligned>(h, k, p.K) : uint4{};
-          }
+          for (int u = 0; u < kX; ++u)
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u)
+            for (int i = 0; i < Product::kOwn; ++i) {
+              const int chunk = begin + (first + u) * kChunk,
+                        k = chunk / Product::kSize + warp * Product::kInputs + Product::input(i, t);
+              const bf16_t *l = low_row[group], *h = high_row[group];
+              low[u][i] = l != nullptr && k < p.K ? x_at<kAligned>(l, k, p.K) : uint4{};
+              high[u][i] = h != nullptr && k < p.K ? x_at<kAligned>(h, k, p.K) : uint4{};
+            }
 #pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile)
-            Product::add(sum[group][tile], low[u], high[u], w[u][tile], scale[u][tile]);
-      }
+          for (int u = 0; u < kX; ++u)
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile)
+              Product::add(sum[group][tile], low[u], high[u], w[first + u][tile], scale[first + u][tile]);
+        }
     }
   } else if (!grouped) {
-    wait_for_grid();
+    wait_and_let_next_grid_begin();
   }
 #pragma unroll
   for (int first = 0; first < kTiles; first += kAtOnce) {
@@ -231,24 +231,21 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
   }
 }
 
-// kRows: of a block, 8, 16, 32 or 64; kGrouped: the last part has experts, with up to 16. Code that a launch does not
-// need is not in it: what is small runs often, and its instructions come from the caches too.
-template <Stored kStored, int kRows, int kAhead, int kTiles, bool kGrouped, bool kAligned>
-__global__ void __launch_bounds__(kTileWarps* kWarp,
-                                  blocks_of_few_rows(kStored != Stored::kBF16, kRows, kAhead, kTiles))
-    few_rows(const __grid_constant__ FewRowsArgs a) {
-  __shared__ typename FewRowsShape<kRows, kTiles>::Sums sums;
+// kGrouped: the last part has experts, with up to 16 rows. Code that a launch does not need is not in it: what is small
+// runs often, and its instructions come from the caches too.
+template <Stored kStored, class Shape, bool kGrouped, bool kAligned>
+__global__ void __launch_bounds__(kTileWarps* kWarp, Shape::kBlocks) few_rows(const __grid_constant__ FewRowsArgs a) {
+  __shared__ typename Shape::Sums sums;
   __shared__ ChoiceGroup chosen;
   // Blocks of the same weights follow each other, so that these come from the caches.
   const int index = static_cast<int>(a.row_tiles == 1 ? blockIdx.x : blockIdx.x / a.row_tiles);
   int number = 0;
   while (number + 1 < a.parts && index >= a.part[number + 1].first_block) ++number;
   const FewRowsPart& p = a.part[number];
-  let_next_grid_begin();
   if (kStored == Stored::kF8 || (kStored == Stored::kBoth && p.f8))
-    few_rows_of<true, kRows, kAhead, kTiles, kGrouped, kAligned>(a, p, index, sums, chosen);
+    few_rows_of<true, Shape, kGrouped, kAligned>(a, p, index, sums, chosen);
   else if constexpr (kStored != Stored::kF8)
-    few_rows_of<false, kRows, kAhead, kTiles, kGrouped, kAligned>(a, p, index, sums, chosen);
+    few_rows_of<false, Shape, kGrouped, kAligned>(a, p, index, sums, chosen);
 }
 
 }  // namespace calandra::cuda

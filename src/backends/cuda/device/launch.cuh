@@ -10,22 +10,29 @@ namespace calandra::cuda {
 
 constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
 
+// Percent of a multiprocessor's memory for shared memory that followers ask for, 64 kB. All the same: where they
+// differ, a multiprocessor cannot change before it is idle, which it never is in a chain of followers, and products
+// that read through what is left of the cache for them took twice as long (bench/results/cuda_small_kernels.md).
+constexpr unsigned kPreferredShared = 25;
+
 // The same with blocks in clusters; `cluster` divides the grid.
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster, size_t shared_bytes,
                      cudaStream_t stream, Arguments&&... arguments) {
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[1].val.sharedMemCarveout = kPreferredShared;
+  attributes[2].id = cudaLaunchAttributeClusterDimension;
+  attributes[2].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
+  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 3 : 2;
   cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);  // `launched` looks at the last error
 }
 

@@ -26,16 +26,21 @@ __device__ __forceinline__ void mma_step(float (&d)[4], const uint4& low, const 
   mma_bf16(d, low.z, high.z, low.w, high.w, b.z, b.w);
 }
 
-// Two numbers of f8_e4m3 as bf16, exactly.
-__device__ __forceinline__ uint32_t bf16x2_of_e4m3x2(uint16_t pair) {
-  const __half2_raw half = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
-  const float2 wide = __half22float2(__half2(half));
-  const __nv_bfloat162 narrow = __floats2bfloat162_rn(wide.x, wide.y);
-  return reinterpret_cast<const uint32_t&>(narrow);
+// The first or second two of four numbers of f8_e4m3 as bf16, exactly but for NaNs, which become 480: packed weights
+// have those in their scales (packed_rows.h). A number's bits at their places of a bf16 are 2^-120 times it, if it is
+// subnormal too.
+template <int kPair>
+__device__ __forceinline__ uint32_t bf16x2_of_e4m3(uint32_t four) {
+  uint32_t bits;  // each byte, and its sign eight times above it
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(bits) : "r"(four), "n"(kPair == 0 ? 0x9180 : 0xb3a2));
+  bits = bits << 4 & 0x87f087f0u;
+  const uint32_t scale = 0x7b807b80u;  // 2^120
+  const __nv_bfloat162 two =
+      __hmul2(reinterpret_cast<const __nv_bfloat162&>(bits), reinterpret_cast<const __nv_bfloat162&>(scale));
+  return reinterpret_cast<const uint32_t&>(two);
 }
 __device__ __forceinline__ uint4 bf16x8_of_e4m3x8(const uint2& v) {
-  return {bf16x2_of_e4m3x2(static_cast<uint16_t>(v.x)), bf16x2_of_e4m3x2(static_cast<uint16_t>(v.x >> 16)),
-          bf16x2_of_e4m3x2(static_cast<uint16_t>(v.y)), bf16x2_of_e4m3x2(static_cast<uint16_t>(v.y >> 16))};
+  return {bf16x2_of_e4m3<0>(v.x), bf16x2_of_e4m3<1>(v.x), bf16x2_of_e4m3<0>(v.y), bf16x2_of_e4m3<1>(v.y)};
 }
 
 }  // namespace calandra::cuda

@@ -1,7 +1,9 @@
 // Hopper's asynchronous copies and the order between kernels, as PTX.
 //   barriers   count the bytes of copies from global to shared memory and the threads that have read them
 //   grids      a kernel that is launched as a follower (launch.cuh) may begin while the one before it still runs; what
-//              that one writes may be read, and what it reads written, only behind wait_for_grid()
+//              that one writes may be read, and what it reads written, only behind wait_for_grid(). Products let the
+//              next kernel begin behind their own wait: what was written before a product, all kernels behind it can
+//              read at once (a layer's: batch, slots and pages of earlier steps)
 #pragma once
 
 #include <cstddef>
@@ -55,6 +57,12 @@ __device__ __forceinline__ void wait_for_grid() { asm volatile("griddepcontrol.w
 // The kernel behind this one may begin once every block has said so.
 __device__ __forceinline__ void let_next_grid_begin() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// In this order the next kernel's blocks begin when all kernels before this one have ended.
+__device__ __forceinline__ void wait_and_let_next_grid_begin() {
+  wait_for_grid();
+  let_next_grid_begin();
 }
 
 // A kernel that has nothing to do before.

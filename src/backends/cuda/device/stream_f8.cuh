@@ -83,10 +83,10 @@ struct WarpStage {
       const uint32_t lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        a[i][0] = bf16x2_of_e4m3x2(static_cast<uint16_t>(lows[i]));
-        a[i][1] = bf16x2_of_e4m3x2(static_cast<uint16_t>(highs[i]));
-        a[i][2] = bf16x2_of_e4m3x2(static_cast<uint16_t>(lows[i] >> 16));
-        a[i][3] = bf16x2_of_e4m3x2(static_cast<uint16_t>(highs[i] >> 16));
+        a[i][0] = bf16x2_of_e4m3<0>(lows[i]);
+        a[i][1] = bf16x2_of_e4m3<0>(highs[i]);
+        a[i][2] = bf16x2_of_e4m3<1>(lows[i]);
+        a[i][3] = bf16x2_of_e4m3<1>(highs[i]);
       }
 #pragma unroll
       for (int n = 0; n < kRows / 8; ++n)
@@ -115,7 +115,7 @@ struct WarpgroupStage {
     for (int j = 0; j < kStreamInputs / 16; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        w[j][e] = bf16x2_of_e4m3x2(
+        w[j][e] = bf16x2_of_e4m3<0>(
             *reinterpret_cast<const uint16_t*>(from + (j ^ g) * 16 + e / 2 * 8 + e % 2 * 8 * kStreamInputs));
   }
   // Rows r0 to r0 + kWidth - 1.
@@ -156,7 +156,6 @@ __global__ void __launch_bounds__(kStreamThreads, StreamStage<kRows>::kBlocks)
     barrier_init_done();
   }
   __syncthreads();
-  let_next_grid_begin();
 
   const auto load_weights = [&](int i) {
     uint64_t* barrier = &full[i % kStages];
@@ -178,7 +177,7 @@ __global__ void __launch_bounds__(kStreamThreads, StreamStage<kRows>::kBlocks)
   const int early = min(kStages, count);
   if (threadIdx.x == 0)
     for (int i = 0; i < early; ++i) load_weights(i);
-  wait_for_grid();
+  wait_and_let_next_grid_begin();
   if (threadIdx.x == 0)
     for (int i = 0; i < early; ++i) load_x(i);
   __syncwarp();
