@@ -21,7 +21,6 @@ constexpr double kFillShare = 0.002;    // of all time, for entries that no draf
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
-constexpr int kQuietSteps = 8;          // to one choice, while nothing is drafted
 constexpr int kMostProbes = 8;          // sequences probed together: a draft pass costs little more for several
 
 }  // namespace
@@ -177,7 +176,7 @@ bool DraftLength::measure_plain() {
 // only, and a wrong belief that keeps it from being chosen would keep it from being measured.
 bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k) {
   const double without = seconds(chosen_), speed = chosen_.tokens / without;
-  trial_seconds_ += kTrialShare * (quiet_seconds_ + without);
+  trial_seconds_ += kTrialShare * without;
   for (int tried = 0; tried < options_.most_drafts; ++tried, next_trial_ = 1 + next_trial_ % options_.most_drafts) {
     plan_ = plain_;
     for (const Draft& draft : drafts_)
@@ -209,7 +208,7 @@ void DraftLength::probe(std::span<const DraftCandidate> candidates, std::vector<
     return a_steps != b_steps ? a_steps > b_steps : a < b;
   });
   idle_.erase(again + count, idle_.end());
-  probe_seconds_ += kProbeShare * (quiet_seconds_ + seconds(chosen_));
+  probe_seconds_ += kProbeShare * seconds(chosen_);
   const std::span<const int32_t> all(idle_);
   const auto succeeded = static_cast<size_t>(again - idle_.begin());
   pay_for_probes(candidates, all.first(succeeded), true, k);
@@ -257,15 +256,6 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
   if (step_correction_.guesses(plain_.step.rows)) return;
   fill_seconds_ += kFillShare * plain_seconds_;
   decided_ = true;
-  // Choosing takes time too, and what it would find does not change fast.
-  int64_t offered = 0;
-  for (const DraftCandidate& candidate : candidates) offered += candidate.most_drafts;
-  if (quiet_steps_ > 0 && quiet_steps_ < kQuietSteps && offered == quiet_offer_ && !reads_prompts) {
-    ++quiet_steps_;
-    quiet_seconds_ += plain_seconds_;
-    age(candidates, k);
-    return;
-  }
   rank(candidates);
   choose_best(candidates, k);
   for (size_t i = 0; i < k.size(); ++i)
@@ -278,20 +268,12 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
     std::fill(k.begin(), k.end(), 0);
   else if (reads_prompts || !try_another(candidates, k))
     probe(candidates, k);
-  quiet_seconds_ = 0;
-  quiet_steps_ = age(candidates, k) == 0 && !drafting_ ? 1 : 0;
-  quiet_offer_ = offered;
-}
-
-// Returns the most drafts of a sequence.
-int DraftLength::age(std::span<const DraftCandidate> candidates, std::span<const int> k) {
   int most = 0;
   for (size_t i = 0; i < k.size(); ++i) {
     if (candidates[i].most_drafts > 0) acceptance_.age(*candidates[i].acceptance, k[i]);
     most = std::max(most, k[i]);
   }
   acceptance_.age_means(most);
-  return most;
 }
 
 }  // namespace calandra

@@ -6,8 +6,6 @@
 // For a bounded share of time, sequences without drafts are probed, since acceptance changes, and other numbers of
 // drafts are tried, since times do. The time without drafts, which all is compared with, is measured before.
 //
-// Choosing takes time too: a choice of no drafts stands for a few steps, unless more or fewer can be had.
-//
 // Steps that also read prompts are decided as if they did not: what a draft saves is a row of a later step, and what it
 // costs beside a prompt is not known better. Their times teach nothing, as rows of prompts are cheaper.
 //
@@ -85,7 +83,6 @@ class DraftLength {
   bool measure_plain();
   bool try_another(std::span<const DraftCandidate> candidates, std::vector<int>& k);
   void probe(std::span<const DraftCandidate> candidates, std::vector<int>& k);
-  int age(std::span<const DraftCandidate> candidates, std::span<const int> k);
   void pay_for_probes(std::span<const DraftCandidate> candidates, std::span<const int32_t> probes, bool on_credit,
                       std::vector<int>& k);
 
@@ -95,9 +92,6 @@ class DraftLength {
   DraftAcceptance acceptance_;
   bool drafting_ = false;         // the last choice had drafts
   bool decided_ = false;          // there was one
-  int quiet_steps_ = 0;           // since one was no drafts, itself included; 0: there were some
-  int64_t quiet_offer_ = 0;       // drafts that might have been, then
-  double quiet_seconds_ = 0;      // of the steps behind it without drafts
   double plain_saved_ = 0;        // seconds saved up for steps without drafts
   int plain_again_ = 0;           // such steps so far that were faster than predicted, in a row
   bool measuring_plain_ = false;  // in the last choice

@@ -484,38 +484,6 @@ TEST(DraftLength, EntriesToCatchUpWithCost) {
   EXPECT_EQ(k[0], 0);
 }
 
-TEST(DraftLength, AChoiceOfNoneStandsForAFewSteps) {
-  const Machine machine = cpu(1, 1);
-  const DraftLengthOptions options{.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}};
-  DraftLength length(machine.target, machine.draft_pass, options);
-  measure(length, 1, 1000);
-  SequenceAcceptance sequence;
-  std::vector<int> k;
-  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 4000}}, false, k);
-  ASSERT_EQ(k[0], 0);
-  int steps = 0;
-  for (; k[0] == 0; ++steps) {
-    ASSERT_LT(steps, 8);
-    length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 1, 0}}, false, k);
-  }
-  EXPECT_EQ(steps, 8);
-}
-
-// An n-gram drafter has none until it finds some.
-TEST(DraftLength, DraftsThatCouldNotBeHadBeforeAreChosenAtOnce) {
-  const Machine machine = cpu(1, 1);
-  DraftLength length(machine.target, {}, {.speed = {machine.bytes_per_second, machine.flops_per_second}});
-  measure(length, 1, 1000);
-  SequenceAcceptance sequence;
-  std::vector<int> k;
-  for (int i = 0; i < 3; ++i) {
-    length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 0, 0}}, false, k);
-    ASSERT_EQ(k[0], 0);
-  }
-  length.choose(std::vector<DraftCandidate>{{&sequence, 1000, 4, 0}}, false, k);
-  EXPECT_GT(k[0], 0);
-}
-
 TEST(DraftLength, FixedLengthsAreKept) {
   const Machine machine = expensive_head();
   DraftLengthOptions options{.most_drafts = 3, .adaptive = false, .speed = {1e9, 1e9}};
