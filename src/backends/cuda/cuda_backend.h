@@ -9,6 +9,7 @@
 //   attention_inputs.cu   delta_mixer.cu   lightning_mixer.cu    several ops of a mixer as one kernel
 //   linear_few_rows.{h,cu}    products of up to 16 rows, what linear.cu and moe.cu launch
 //   linear_gemm.{h,cu}   moe_gemm.{h,cu}   delta_chunks.{h,cu}    products and the delta rule of many rows
+//   packed_rows.{h,cu}   how weights lie in the device's memory
 //   graph.cc          recordings of steps
 //   measure.cu        for benches: the memory's speed, times of kernels
 //   device/           what kernels share: loads, reductions, segments, the attention and recurrence loops

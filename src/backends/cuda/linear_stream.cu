@@ -102,7 +102,7 @@ void StreamLaunch::launch(cudaStream_t stream) {
   allow_shared<stream_f8<kRows>>(kBytes);
   const auto splits = static_cast<unsigned>(args_.splits);
   launch_clusters(stream_f8<kRows>, dim3(static_cast<unsigned>(tiles_) * splits), dim3(kStreamThreads), dim3(splits),
-                  kBytes, stream, args_);
+                  kBytes, stream, Split::kForMostBlocks, args_);
 }
 
 void StreamLaunch::run(cudaStream_t stream) {

@@ -1,8 +1,6 @@
 // NaNs of f8 weights (packed_rows.h). A warp has one block of a row's scales; bound by memory, once at the start.
 #include "backends/cuda/packed_rows.h"
 
-#include <cuda_fp8.h>
-
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
 

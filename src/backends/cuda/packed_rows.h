@@ -1,6 +1,7 @@
 // How a weight [N, K] lies in device memory: row by row, K values padded with zeros to a multiple of 32, so that
 // kernels read whole steps of their sums with 16 bytes a thread; of f8_e4m3, the row's scales behind them. A block of
-// scales that has a NaN has a NaN as its scale, since kernels need not convert NaNs.
+// scales that has a NaN has a NaN as its scale, since kernels need not convert NaNs: an embedding's row has more NaNs
+// then than were stored, sums have the same.
 #pragma once
 
 #include <cuda_runtime.h>

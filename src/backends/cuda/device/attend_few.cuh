@@ -271,8 +271,8 @@ void attend_few(cudaStream_t stream, const Source& source, const int32_t* start,
     allow_shared<kKernel>(bytes);
     const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
                     static_cast<unsigned>(ranges));
-    launch_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, stream, source, start,
-                    static_cast<int>(G), static_cast<int>(parts), q, shape, last);
+    launch_large_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, sequences * most_rows, stream,
+                          source, start, static_cast<int>(G), static_cast<int>(parts), q, shape, last);
   };
   if (results.ranges > 0)
     launch.template operator()<attend_part_kernel<D, Source>>(static_cast<int>(results.ranges) * results.parts,

@@ -1,10 +1,10 @@
 // The gated delta rule and the gated norm behind it, for few rows of each sequence. The operations are those of
 // device/recur.cuh and norm.cu, and so are the bits.
 //
-// A block has one sequence and one value head, whose state is in its registers: a thread has two
-// neighbouring columns and, as there, every fourth row of them. Everything
-// that the rows need is staged at once, in 16 (5 kHeadDim + 2) floats of shared memory. Bound by the read and write of
-// S, at batch 1 by latency.
+// A block has one sequence and one value head, whose state is in its registers: a thread has four neighbouring columns
+// and, as there, every fourth row of them. The state, with what is pending folded in, is read before the wait for the
+// kernel in front; then everything that the rows need is staged at once, in 16 (5 kHeadDim + 2) floats of shared
+// memory. Bound by the read and write of S, at batch 1 by latency.
 #pragma once
 
 #include "backends/cuda/device/pipeline.cuh"

@@ -10,36 +10,53 @@ namespace calandra::cuda {
 
 constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
 
-// Percent of a multiprocessor's memory for shared memory that followers ask for, 64 kB. All the same: where they
-// differ, a multiprocessor cannot change before it is idle, which it never is in a chain of followers, and products
-// that read through what is left of the cache for them took twice as long (bench/results/cuda_small_kernels.md).
-constexpr unsigned kPreferredShared = 25;
+// How much of a multiprocessor's memory is to be shared memory; the rest is cache.
+enum class Split {
+  // 64 kB if a block needs no more. A multiprocessor changes its split when it is idle, which it hardly ever is in a
+  // chain of followers, and few rows' products that read through the cache that another kernel's split had left took
+  // twice as long (bench/results/cuda_small_kernels.md). So what runs in a step of few rows asks for the same.
+  kAlike,
+  kForMostBlocks,  // as the kernel's blocks fit best
+};
 
-// The same with blocks in clusters; `cluster` divides the grid.
+// Blocks in clusters; `cluster` divides the grid.
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster, size_t shared_bytes,
-                     cudaStream_t stream, Arguments&&... arguments) {
+                     cudaStream_t stream, Split split, Arguments&&... arguments) {
+  constexpr unsigned kPercent = 25;
   cudaLaunchAttribute attributes[3] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-  attributes[1].val.sharedMemCarveout = kPreferredShared;
-  attributes[2].id = cudaLaunchAttributeClusterDimension;
-  attributes[2].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 3 : 2;
+  const auto next = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = id;
+    return attribute.val;
+  };
+  next(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (split == Split::kAlike) next(cudaLaunchAttributePreferredSharedMemoryCarveout).sharedMemCarveout = kPercent;
+  if (cluster.x * cluster.y * cluster.z > 1)
+    next(cudaLaunchAttributeClusterDimension).clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);  // `launched` looks at the last error
 }
 
 template <class... Parameters, class... Arguments>
 void launch_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                      Arguments&&... arguments) {
-  launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, std::forward<Arguments>(arguments)...);
+  launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, Split::kAlike,
+                  std::forward<Arguments>(arguments)...);
+}
+
+// The same of a kernel whose blocks need much shared memory, for a batch of `rows` rows.
+template <class... Parameters, class... Arguments>
+void launch_large_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, int64_t rows,
+                           cudaStream_t stream, Arguments&&... arguments) {
+  constexpr int64_t kRowsOfFew = 16;  // beyond, products do not read through the cache
+  launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream,
+                  rows <= kRowsOfFew ? Split::kAlike : Split::kForMostBlocks, std::forward<Arguments>(arguments)...);
 }
 
 // Lets blocks of the kernel have more than 48 kB of shared memory of a launch: `bytes`, the same each time. Told once
