@@ -149,8 +149,7 @@ void spell_text(json::object& object) {
   if ((least == nullptr && most == nullptr) || !is_count(least) || !is_count(most)) return;
   const int64_t lowest = least == nullptr ? 0 : least->get_int64();
   if (most != nullptr && most->get_int64() < lowest) return;
-  object["pattern"] =
-      fmt::format("{}{},{}}}$", kAnyText, lowest, most == nullptr ? std::string() : std::to_string(most->get_int64()));
+  object["pattern"] = fmt::format("{}{},{}}}$", kAnyText, lowest, most == nullptr ? kMostText : most->get_int64());
   object.erase("minLength");
   object.erase("maxLength");
 }

@@ -9,6 +9,7 @@
 #include "structured/grammar_compiler.h"
 #include "structured/grammar_rows.h"
 #include "structured/requested_form.h"
+#include "structured/schema_spelling.h"
 #include "text/utf8.h"
 
 namespace calandra {
@@ -136,6 +137,11 @@ TEST(Structured, FormatsTakeOnlyWhatIsValid) {
   const json::object result = grammar_row(row);
   EXPECT_EQ(result.at("accepted"), json::array({true})) << to_json(result);
   EXPECT_EQ(result.at("rejected"), json::array({true, true, true, true})) << to_json(result);
+}
+
+TEST(Structured, TextsWithoutAMaxLengthHaveAnUpperBound) {
+  const json::value spelled = spelled_schema(json::object{{"type", "string"}, {"minLength", 3000}});
+  EXPECT_TRUE(std::string_view(spelled.at("pattern").as_string()).ends_with("{3000,1073741824}$")) << to_json(spelled);
 }
 
 // Answers that take whatever byte breaks texts, wherever one is allowed.

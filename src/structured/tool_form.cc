@@ -153,10 +153,10 @@ class XmlArguments {
     const json::value* least = find_field(schema, "minLength");
     const json::value* most = find_field(schema, "maxLength");
     if (least == nullptr && most == nullptr) return free_text();
-    const auto number = [](const json::value* value) {
-      return value != nullptr && value->is_int64() ? std::to_string(value->get_int64()) : std::string();
+    const auto number = [](const json::value* value, int64_t otherwise) {
+      return value != nullptr && value->is_int64() ? value->get_int64() : otherwise;
     };
-    return pattern(fmt::format("{}{{{},{}}}", kAnyXmlText, least == nullptr ? "0" : number(least), number(most)));
+    return pattern(fmt::format("{}{{{},{}}}", kAnyXmlText, number(least, 0), number(most, kMostText)));
   }
 
   const json::object& parameters_;
