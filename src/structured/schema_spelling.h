@@ -21,7 +21,7 @@ bool is_length_pattern(std::string_view pattern);
 
 // Letters of a text without maxLength. Without any upper bound xgrammar follows each letter as each of the first
 // minLength and as one of those behind them.
-constexpr int64_t kMostText = int64_t{1} << 30;
+inline constexpr int64_t kMostText = int64_t{1} << 30;
 
 // The same schema, or one that allows less: lengths and formats are patterns (xgrammar's own let control characters and
 // invalid values through), patterns are spelled as above, a schema of no type has the one that its keywords speak of,

@@ -154,7 +154,9 @@ class XmlArguments {
     const json::value* most = find_field(schema, "maxLength");
     if (least == nullptr && most == nullptr) return free_text();
     const auto number = [](const json::value* value, int64_t otherwise) {
-      return value != nullptr && value->is_int64() ? value->get_int64() : otherwise;
+      if (value == nullptr) return otherwise;
+      if (!value->is_int64()) throw Refused{"minLength and maxLength must be whole numbers"};
+      return value->get_int64();
     };
     return pattern(fmt::format("{}{{{},{}}}", kAnyXmlText, number(least, 0), number(most, kMostText)));
   }

@@ -116,6 +116,17 @@ std::string wander(const Grammar& grammar, std::mt19937& random) {
   return walk.may_end() ? walk.text() : "";
 }
 
+TEST(ToolForm, ALengthThatIsNoWholeNumberIsNotPassedOver) {
+  for (const char* key : {"minLength", "maxLength"}) {
+    json::array list = tools();
+    list[1].at("function").at("parameters").at("properties").at("short").as_object()[key] = 2.5;
+    const auto form = tool_form(list, {.format = ToolFormat::kQwen3Coder});
+    const auto* error = std::get_if<RequestError>(&form);
+    ASSERT_NE(error, nullptr) << key;
+    EXPECT_NE(error->message.find("whole numbers"), std::string::npos) << error->message;
+  }
+}
+
 TEST(ToolForm, WhatIsAllowedIsReadAsValidCalls) {
   GrammarCompiler compiler = bytes_compiler();
   const json::array list = tools();
