@@ -156,6 +156,9 @@ class DeferredBackend : public Base {
   void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override {
     later([=, this]() mutable { Base::commit_slots(ctx, hidden, slots, batch); });
   }
+  void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) override {
+    later([=, this]() mutable { Base::write_ring(ctx, hidden, ring, batch); });
+  }
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override {
     queue_.run_all();

@@ -33,6 +33,7 @@ Batch lay_out(Cursor& cursor, const BatchSizes& n) {
   batch.state_src = cursor.take({n.segments});
   batch.state_dst = cursor.take({n.segments});
   if (n.image_rows > 0) batch.image_rows = cursor.take({n.image_rows});
+  if (!n.mtp) batch.lane = cursor.take({n.sequences});
   if (n.mtp) {
     batch.mtp.positions = cursor.take({3, n.rows});
     batch.mtp.first_key = cursor.take({n.sequences});

@@ -17,7 +17,9 @@ constexpr double kLeastPlain = 0.2;     // of such a step, for one of them
 constexpr int kFirstPlain = 4;          // steps with drafts before the first of them
 constexpr int kMostAgain = 4;           // such steps in a row, when they are faster than was predicted ...
 constexpr double kFaster = 0.9;         // ... by so much
-constexpr double kFillShare = 0.002;    // of all time, for entries that no draft waits for
+constexpr double kFillShare = 0.002;    // of all time, for entries that no draft waits for, until it is seen ...
+constexpr double kLeastWorth = 0.05;    // ... that nothing comes of drafts; then so much of that
+constexpr double kWorthWeight = 0.04;   // of a probe, in the mean of what the last ones brought in
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
@@ -61,7 +63,10 @@ void DraftLength::observe_drafting(std::span<const StepShape> passes, double sec
 void DraftLength::observe_drafts(SequenceAcceptance& sequence, int drafted, int accepted) {
   acceptance_.observe(sequence, drafted, accepted);
   if (sequence.probe_seconds == 0) return;
-  probe_seconds_ += accepted * token_seconds_;  // what it brought in: probes that pay are not rare
+  const double brought_in = accepted * token_seconds_;
+  probe_seconds_ += brought_in;  // probes that pay are not rare
+  worth_ += kWorthWeight * (std::min(1.0, brought_in / sequence.probe_seconds) - worth_);
+  worth_ = std::max(kLeastWorth, worth_);
   sequence.probe_seconds = 0;
   sequence.probe_succeeded = accepted > 0;
 }
@@ -156,6 +161,7 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     next_plain_ = kFirstPlain;
   }
   drafting_ = best_depth > 0;
+  if (drafting_) worth_ = 1;
 }
 
 // Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
@@ -254,7 +260,7 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
   }
   begin(candidates);
   if (step_correction_.guesses(plain_.step.rows)) return;
-  fill_seconds_ += kFillShare * plain_seconds_;
+  fill_seconds_ += worth_ * kFillShare * plain_seconds_;
   decided_ = true;
   rank(candidates);
   choose_best(candidates, k);

@@ -44,7 +44,8 @@ class DraftLength {
   void choose(std::span<const DraftCandidate> candidates, bool reads_prompts, std::vector<int>& k);
 
   // Whether entries of the drafter that no draft waits for are to be written, in a pass like this: while drafts are
-  // made, and else for a bounded share of time, so that some sequences show what drafts would be worth.
+  // made, and else for a bounded share of time, so that some sequences show what drafts would be worth; a small one
+  // where nothing came of them.
   bool fills(const StepShape& pass);
 
   // The last choice was no drafts, only to measure how long that takes.
@@ -99,6 +100,7 @@ class DraftLength {
   int64_t next_plain_ = 0;        // how many of them there are before a step without
   double fill_seconds_ = 0;       // saved up for entries that no draft waits for
   double probe_seconds_ = 0;      // saved up for probes
+  double worth_ = 1;              // what the last ones brought in of what they cost; 1 while drafts are made
   double trial_seconds_ = 0;      // saved up for other numbers of drafts
   int next_trial_ = 1;            // drafts of each sequence
   double plain_seconds_ = 0;      // of the step at hand without drafts

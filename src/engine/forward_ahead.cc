@@ -96,6 +96,7 @@ Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {
   put_listed_tokens(step.batch);
   ExecContext ctx = context(nullptr);
   ops::advance(ctx, verified(std::ssize(parts)), step.batch);
+  ++steps_;
   const Tensor hidden = run_forward(step, nullptr);
   for (const AheadPart& part : parts) ++part.sequence->computed;
   return hidden;

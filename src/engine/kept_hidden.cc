@@ -41,33 +41,25 @@ const ModelRunner::StepRows* ModelRunner::step_rows(const Sequence& s) const {
   return steps_ > 0 && rows.step == steps_ ? &rows : nullptr;
 }
 
-// Lists the rows of tokens [begin, begin + count) of a sequence for the ring, those of its drafts too: those that are
-// accepted count from then on, the others are overwritten. What does not fit into the ring together with the row before
-// it is kept beside.
-void ModelRunner::remember_hidden(const Sequence& s, int64_t begin, int64_t count, const Tensor& hidden, int64_t row) {
-  if (limits_.hidden_ring == 0) return;
-  const int64_t end = begin + count;
-  if (count >= limits_.hidden_ring) {
-    backend_.copy_bytes(kept_[step_row(row)].data(), hidden[row].data(), count * kept_[0].bytes());
-    const bool before = begin > 0 && s.ring_begin < begin;
-    if (before)
-      backend_.copy_bytes(kept_[row_before(s)].data(), kept_[ring_row(s, begin - 1)].data(), kept_[0].bytes());
-    step_rows_[s.lane] = {steps_, begin, end, row, before};
-  }
-  for (int64_t token = std::max(begin, end - limits_.hidden_ring); token < end; ++token) {
-    from_rows_.push_back(static_cast<int32_t>(row + token - begin));
-    to_rows_.push_back(ring_row(s, token));
-  }
+// A step is about to write the rows of tokens [begin, begin + count) of a sequence, those of its drafts too: those that
+// are accepted count from then on, the others are overwritten. What does not fit into the ring together with the row
+// before it will be kept beside.
+void ModelRunner::keep_step_rows(const Sequence& s, int64_t begin, int64_t count, int64_t row) {
+  if (limits_.hidden_ring == 0 || count < limits_.hidden_ring) return;
+  const bool before = begin > 0 && s.ring_begin < begin;
+  if (before) backend_.copy_bytes(kept_[row_before(s)].data(), kept_[ring_row(s, begin - 1)].data(), kept_[0].bytes());
+  step_rows_[s.lane] = {steps_, begin, begin + count, row, before};
 }
 
-void ModelRunner::remember_ahead(std::span<const AheadRows> parts, const Tensor& hidden) {
-  ++steps_;
-  for (const AheadRows& part : parts) {
-    Sequence& s = *part.sequence;
-    remember_hidden(s, s.computed - 1, 1 + part.drafts, hidden, part.row);
-    s.ring_begin = std::max(s.ring_begin, s.computed + part.drafts - limits_.hidden_ring);
-  }
-  copy_listed_rows(hidden, kept_);
+void ModelRunner::copy_step_rows(const Sequence& s, const Tensor& hidden) {
+  if (const StepRows* rows = step_rows(s); rows != nullptr)
+    backend_.copy_bytes(kept_[step_row(rows->row)].data(), hidden[rows->row].data(),
+                        (rows->end - rows->begin) * kept_[0].bytes());
+}
+
+// Rows of drafts took the places of the oldest ones, accepted or not.
+void ModelRunner::ring_written(Sequence& s, int64_t drafts) const {
+  s.ring_begin = std::max(s.ring_begin, s.computed + drafts - limits_.hidden_ring);
 }
 
 Tensor ModelRunner::set_aside(const Tensor& hidden) {

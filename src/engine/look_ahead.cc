@@ -136,6 +136,7 @@ void LookAhead::drop(Choice& choice) {
   AheadMember* const member = find(choice);
   if (member == nullptr) return;
   choice.finite = false;  // nobody will look at the row: there is no checkpoint of it
+  runner_.ring_written(choice.sequence, member->k);
   forget(*member);
 }
 
@@ -145,7 +146,6 @@ LookAhead::Launched& LookAhead::begin() {
   begun_.hidden = hidden_;
   begun_.timer = timer_;
   begun_.shape = shape_;
-  kept_.clear();
   int64_t row = 0;
   for (const AheadMember& m : members_) {
     const int64_t first_row = row;
@@ -158,11 +158,10 @@ LookAhead::Launched& LookAhead::begin() {
     std::swap(choice.drafts_at, choice.ahead_drafts_at);
     begun_.plan.push_back({&choice, 1});
     begun_.rows.push_back(first_row);
-    kept_.push_back({&choice.sequence, first_row, m.k});
+    runner_.ring_written(choice.sequence, m.k);
   }
   members_.clear();
   if (speculator_ != nullptr && speculator_->begin_ahead()) begun_.timer.start();
-  runner_.remember_ahead(kept_, hidden_);
   return begun_;
 }
 

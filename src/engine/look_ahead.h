@@ -27,9 +27,9 @@
 // The pages and slots that they give back are written by later steps only, which the stream keeps behind this one.
 // While a step is launched the scheduler does not run: a request that comes waits for its end.
 //
-// The hidden rows of a launched step go into the ring when it begins, since their places depend on what was kept. An
-// adaptive number of drafts is chosen without what the step at hand shows: acceptance and times are those of one step
-// earlier.
+// The hidden rows of a launched step go into the ring behind it, at places that the device finds; the host knows them
+// when it begins. An adaptive number of drafts is chosen without what the step at hand shows: acceptance and times are
+// those of one step earlier.
 #pragma once
 
 #include <optional>
@@ -88,7 +88,6 @@ class LookAhead {
   std::vector<int32_t> stop_ids_;
   std::vector<ModelRunner::VerifiedPart> verified_;
   std::vector<ModelRunner::AheadPart> parts_;
-  std::vector<ModelRunner::AheadRows> kept_;
   Tensor hidden_;
   StepTimer timer_;  // of the step that is launched, as is its shape
   StepShape shape_;

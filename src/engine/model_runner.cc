@@ -175,6 +175,8 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
     kept_rows_ = backend.allocate(ring_bytes(model, limits_) + kept);
     kept_ = kept_rows_.tensor(model.dtype(),
                               {static_cast<int64_t>(kept_rows_.bytes()) / row_bytes(model), model.hidden_size()});
+    const int64_t lanes = limits_.max_num_seqs, R = limits_.hidden_ring;
+    ring_ = kept_.slice(0, 0, lanes * (R + 1)).view({lanes, R + 1, model.hidden_size()}).slice(1, 0, R);
   }
   if (list_bytes(model, limits_) > 0) {
     lists_ = backend.allocate(list_bytes(model, limits_));
@@ -383,7 +385,10 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
     host.seq_len.as<int32_t>()[b] = static_cast<int32_t>(parts[b].end());
     host.active.as<int32_t>()[b] = 1;
     host.draft_count.as<int32_t>()[b] = static_cast<int32_t>(parts[b].drafts.size());
-    if (sizes.mtp) host.mtp.first_key.as<int32_t>()[b] = static_cast<int32_t>(std::max<int64_t>(1, s.mtp_begin));
+    if (sizes.mtp)
+      host.mtp.first_key.as<int32_t>()[b] = static_cast<int32_t>(std::max<int64_t>(1, s.mtp_begin));
+    else
+      host.lane.as<int32_t>()[b] = s.lane;
     int32_t* table = host.block_table.as<int32_t>() + b * sizes.pages_per_sequence;
     const int64_t pages = std::min<int64_t>(sizes.pages_per_sequence, static_cast<int64_t>(s.block_table.size()));
     std::copy_n(s.block_table.begin(), pages, table);
@@ -403,7 +408,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
     add_segment(b, row, -1, 0);
     host.query_start.as<int32_t>()[b] = row;
     host.seq_len.as<int32_t>()[b] = host.active.as<int32_t>()[b] = host.draft_count.as<int32_t>()[b] = 0;
-    if (sizes.mtp) host.mtp.first_key.as<int32_t>()[b] = 1;
+    (sizes.mtp ? host.mtp.first_key : host.lane).as<int32_t>()[b] = sizes.mtp ? 1 : 0;
     std::fill_n(host.block_table.as<int32_t>() + b * sizes.pages_per_sequence, sizes.pages_per_sequence, 0);
     for (int64_t i = 0; i < bounds.max_query_len && row < sizes.rows; ++i, ++row) {
       host.token_ids.as<int32_t>()[row] = host.token_index.as<int32_t>()[row] = 0;
@@ -457,6 +462,7 @@ Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
   return run(ctx, step, RecordedSteps::kForward, nullptr, [&] {
     const Tensor rows = model_.forward(ctx, step.batch, caches_);
     ops::commit_slots(ctx, rows, caches_.slots, step.batch);
+    if (limits_.hidden_ring > 0) ops::write_ring(ctx, rows, ring_, step.batch);
     return rows;
   });
 }
@@ -480,23 +486,22 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   }
   const Step step = build(rows_, false);
   put_listed_tokens(step.batch);
-  const Tensor hidden = run_forward(step, taps);
   ++steps_;
   row = 0;
   for (const Part& part : parts) {
     const int64_t count = part.rows + part.draft_count();
-    remember_hidden(*part.sequence, part.sequence->computed, count, hidden, row);
+    keep_step_rows(*part.sequence, part.sequence->computed, count, row);
     row += count;
   }
-  copy_listed_rows(hidden, kept_);
+  const Tensor hidden = run_forward(step, taps);
   for (const Part& part : parts) {
     Sequence& s = *part.sequence;
+    copy_step_rows(s, hidden);
     s.computed += part.rows;
     if (s.source >= 0 && s.source != s.slot) slots_->release(s.source);
     s.source = s.slot;
     s.accepted = 0;
-    // Rows of drafts take the places of the oldest ones, accepted or not.
-    s.ring_begin = std::max(s.ring_begin, s.computed + part.draft_count() - limits_.hidden_ring);
+    ring_written(s, part.draft_count());
   }
   return hidden;
 }

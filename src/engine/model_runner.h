@@ -111,12 +111,9 @@ class ModelRunner {
     std::span<const int32_t> drafts_at;  // sampled_at
   };
   Tensor forward_ahead(std::span<const AheadPart> parts);
-  // Its hidden rows, once the host knows what they are: `row` is that of token computed - 1, those of drafts follow.
-  struct AheadRows {
-    Sequence* sequence;
-    int64_t row, drafts;
-  };
-  void remember_ahead(std::span<const AheadRows> parts, const Tensor& hidden);
+  // Once the host knows how many drafts were kept of the step before: the last rows in the ring are those of the token
+  // computed - 1 and of `drafts` drafts.
+  void ring_written(Sequence& sequence, int64_t drafts) const;
   // Its hidden rows where another pass does not overwrite them; until the next forward.
   Tensor set_aside(const Tensor& hidden);
   // Keeps the first `count` drafts of the sequence's last step.
@@ -242,7 +239,8 @@ class ModelRunner {
   Tensor run_draft(const Step& step, int64_t pass, Taps* taps);
   ExecContext context(Taps* taps);
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
-  void remember_hidden(const Sequence& sequence, int64_t begin, int64_t count, const Tensor& hidden, int64_t row);
+  void keep_step_rows(const Sequence& sequence, int64_t begin, int64_t count, int64_t row);
+  void copy_step_rows(const Sequence& sequence, const Tensor& hidden);
   ops::VerifiedTokens verified(int64_t count) const;
   // Places in kept_rows_.
   int32_t ring_row(const Sequence& sequence, int64_t token) const;
@@ -276,6 +274,7 @@ class ModelRunner {
   // last forward, [max_num_batched_tokens, D].
   Buffer kept_rows_;
   Tensor kept_;                               // all of them
+  Tensor ring_;                               // [lanes, hidden_ring, D] of them
   std::vector<int32_t> from_rows_, to_rows_;  // of copy_listed_rows, filled before it
   Buffer lists_;
   std::vector<int32_t> free_lanes_;

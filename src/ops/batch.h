@@ -25,6 +25,7 @@ struct Batch {
   Tensor active;       // [B] i32  0: the sequence has length 0 in this step, nothing of its state or pages is written
   Tensor block_table;  // [B, P] i32  page of each 16 tokens; entries beyond the length are ignored
   Tensor draft_count;  // [B] i32  how many of the last rows are drafts (in the last segment)
+  Tensor lane;         // [B] i32  place of the sequence among those that run; absent in the MTP pass
 
   // per segment
   Tensor segment_start;     // [S + 1] i32  first row of each segment; last entry T

@@ -108,4 +108,16 @@ void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, con
   if (!ctx.dry_run && !hidden.empty()) ctx.backend.commit_slots(ctx, hidden, slots, batch);
 }
 
+void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) {
+  const Scope scope("write_ring");
+  match_shapes("write_ring", {{hidden, "T D", std::nullopt},
+                              {ring, "lanes R D", hidden.dtype()},
+                              {batch.token_index, "T", DType::kI32},
+                              {batch.row_sequence, "T", DType::kI32},
+                              {batch.seq_len, "B", DType::kI32},
+                              {batch.active, "B", DType::kI32},
+                              {batch.lane, "B", DType::kI32}});
+  if (!ctx.dry_run && !hidden.empty()) ctx.backend.write_ring(ctx, hidden, ring, batch);
+}
+
 }  // namespace calandra::ops

@@ -62,4 +62,9 @@ Tensor gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, c
 //   hidden [T, D], after the final norm
 void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch);
 
+// Keeps the last R rows of every active sequence, drafts included, each at the place of its token in the sequence's
+// ring:  ring[lane[b], token_index[t] mod R] = hidden[t]  for its rows t with token_index[t] >= seq_len[b] - R.
+//   hidden [T, D]   ring [lanes, R, D] as hidden, lanes may have a stride
+void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch);
+
 }  // namespace calandra::ops

@@ -291,6 +291,40 @@ TEST_P(RecurrenceOps, CommitSlotsByHand) {
   EXPECT_TRUE(hidden_is(2, 0, 5) && hidden_is(2, 1, 6) && hidden_is(2, 2, 7));
 }
 
+// A prompt longer than the ring, a sequence that goes round it with drafts, one that is inactive and one without rows;
+// what stands beside the rings is let be.
+TEST_P(RecurrenceOps, RingsHaveTheLastRowOfEveryToken) {
+  constexpr int R = 5, kLanes = 6;
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    for (const int64_t D : {13, 16}) {
+      Batch batch = batch_of(pool, {{.stream = 1, .first = 3, .segments = {4, 8}, .slots = {-1, 0, 1}},
+                                    {.stream = 2, .first = 8, .segments = {4}, .drafts = 3, .slots = {2, 2}},
+                                    {.stream = 3, .first = 2, .segments = {2}, .slots = {3, 3}, .active = 0},
+                                    {.stream = 4, .first = 4, .segments = {0}, .slots = {4, 4}}});
+      batch.lane = pool.ints({2, 0, 5, 3});
+      const Tensor hidden = random(pool, dtype, {18, D}, 1, 1, 0, 16),
+                   memory = random(pool, dtype, {kLanes, R + 1, D}, 2),
+                   before = random(pool, dtype, {kLanes, R + 1, D}, 2);
+      Tensor ring = memory.slice(1, 0, R);
+      tested.run([&](ExecContext& ctx) {
+        ops::write_ring(ctx, hidden, ring, batch);
+        return 0;
+      });
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int place = 0; place <= R; ++place) {
+          int row = -1;  // of hidden
+          for (int token = 10; lane == 2 && token < 15; ++token)
+            if (token % R == place) row = token - 3;
+          for (int token = 8; lane == 0 && token < 12; ++token)
+            if (token % R == place) row = 12 + token - 8;
+          if (place == R) row = -1;
+          EXPECT_EQ(row_bytes(memory[lane], place, place + 1),
+                    row < 0 ? row_bytes(before[lane], place, place + 1) : row_bytes(hidden, row, row + 1))
+              << "lane " << lane << " place " << place << " on " << name();
+        }
+    }
+}
+
 // Dk = Dv = 2, one head; keys and queries are unit vectors, decay 1/2, beta 1/2.
 TEST_P(RecurrenceOps, DeltaRuleByHand) {
   const auto tensor = [&](Shape shape, const std::vector<float>& values) {

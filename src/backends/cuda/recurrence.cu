@@ -5,10 +5,13 @@
 //   log_decay, l2_norm   one number, one head of a row a warp
 //   gated_delta_rule     device/recur.cuh; prompts in bf16: delta_chunks.h
 //   commit_slots         one block a sequence
+//   write_ring           one block a row, 16 bytes a thread where rows are aligned to that, two otherwise
 #include <algorithm>
 
 #include "backends/cuda/delta_chunks.h"
 #include "backends/cuda/device/conv.cuh"
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/recur.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/scratch.h"
@@ -163,6 +166,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+struct RingArgs {
+  const int32_t *token_index, *row_sequence, *seq_len, *active, *lane;
+  int64_t lane_stride, width;  // in units
+  int R;
+};
+
+// U: the unit that is copied.
+template <class U>
+__global__ void __launch_bounds__(kThreads)
+    keep_last(Rows<const U> hidden, U* ring, const __grid_constant__ RingArgs a) {
+  begin_as_follower();
+  const int t = blockIdx.x, b = a.row_sequence[t], index = a.token_index[t];
+  if (!a.active[b] || index < a.seq_len[b] - a.R) return;
+  U* const to = ring + a.lane[b] * a.lane_stride + index % a.R * a.width;
+  for (int64_t i = threadIdx.x; i < a.width; i += kThreads) to[i] = hidden[t][i];
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -266,6 +286,31 @@ void CudaBackend::commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCount
         static_cast<T*>(slots.hidden.data()), static_cast<int>(slots.hidden.size(1)), hidden.size(1));
   });
   launched(ctx, "commit_slots");
+}
+
+void CudaBackend::write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) {
+  const auto ints = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
+  const auto element = static_cast<int64_t>(size_of(hidden.dtype()));
+  const auto as = [&](auto unit) {
+    using U = decltype(unit);
+    const auto units = [&](int64_t elements) { return elements * element / static_cast<int64_t>(sizeof(U)); };
+    const RingArgs args{.token_index = ints(batch.token_index),
+                        .row_sequence = ints(batch.row_sequence),
+                        .seq_len = ints(batch.seq_len),
+                        .active = ints(batch.active),
+                        .lane = ints(batch.lane),
+                        .lane_stride = units(ring.stride(0)),
+                        .width = units(hidden.size(1)),
+                        .R = static_cast<int>(ring.size(1))};
+    launch_follower(keep_last<U>, dim3(static_cast<unsigned>(hidden.size(0))), dim3(kThreads), 0, stream_of(ctx),
+                    Rows<const U>{static_cast<const U*>(hidden.data()), units(hidden.stride(0))},
+                    static_cast<U*>(ring.data()), args);
+  };
+  if (hidden.size(1) * element % 16 == 0 && rows_aligned(hidden, 16) && rows_aligned(ring, 16))
+    as(uint4{});
+  else
+    as(uint16_t{});
+  launched(ctx, "write_ring");
 }
 
 }  // namespace calandra

@@ -176,4 +176,14 @@ void ReferenceBackend::commit_slots(ExecContext&, const Tensor& hidden, SlotCoun
   for_each_segment(batch, slots.accepted, run, [](int64_t) {});
 }
 
+void ReferenceBackend::write_ring(ExecContext&, const Tensor& hidden, Tensor& ring, const Batch& batch) {
+  const int64_t R = ring.size(1);
+  for (int64_t t = 0; t < hidden.size(0); ++t) {
+    const int32_t b = batch.row_sequence.as<int32_t>()[t], index = batch.token_index.as<int32_t>()[t];
+    if (batch.active.as<int32_t>()[b] == 0 || index < batch.seq_len.as<int32_t>()[b] - R) continue;
+    Tensor lane = ring[batch.lane.as<int32_t>()[b]];
+    copy_row(hidden, t, lane, index % R);
+  }
+}
+
 }  // namespace calandra
