@@ -29,12 +29,10 @@ Tensor GatedAttention::forward(ExecContext& ctx, const Batch& batch, LayerCache&
     ctx.tap("rope_sin", ops::concat_columns(ctx, table[1], table[1]));
   }
   ctx.tap("gate", gate.view({T, H, Dh}));
-  const Tensor rotated = ops::qk_norm_rope_store(ctx, q.view({T, H, Dh}), k.view({T, Hkv, Dh}), v.view({T, Hkv, Dh}),
-                                                 {q_norm, k_norm, sizes.eps, 1.0f}, table, pages, batch);
   const float scale = 1.0f / std::sqrt(static_cast<float>(Dh));
-  Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale, first_key);  // [T, H, Dh]
-  ctx.tap("attention", o);
-  o = ops::sigmoid_mul(ctx, o.view({T, H * Dh}), gate);
+  Tensor o = ops::attention_mixer(ctx, q.view({T, H, Dh}), k.view({T, Hkv, Dh}), v.view({T, Hkv, Dh}), gate,
+                                  {q_norm, k_norm, sizes.eps, 1.0f}, table, pages, batch, scale,
+                                  first_key);  // [T, H Dh]
   ctx.tap("gated", o);
   o = ops::linear(ctx, o, o_proj, x.dtype());  // [T, D]
   ctx.tap("output", o);

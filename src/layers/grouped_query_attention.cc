@@ -30,11 +30,10 @@ Tensor GroupedQueryAttention::forward(ExecContext& ctx, const Batch& batch, Laye
   ctx.tap("q", q);
   ctx.tap("k", k);
   const ops::QkNorm norm{q_norm, k_norm, sizes.eps, 0.0f, "q_norm", "k_norm", "q_rope", "k_rope"};
-  const Tensor rotated = ops::qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch);  // taps v
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-  Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale);  // [T, H, D]
-  ctx.tap("core", o);
-  o = ops::linear(ctx, o.view({T, H * D}), dense, x.dtype());  // [T, hidden_size]
+  Tensor o = ops::attention_mixer(ctx, q, k, v, {}, norm, table, pages, batch, scale);  // [T, H D], taps v
+  ctx.tap("core", o.view({T, H, D}));
+  o = ops::linear(ctx, o, dense, x.dtype());  // [T, hidden_size]
   ctx.tap("attn_out", o);
   return o;
 }

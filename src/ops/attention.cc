@@ -5,6 +5,34 @@
 #include "ops/shapes.h"
 
 namespace calandra::ops {
+namespace {
+
+void check_heads(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const QkNorm& norm,
+                 const Tensor& table, const KvPages& pages, const Batch& batch) {
+  const Dims d = match_shapes(op, {{q, "T H Dh", std::nullopt},
+                                   {k, "T Hkv Dh", q.dtype()},
+                                   {v, "T Hkv Dh", q.dtype()},
+                                   {table, "2 T F", q.dtype()},
+                                   {pages.k, "pages Hkv page Dh", q.dtype()},
+                                   {pages.v, "pages Hkv page Dh", q.dtype()}});
+  CHECK_LE(2 * d["F"], d["Dh"]);
+  CHECK_EQ(norm.q_norm.rank(), norm.k_norm.rank());
+  if (norm.q_norm.rank() != 0)
+    match_shapes(op, {{q, "T H Dh", std::nullopt}, {norm.q_norm, "Dh", DType::kF32}, {norm.k_norm, "Dh", DType::kF32}});
+  check_paged_batch(op, batch, d["T"]);
+}
+
+void check_attention(const char* op, const Tensor& q, const KvPages& pages, const Batch& batch,
+                     const Tensor& first_key) {
+  const Dims d = match_shapes(op, {{q, "T H Dh", std::nullopt},
+                                   {pages.k, "pages Hkv page Dh", q.dtype()},
+                                   {pages.v, "pages Hkv page Dh", q.dtype()}});
+  CHECK_EQ(d["H"] % d["Hkv"], 0);
+  check_paged_batch(op, batch, d["T"]);
+  if (first_key.rank() != 0) match_shapes(op, {{batch.active, "B", DType::kI32}, {first_key, "B", DType::kI32}});
+}
+
+}  // namespace
 
 Tensor rope_table(ExecContext& ctx, const Tensor& positions, const RopeFrequencies& frequencies, DType dtype) {
   const Scope scope("rope_table");
@@ -40,18 +68,7 @@ void store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, KvPages& pages
 Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const QkNorm& norm,
                           const Tensor& table, KvPages& pages, const Batch& batch) {
   const Scope scope("qk_norm_rope_store");
-  const Dims d = match_shapes("qk_norm_rope_store", {{q, "T H Dh", std::nullopt},
-                                                     {k, "T Hkv Dh", q.dtype()},
-                                                     {v, "T Hkv Dh", q.dtype()},
-                                                     {table, "2 T F", q.dtype()},
-                                                     {pages.k, "pages Hkv page Dh", q.dtype()},
-                                                     {pages.v, "pages Hkv page Dh", q.dtype()}});
-  CHECK_LE(2 * d["F"], d["Dh"]);
-  CHECK_EQ(norm.q_norm.rank(), norm.k_norm.rank());
-  if (norm.q_norm.rank() != 0)
-    match_shapes("qk_norm_rope_store",
-                 {{q, "T H Dh", std::nullopt}, {norm.q_norm, "Dh", DType::kF32}, {norm.k_norm, "Dh", DType::kF32}});
-  check_paged_batch("qk_norm_rope_store", batch, d["T"]);
+  check_heads("qk_norm_rope_store", q, k, v, norm, table, pages, batch);
   Tensor out = ctx.workspace.alloc(q.dtype(), q.shape());
   if (!q.empty()) ctx.backend.qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch, out);
   return out;
@@ -60,15 +77,21 @@ Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, co
 Tensor paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                        const Tensor& first_key) {
   const Scope scope("paged_attention");
-  const Dims d = match_shapes("paged_attention", {{q, "T H Dh", std::nullopt},
-                                                  {pages.k, "pages Hkv page Dh", q.dtype()},
-                                                  {pages.v, "pages Hkv page Dh", q.dtype()}});
-  CHECK_EQ(d["H"] % d["Hkv"], 0);
-  check_paged_batch("paged_attention", batch, d["T"]);
-  if (first_key.rank() != 0)
-    match_shapes("paged_attention", {{batch.active, "B", DType::kI32}, {first_key, "B", DType::kI32}});
+  check_attention("paged_attention", q, pages, batch, first_key);
   Tensor out = ctx.workspace.alloc(q.dtype(), q.shape());
   if (!q.empty()) ctx.backend.paged_attention(ctx, q, pages, batch, scale, first_key, out);
+  return out;
+}
+
+Tensor attention_mixer(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                       const QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key) {
+  const Scope scope("attention_mixer");
+  check_heads("attention_mixer", q, k, v, norm, table, pages, batch);
+  check_attention("attention_mixer", q, pages, batch, first_key);
+  Tensor out = ctx.workspace.alloc(q.dtype(), {q.size(0), q.size(1) * q.size(2)});
+  if (gate.rank() != 0) match_shapes("attention_mixer", {{out, "T HD", q.dtype()}, {gate, "T HD", q.dtype()}});
+  if (!q.empty()) ctx.backend.attention_mixer(ctx, q, k, v, gate, norm, table, pages, batch, scale, first_key, out);
   return out;
 }
 

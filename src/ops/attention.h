@@ -59,4 +59,12 @@ Tensor qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, co
 Tensor paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                        const Tensor& first_key = {});
 
+// The whole mixer between the projections and o_proj: qk_norm_rope_store, paged_attention and, with a gate, its product
+// with sigmoid(gate), rounded as its parts are.  HF Qwen3_5Attention; without a gate, SGLang's bailing_moe_linear.py.
+//   q [T, H, Dh]   k, v [T, Hkv, Dh]   gate [T, H Dh] as q, absent: none   first_key [B] i32, absent: 0
+//   returns [T, H Dh]
+Tensor attention_mixer(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                       const QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key = {});
+
 }  // namespace calandra::ops

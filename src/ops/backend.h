@@ -189,6 +189,9 @@ class Backend {
   virtual void qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                   const ops::QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch,
                                   Tensor& out);
+  virtual void attention_mixer(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                               const ops::QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch,
+                               float scale, const Tensor& first_key, Tensor& out);
   virtual void gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
                                  const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
                                  const Tensor& accepted, const Batch& batch, Tensor& out);

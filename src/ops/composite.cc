@@ -161,6 +161,20 @@ void Backend::qk_norm_rope_store(ExecContext& ctx, const Tensor& q, const Tensor
   ctx.tap("v", v);
 }
 
+void Backend::attention_mixer(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                              const ops::QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch,
+                              float scale, const Tensor& first_key, Tensor& out) {
+  const Scratch scratch(ctx);
+  const Tensor rotated = ops::qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch);
+  if (gate.rank() == 0) {
+    Tensor heads = out.view(q.shape());
+    return paged_attention(ctx, rotated, pages, batch, scale, first_key, heads);
+  }
+  const Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale, first_key);  // [T, H, Dh]
+  ctx.tap("attention", o);
+  if (!ctx.dry_run) sigmoid_mul(ctx, o.view(out.shape()), gate, out);
+}
+
 void Backend::gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, const Tensor& b, const Tensor& a,
                                 const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
                                 const Tensor& accepted, const Batch& batch, Tensor& out) {

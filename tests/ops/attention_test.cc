@@ -169,6 +169,53 @@ TEST_P(AttentionOps, QkNormRopeStore) {
     }
 }
 
+// Its definition is the parts, in exact bits. Sequences of few rows and of many, keys of earlier steps before them,
+// query heads of a row in two tiles, rows that do not see their own keys.
+TEST_P(AttentionOps, MixerIsItsParts) {
+  for (const DType dtype : kTypes)
+    for (const Heads d : {Heads{4, 2, 64, dtype}, {6, 1, 80, dtype}, {8, 2, 256, dtype}, {2, 2, 40, dtype}})
+      for (const int rows : {1, 7, 40}) {
+        const std::vector<SequenceStep> steps = {tokens(1, 14, 5), tokens(2, 300, rows), tokens(3, 5, 2, 0),
+                                                 tokens(4, 2, 0), tokens(5, 0, 1)};
+        Batch batch = batch_of(pool, steps);
+        const int64_t T = batch.rows(), HD = d.H * d.Dh, width = 2 * HD + 2 * d.Hkv * d.Dh;
+        const Tensor all = random(pool, dtype, {T, width}, 1, 3), table = random(pool, dtype, {2, T, 12}, 2),
+                     q_norm = random(pool, DType::kF32, {d.Dh}, 3), k_norm = random(pool, DType::kF32, {d.Dh}, 4), none;
+        const auto heads = [&](int64_t begin, int64_t count) {
+          return all.slice(1, begin, begin + count * d.Dh).view({T, count, d.Dh});
+        };
+        const Tensor q = heads(0, d.H), gate = all.slice(1, HD, 2 * HD), k = heads(2 * HD, d.Hkv),
+                     v = heads(2 * HD + d.Hkv * d.Dh, d.Hkv);
+        const float scale = 1 / std::sqrt(static_cast<float>(d.Dh));
+        const auto pages_of_keys = [&] {
+          KvPages pages = empty_pages(steps, d, 16, batch);
+          fill(pages.k, 5, 1), fill(pages.v, 6, 1);
+          return pages;
+        };
+        for (const bool plain : {false, true}) {
+          const ops::QkNorm norm{plain ? none : q_norm, plain ? none : k_norm, 1e-6f, 1.0f};
+          const Tensor first_key = plain ? Tensor() : pool.ints({16, 100, 0, 0, 1});
+          const auto run = [&](auto op) {
+            KvPages pages = pages_of_keys();
+            return tested.run([&](ExecContext& ctx) {
+              ctx.backend.plan(ctx, batch);
+              return Results{op(ctx, pages), pages.k, pages.v};
+            });
+          };
+          const Results whole = run([&](ExecContext& ctx, KvPages& pages) {
+            return ops::attention_mixer(ctx, q, k, v, plain ? none : gate, norm, table, pages, batch, scale, first_key);
+          });
+          const Results parts = run([&](ExecContext& ctx, KvPages& pages) {
+            const Tensor rotated = ops::qk_norm_rope_store(ctx, q, k, v, norm, table, pages, batch);
+            const Tensor o = ops::paged_attention(ctx, rotated, pages, batch, scale, first_key).view({T, HD});
+            return plain ? o : ops::sigmoid_mul(ctx, o, gate);
+          });
+          for (size_t i = 0; i < parts.size(); ++i)
+            EXPECT_EQ(row_bytes(whole[i]), row_bytes(parts[i])) << i << " rows " << rows << " on " << name();
+        }
+      }
+}
+
 // One head of two dims, two keys: scores 0 and log 3, weights 1/4 and 3/4.
 TEST_P(AttentionOps, NumbersMadeByHand) {
   Batch batch = batch_of(pool, {tokens(1, 0, 2)});
