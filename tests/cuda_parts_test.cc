@@ -130,6 +130,45 @@ TEST_F(CudaParts, QkNormRopeStore) {
   });
 }
 
+// Keys of earlier steps on both sides of ranges and tiles, the step's own rows across them, rows whose query heads lie
+// in two tiles (6 a key head), an idle sequence, keys that no row sees; more rows than the fused form.
+TEST_F(CudaParts, AttentionMixer) {
+  for (const auto& [H, Hkv, D] : {std::array<int64_t, 3>{8, 2, 256}, {12, 2, 256}, {4, 4, 64}})
+    for (const int rows_of_first : {1, 16, 17}) {
+      const std::vector<SequenceStep> steps = {{.stream = 1, .first = 250, .segments = {rows_of_first}, .slots = {}},
+                                               {.stream = 2, .first = 703, .segments = {1}, .slots = {}},
+                                               {.stream = 3, .first = 40, .segments = {2}, .slots = {}, .active = 0},
+                                               {.stream = 4, .first = 0, .segments = {3}, .slots = {}},
+                                               {.stream = 5, .first = 60, .segments = {5}, .slots = {}}};
+      Batch batch = batch_of(pool, steps);
+      constexpr int kPages = 44;  // of a sequence
+      const int B = static_cast<int>(steps.size());
+      batch.block_table = pool.zeros(DType::kI32, {B, kPages});
+      int32_t used = 0;
+      for (int b = 0; b < B; ++b)
+        for (int i = 0; i * 16 < steps[b].first + steps[b].rows(); ++i)
+          batch.block_table.as<int32_t>()[b * kPages + i] = used++;
+      const int64_t T = batch.rows(), width = 2 * H * D + 2 * Hkv * D;
+      const Tensor all = rows(T, width, 1), q_norm = random(pool, DType::kF32, {D}, 2),
+                   k_norm = random(pool, DType::kF32, {D}, 3), table = random(pool, DType::kBF16, {2, T, D / 8}, 4),
+                   first_key = pool.ints({70, 0, 0, 2, 62});
+      const auto heads = [&](int64_t begin, int64_t count) {
+        return all.slice(1, begin, begin + count * D).view({T, count, D});
+      };
+      const Tensor q = heads(0, H), gate = all.slice(1, H * D, 2 * H * D), k = heads(2 * H * D, Hkv),
+                   v = heads(2 * H * D + Hkv * D, Hkv);
+      const Shape of_pages{used, Hkv, 16, D};
+      for (const bool gated : {false, true})
+        equal("attention_mixer rows " + std::to_string(rows_of_first), [&](ExecContext& ctx) {
+          KvPages pages{random(pool, DType::kBF16, of_pages, 5), random(pool, DType::kBF16, of_pages, 6)};
+          const Tensor out =
+              ops::attention_mixer(ctx, q, k, v, gated ? gate : Tensor(), {q_norm, k_norm, 1e-6f, 1}, table, pages,
+                                   batch, 1 / std::sqrt(static_cast<float>(D)), gated ? first_key : Tensor());
+          return Results{out, pages.k, pages.v};
+        });
+    }
+}
+
 // Slots with accepted pending inputs, drafts, segments, an idle sequence, and one of more rows than the fused form.
 TEST_F(CudaParts, GatedDeltaMixer) {
   constexpr int64_t kHk = 2, kHv = 4, kD = 128, kC = 2 * kHk * kD + kHv * kD, kSlots = 6, kM = 3;

@@ -188,14 +188,18 @@ void bench_attention(OpBench& bench, int64_t H, int64_t Hkv, int64_t Dh) {
     OperandMemory memory(bench.backend());
     const Batch batch = one_sequence(memory, rows, context);
     const int64_t pages = batch.block_table.size(1);
-    const KvPages kv{memory.random(DType::kBF16, {pages, Hkv, 16, Dh}),
-                     memory.random(DType::kBF16, {pages, Hkv, 16, Dh})};
-    const Tensor q = memory.random(DType::kBF16, {rows, H, Dh});
+    KvPages kv{memory.random(DType::kBF16, {pages, Hkv, 16, Dh}), memory.random(DType::kBF16, {pages, Hkv, 16, Dh})};
+    const Tensor q = memory.random(DType::kBF16, {rows, H, Dh}), k = memory.random(DType::kBF16, {rows, Hkv, Dh}),
+                 gate = memory.random(DType::kBF16, {rows, H * Dh}), norm = memory.random(DType::kF32, {Dh}),
+                 table = memory.random(DType::kBF16, {2, rows, Dh / 8});
     const auto T = static_cast<double>(rows), L = static_cast<double>(context);
     const double keys = T * L + T * (T + 1) / 2;
-    bench.run(fmt::format("paged_attention rows {} context {}", rows, context), &batch,
-              {4.0 * static_cast<double>(Hkv * Dh) * (L + T), 4.0 * static_cast<double>(H * Dh) * keys},
+    const Cost cost{4.0 * static_cast<double>(Hkv * Dh) * (L + T), 4.0 * static_cast<double>(H * Dh) * keys};
+    bench.run(fmt::format("paged_attention rows {} context {}", rows, context), &batch, cost,
               [&](ExecContext& ctx) { ops::paged_attention(ctx, q, kv, batch, scale); });
+    bench.run(fmt::format("attention_mixer rows {} context {}", rows, context), &batch, cost, [&](ExecContext& ctx) {
+      ops::attention_mixer(ctx, q, k, k, gate, {norm, norm, 1e-6f, 1}, table, kv, batch, scale);
+    });
   }
 }
 

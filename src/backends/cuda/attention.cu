@@ -123,8 +123,18 @@ struct SegmentSource {
   }
 };
 
+const int32_t* first_keys(const Tensor& first_key) { return first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr; }
+
 // For attend_queries, which runs sequences with many rows, and attend_few, which runs the others.
 struct PagedGroups {
+  PagedGroups(const KvPages& pages, const Batch& batch_, const Tensor& first_key_, bool deterministic)
+      : keys_of_pages(pages.k),
+        values_of_pages(pages.v),
+        batch(batch_, deterministic),
+        first_key(first_keys(first_key_)) {}
+  // For join_ranges: the rows of sequences that attend_few runs.
+  PagedSource<bf16_t> rows() const { return {keys_of_pages, values_of_pages, batch, first_key, true}; }
+
   Pages<bf16_t> keys_of_pages, values_of_pages;
   PagedBatch batch;
   const int32_t* first_key;  // null: 0
@@ -139,6 +149,8 @@ struct PagedGroups {
     return {first_key != nullptr ? first_key[b] : 0, batch.token_index[batch.query_start[b + 1] - 1] + 1};
   }
   __device__ __forceinline__ int64_t end(int, int64_t row) const { return batch.token_index[row] + 1; }
+  // Keys before it were stored by earlier steps.
+  __device__ __forceinline__ int64_t first_of_step(int b) const { return batch.token_index[batch.query_start[b]]; }
 };
 
 // For attend_queries: the rows of a segment see each other.
@@ -167,6 +179,11 @@ bool tiles_serve(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   bool alike = k.rank() == v.rank();
   for (int axis = 0; alike && axis < k.rank(); ++axis) alike = k.stride(axis) == v.stride(axis);
   return is_bf16(q) && is_bf16(out) && q.size(-1) <= 256 && alike && aligned(q) && aligned(k) && aligned(v);
+}
+
+// For attend_parts.
+RangeScratch scratch_of_few(ExecContext& ctx, const AttendShape& shape, const Batch& batch) {
+  return {ctx, shape, batch.max_seq_len, kFewRange, std::max<int64_t>(1, kMultiprocessors / shape.Hkv), kFewParts};
 }
 
 // Calls f with the width of a tile for heads of Dh numbers.
@@ -256,47 +273,73 @@ void CudaBackend::store_kv(ExecContext& ctx, const Tensor& k, const Tensor& v, K
 void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch,
                                   float scale, const Tensor& first_key, Tensor& out) {
   const int64_t H = q.size(1), Dh = q.size(2);
-  AttendShape shape{q.size(0), H, pages.k.size(1), Dh, 0, scale};
+  const AttendShape shape{q.size(0), H, pages.k.size(1), Dh, 0, scale};
   const bool tiled = tiles_serve(q, pages.k, pages.v, out);
-  const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kFewRange : kKeyRange,
-                             tiled ? std::max<int64_t>(1, kMultiprocessors / shape.Hkv) : shape.most_rows(),
-                             tiled ? kFewParts : 1);
+  const RangeScratch scratch = tiled ? scratch_of_few(ctx, shape, batch)
+                                     : RangeScratch(ctx, shape, batch.max_seq_len, kKeyRange, shape.most_rows());
   if (ctx.dry_run) return;
-  const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
-  const auto join = [&]<int kParts>(const auto& source) {
-    if (!scratch.split()) return;
-    join_ranges<kParts>(stream_of(ctx), source, shape, scratch, output_of(out));
-    launched(ctx, "paged_attention join");
-  };
   if (tiled) {
-    const PagedGroups source{Pages<bf16_t>(pages.k), Pages<bf16_t>(pages.v), PagedBatch(batch, options_.deterministic),
-                             first};
+    const PagedGroups source(pages, batch, first_key, options_.deterministic);
     const auto* start = batch.query_start.as<int32_t>();
-    const int64_t B = batch.sequences();
+    const int64_t B = batch.sequences(), most_rows = std::min<int64_t>(batch.max_query_len, source.batch.few_rows);
     if (batch.max_query_len > source.batch.few_rows) {
       const QueryTiles tiles{start, static_cast<int>(B), static_cast<int>(shape.group())};
       run_tiles(stream_of(ctx), source, tiles, q, shape.Hkv, scale, out);
       launched(ctx, "paged_attention tiles");
     }
     on_tile_width(Dh, [&](auto D) {
-      attend_few<D>(stream_of(ctx), source, start, B, std::min<int64_t>(batch.max_query_len, source.batch.few_rows),
-                    shape.Hkv, rows_of<bf16_t>(q), TileShape{H, Dh, scale}, scratch.results(),
-                    static_cast<bf16_t*>(out.data()));
+      if (scratch.split())
+        attend_parts<D>(stream_of(ctx), source, start, B, most_rows, shape.Hkv, rows_of<bf16_t>(q),
+                        TileShape{H, Dh, scale}, scratch.results());
+      else
+        attend_few<D>(stream_of(ctx), source, start, B, most_rows, shape.Hkv, rows_of<bf16_t>(q),
+                      TileShape{H, Dh, scale}, static_cast<bf16_t*>(out.data()));
     });
     launched(ctx, "paged_attention");
-    return join.template operator()<kFewParts>(
-        PagedSource<bf16_t>{source.keys_of_pages, source.values_of_pages, source.batch, first, true});
+    if (!scratch.split()) return;
+    join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, {}, output_of(out));
+    return launched(ctx, "paged_attention join");
   }
   on_type(q.dtype(), [&]<class T>(T) {
     on_head_dim<256>(Dh, [&](auto E) {
       const bool aligned = lanes_aligned(pages.k, Dh, E) && lanes_aligned(pages.v, Dh, E);
-      const PagedSource<T> source{Pages<T>(pages.k), Pages<T>(pages.v), PagedBatch(batch), first, false};
+      const PagedSource<T> source{Pages<T>(pages.k), Pages<T>(pages.v), PagedBatch(batch), first_keys(first_key),
+                                  false};
       const HeadRows<T> queries{rows_of<T>(q), {nullptr, 0}};
       attend_rows<E, kHeadsOfBlock, 0>(stream_of(ctx), source, queries, shape, scratch, aligned, output_of(out));
       launched(ctx, "paged_attention");
-      join.template operator()<1>(source);
+      if (!scratch.split()) return;
+      join_ranges(stream_of(ctx), source, shape, scratch, {}, output_of(out));
+      launched(ctx, "paged_attention join");
     });
   });
+}
+
+// Two kernels where few rows of few sequences leave the device idle otherwise.
+void CudaBackend::attention_mixer(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                                  const Tensor& gate, const ops::QkNorm& norm, const Tensor& table, KvPages& pages,
+                                  const Batch& batch, float scale, const Tensor& first_key, Tensor& out) {
+  // A dry run measures the parts, which take more.
+  if (ctx.dry_run || ctx.taps != nullptr)
+    return Backend::attention_mixer(ctx, q, k, v, gate, norm, table, pages, batch, scale, first_key, out);
+  const PagedGroups source(pages, batch, first_key, options_.deterministic);
+  if (tiles_serve(q, pages.k, pages.v, out) && rows_aligned(v, 16) && batch.max_query_len <= source.batch.few_rows) {
+    const int64_t H = q.size(1), Dh = q.size(2);
+    const AttendShape shape{q.size(0), H, pages.k.size(1), Dh, 0, scale};
+    const RangeScratch scratch = scratch_of_few(ctx, shape, batch);
+    if (scratch.split()) {
+      on_tile_width(Dh, [&](auto D) {
+        attend_parts<D>(stream_of(ctx), source, batch.query_start.as<int32_t>(), batch.sequences(), batch.max_query_len,
+                        shape.Hkv, ProjectedHeads<bf16_t>(q, k, v, norm, table), TileShape{H, Dh, scale},
+                        scratch.results());
+      });
+      launched(ctx, "attention_mixer");
+      const Rows<const bf16_t> gates = gate.rank() != 0 ? rows_of<bf16_t>(gate) : Rows<const bf16_t>{};
+      join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, gates, output_of(out));
+      return launched(ctx, "attention_mixer join");
+    }
+  }
+  Backend::attention_mixer(ctx, q, k, v, gate, norm, table, pages, batch, scale, first_key, out);
 }
 
 // A key head has one query head, and every row walks its whole segment: no use in ranges of their own.

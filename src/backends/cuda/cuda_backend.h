@@ -99,6 +99,9 @@ class CudaBackend final : public Backend {
                           const Tensor& table, KvPages& pages, const Batch& batch, Tensor& out) override;
   void paged_attention(ExecContext& ctx, const Tensor& q, const KvPages& pages, const Batch& batch, float scale,
                        const Tensor& first_key, Tensor& out) override;
+  void attention_mixer(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                       const ops::QkNorm& norm, const Tensor& table, KvPages& pages, const Batch& batch, float scale,
+                       const Tensor& first_key, Tensor& out) override;
   void store_latent(ExecContext& ctx, const Tensor& latent, const Tensor& k_pe, LatentPages& pages,
                     const Batch& batch) override;
   void latent_attention(ExecContext& ctx, const Tensor& q_nope, const Tensor& q_pe, const ops::LatentUpProjection& up,

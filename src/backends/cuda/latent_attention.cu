@@ -179,7 +179,7 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
       const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
       const auto join = [&](const auto& source) {
         if (!scratch.split()) return;
-        join_ranges(stream_of(ctx), source, shape, scratch, output_of(sum));
+        join_ranges(stream_of(ctx), source, shape, scratch, {}, output_of(sum));
         launched(ctx, "latent_attention join");
       };
       if (tiled) {

@@ -10,14 +10,19 @@
 //
 // With few sequences (attend_part_kernel) the 16 keys of each tile that belong to one of the 4 warps have a block of
 // their own in each range: it has all its keys under way at once, its warps have parts of the values, and what it
-// leaves in memory is joined by join_ranges. Both join the warps' keys of a range and then range by range in order,
-// with the same operations, and what other queries see takes part with weight 0: a query's bits depend on its keys
-// alone. Bound by the read of keys and values, few keys by latency.
+// leaves in memory is joined by join_ranges. It can make its queries, and the keys and values of the step's own rows,
+// of what the projections left (device/projected_heads.cuh): older keys are then read before the wait for the kernel in
+// front (device/pipeline.cuh), so between two such kernels of the same pages there must be a product, as in every
+// layer, or a kernel that is no follower. The block that has a row's first query puts its key and value into their
+// page. Both join the warps' keys of a range and then range by range in order, with the same operations, and what other
+// queries see takes part with weight 0: a query's bits depend on its keys alone. Bound by the read of keys and values,
+// few keys by latency.
 #pragma once
 
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/pipeline.cuh"
+#include "backends/cuda/device/projected_heads.cuh"
 #include "backends/cuda/device/query_tiles.cuh"
 
 namespace calandra::cuda {
@@ -45,14 +50,58 @@ struct PartShared {
   static constexpr int kStride = D + kTilePadding, kKeys = kFewRange / kFewParts, kWarps = D % 128 == 0 ? 8 : D / 16,
                        kThreads = kWarps * kWarp;
   bf16_t keys[kKeys * kStride], values[kKeys * kStride], queries[kFewQueries * kStride];
-  int64_t offsets[kKeys];  // -1: no such key
+  int64_t offsets[kKeys];  // kNoKey, kFresh, or where it is in its pages
 };
+constexpr int64_t kNoKey = -1, kFresh = -2;  // kFresh: of a row of this step, not in its page yet
 
-// blockIdx: key head and 16 queries, sequence, range and which 16 keys of each of its tiles.
+// What a block of attend_part_kernel makes of projections: its queries and the keys of the step's rows, [fresh, to),
+// that are its own. Their values, too, but those before `from`, which nobody sees. A warp has a head.
 template <int D, class Source>
+__device__ __forceinline__ void bring_heads(const Source& source, const ProjectedHeads<bf16_t>& heads,
+                                            const QueryTile& own, int queries, const TileShape& s, int64_t from,
+                                            int64_t fresh, int64_t to, int part, PartShared<D>& shared) {
+  using Shared = PartShared<D>;
+  constexpr int kStride = Shared::kStride, kChunks = D / 8;
+  const uint4 zeros{};
+  const auto piece = [](bf16_t* at, int c) -> uint4& { return reinterpret_cast<uint4*>(at)[c]; };
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, Dh = static_cast<int>(s.Dh),
+            items = queries + 2 * static_cast<int>(max(int64_t{0}, to - fresh));
+  for (int i = queries * kChunks + threadIdx.x; i < kFewQueries * kChunks; i += Shared::kThreads)
+    piece(shared.queries + i / kChunks * kStride, i % kChunks) = zeros;
+  for (int item = warp; item < items; item += Shared::kWarps) {
+    if (item < queries) {
+      const int64_t query = own.first + item, row = own.row(query);
+      bring_head<D>(heads, heads.q[row] + own.head_of(query) * Dh, heads.q_norm, row, Dh, lane,
+                    shared.queries + item * kStride);
+      continue;
+    }
+    const int64_t key = fresh + (item - queries) / 2, row = own.row0 + key - source.first_of_step(own.group),
+                  first_query = (row - own.row0) * own.heads;
+    if (key / 16 % kFewParts != part) continue;
+    const bool keeps = first_query >= own.first && first_query < own.first + kFewQueries;
+    const int slot = static_cast<int>(key % kFewRange / kTileKeys * 16 + key % 16);
+    const int64_t page = source.offset(own.group, own.head, key);
+    if ((item - queries) % 2 == 0) {
+      bf16_t* to_key = shared.keys + slot * kStride;
+      bring_head<D>(heads, heads.k[row] + own.head * Dh, heads.k_norm, row, Dh, lane, to_key);
+      if (keeps && lane < Dh / 8) piece(const_cast<bf16_t*>(source.k()) + page, lane) = piece(to_key, lane);
+    } else if (lane < kChunks) {
+      wait_for_grid();
+      const uint4 value = lane < Dh / 8 ? reinterpret_cast<const uint4*>(heads.v[row] + own.head * Dh)[lane] : zeros;
+      piece(shared.values + slot * kStride, lane) = key >= from ? value : zeros;
+      if (keeps && lane < Dh / 8) piece(const_cast<bf16_t*>(source.v()) + page, lane) = value;
+    }
+  }
+  wait_for_grid();
+}
+
+// blockIdx: key head and 16 queries, sequence, range and which 16 keys of each of its tiles. Queries: Rows<const
+// bf16_t>, whose keys are in their pages, or ProjectedHeads<bf16_t>.
+template <int D, class Source, class Queries>
 __global__ void __launch_bounds__(PartShared<D>::kThreads)
     attend_part_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
-                       Rows<const bf16_t> q, TileShape s, RangeResults results) {
+                       const __grid_constant__ Queries q, TileShape s, RangeResults results) {
+  constexpr bool kProjected = std::is_same_v<Queries, ProjectedHeads<bf16_t>>;
   extern __shared__ __align__(16) std::byte few_shared[];
   using Shared = PartShared<D>;
   constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads, kValues = D / Shared::kWarps;
@@ -65,26 +114,38 @@ __global__ void __launch_bounds__(PartShared<D>::kThreads)
   const int queries = static_cast<int>(min(own.count - own.first, int64_t{kFewQueries})),
             chunks = static_cast<int>(s.Dh / 8);
   const KeySpan span = source.keys(b);
-  const int64_t from = max(span.begin, int64_t{range} * kFewRange),
-                to = min(own.end(source, own.first + queries - 1, span.end), int64_t{range + 1} * kFewRange);
-  if (from >= to) return wait_for_grid();
-  const auto key_of = [&](int i) { return int64_t{range} * kFewRange + i / 16 * kTileKeys + part * 16 + i % 16; };
+  const int64_t begin = int64_t{range} * kFewRange, from = max(span.begin, begin),
+                to = min(own.end(source, own.first + queries - 1, span.end), begin + kFewRange);
+  const int64_t fresh = kProjected ? max(begin, source.first_of_step(b)) : to;  // keys of the step's rows begin here
+  if (min(from, fresh) >= to) return wait_for_grid();
+  const auto key_of = [&](int i) { return begin + i / 16 * kTileKeys + part * 16 + i % 16; };
   if (threadIdx.x < Shared::kKeys) {
     const int64_t key = key_of(static_cast<int>(threadIdx.x));
-    shared.offsets[threadIdx.x] = key >= from && key < to ? source.offset(b, head, key) : -1;
+    const bool exists = key < to && key >= min(from, fresh);
+    shared.offsets[threadIdx.x] = !exists ? kNoKey : key >= fresh ? kFresh : source.offset(b, head, key);
   }
-  wait_for_grid();
-  load_queries<kFewQueries, kChunks, kThreads>(own, q, s.Dh,
-                                               [&](int r, int c) { return shared.queries + r * kStride + c * 8; });
-  __syncthreads();
-  for (int i = threadIdx.x; i < Shared::kKeys * kChunks; i += kThreads) {
-    const int r = i / kChunks, c = i % kChunks, at = r * kStride + c * 8;
-    const int64_t offset = shared.offsets[r];
-    const bool seen = offset >= 0 && c < chunks;
-    copy_16_async(shared.keys + at, seen ? source.k() + offset + c * 8 : source.k(), seen);
-    copy_16_async(shared.values + at, seen ? source.v() + offset + c * 8 : source.v(), seen);
+  const auto load_keys = [&] {
+    for (int i = threadIdx.x; i < Shared::kKeys * kChunks; i += kThreads) {
+      const int r = i / kChunks, c = i % kChunks, at = r * kStride + c * 8;
+      const int64_t offset = shared.offsets[r];
+      if (offset == kFresh) continue;
+      const bool seen = offset >= 0 && c < chunks;
+      copy_16_async(shared.keys + at, seen ? source.k() + offset + c * 8 : source.k(), seen);
+      copy_16_async(shared.values + at, seen ? source.v() + offset + c * 8 : source.v(), seen);
+    }
+    end_copy_group();
+  };
+  if constexpr (kProjected) {
+    __syncthreads();
+    load_keys();
+    bring_heads<D>(source, q, own, queries, s, from, fresh, to, part, shared);
+  } else {
+    wait_for_grid();
+    load_queries<kFewQueries, kChunks, kThreads>(own, q, s.Dh,
+                                                 [&](int r, int c) { return shared.queries + r * kStride + c * 8; });
+    __syncthreads();
+    load_keys();
   }
-  end_copy_group();
   // Of queries g and g + 8.
   const int64_t mine = own.first + lane / 4, ends[2] = {own.end(source, mine, to), own.end(source, mine + 8, to)};
   wait_copies<0>();
@@ -262,23 +323,34 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   }
 }
 
+// A launch of one of the kernels above for sequences of up to `most_rows` rows; `last`: its last argument.
+template <auto kKernel, class Source, class Queries, class Last>
+void launch_few(cudaStream_t stream, int threads, size_t bytes, int64_t blocks_of_queries, const Source& source,
+                const int32_t* start, int64_t sequences, int64_t most_rows, int64_t key_heads, const Queries& q,
+                const TileShape& shape, const Last& last) {
+  const int64_t G = shape.H / key_heads, parts = (most_rows * G + kFewQueries - 1) / kFewQueries;
+  allow_shared<kKernel>(bytes);
+  const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
+                  static_cast<unsigned>(blocks_of_queries));
+  launch_large_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, sequences * most_rows, stream,
+                        source, start, static_cast<int>(G), static_cast<int>(parts), q, shape, last);
+}
+
+// Into `out`.
 template <int D, class Source>
 void attend_few(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
-                int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, const RangeResults& results,
-                bf16_t* out) {
-  const int64_t G = shape.H / key_heads, parts = (most_rows * G + kFewQueries - 1) / kFewQueries;
-  const auto launch = [&]<auto kKernel>(int ranges, int threads, size_t bytes, auto last) {
-    allow_shared<kKernel>(bytes);
-    const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
-                    static_cast<unsigned>(ranges));
-    launch_large_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, sequences * most_rows, stream,
-                          source, start, static_cast<int>(G), static_cast<int>(parts), q, shape, last);
-  };
-  if (results.ranges > 0)
-    launch.template operator()<attend_part_kernel<D, Source>>(static_cast<int>(results.ranges) * results.parts,
-                                                              PartShared<D>::kThreads, sizeof(PartShared<D>), results);
-  else
-    launch.template operator()<attend_few_kernel<D, Source>>(1, FewShared<D>::kThreads, sizeof(FewShared<D>), out);
+                int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, bf16_t* out) {
+  launch_few<attend_few_kernel<D, Source>>(stream, FewShared<D>::kThreads, sizeof(FewShared<D>), 1, source, start,
+                                           sequences, most_rows, key_heads, q, shape, out);
+}
+
+// Into `results`, for join_ranges.
+template <int D, class Source, class Queries>
+void attend_parts(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
+                  int64_t key_heads, const Queries& q, const TileShape& shape, const RangeResults& results) {
+  launch_few<attend_part_kernel<D, Source, Queries>>(stream, PartShared<D>::kThreads, sizeof(PartShared<D>),
+                                                     results.ranges * results.parts, source, start, sequences,
+                                                     most_rows, key_heads, q, shape, results);
 }
 
 }  // namespace calandra::cuda

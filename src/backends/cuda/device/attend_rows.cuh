@@ -177,10 +177,11 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
-// One block per row, head and kAttendThreads values, one value a thread. Results are read some at a time.
+// One block per row, head and kAttendThreads values, one value a thread. Results are read some at a time. `gate`: of
+// bf16 rows [T, H D] whose sigmoid multiplies them, rounded as ops::sigmoid_mul does; null: none.
 template <int kParts, class Source>
 __global__ void __launch_bounds__(kAttendThreads)
-    join_kernel(Source source, AttendShape s, RangeResults results, Output out) {
+    join_kernel(Source source, AttendShape s, RangeResults results, Rows<const bf16_t> gate, Output out) {
   constexpr int kAhead = 8;  // a multiple of kParts
   let_next_grid_begin();
   const int64_t row = blockIdx.x, head = blockIdx.y, d = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x;
@@ -189,6 +190,7 @@ __global__ void __launch_bounds__(kAttendThreads)
   const int64_t begin = span.begin / results.keys * kParts, end = (span.end + results.keys - 1) / results.keys * kParts,
                 first = results.place(row, s.H, head, 0);
   wait_for_grid();
+  const float open = gate.data != nullptr ? to_float(gate[row][head * s.D + d]) : 0;
   Softmax<1> total;
   for (int64_t at = begin; at < end; at += kAhead) {
     float m[kAhead], l[kAhead], o[kAhead];
@@ -212,7 +214,9 @@ __global__ void __launch_bounds__(kAttendThreads)
       if constexpr (kParts > 1) total.join(range.m, range.l, range.o);
     }
   }
-  out.store((row * s.H + head) * s.D + d, total.l == 0 ? 0 : total.o[0] / total.l);
+  float value = total.l == 0 ? 0 : total.o[0] / total.l;
+  if (gate.data != nullptr) value = rounded<bf16_t>(value) * rounded<bf16_t>(sigmoid(open));
+  out.store((row * s.H + head) * s.D + d, value);
 }
 
 template <int E, int G, int X, class Source, class In>
@@ -226,10 +230,10 @@ void attend_rows(cudaStream_t stream, const Source& source, const In& in, const 
 
 template <int kParts = 1, class Source>
 void join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
-                 Output out) {
+                 Rows<const bf16_t> gate, Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
   launch_follower(join_kernel<kParts, Source>, grid, dim3(kAttendThreads), 0, stream, source, shape, scratch.results(),
-                  out);
+                  gate, out);
 }
 
 }  // namespace calandra::cuda
