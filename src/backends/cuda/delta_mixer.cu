@@ -150,9 +150,9 @@ void CudaBackend::gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const T
                             delta.pending_beta.as<float>()};
     const SegmentedBatch segments(batch, accepted);
     const unsigned B = static_cast<unsigned>(batch.sequences());
-    launch_large_follower(delta_decode<T>, dim3(static_cast<unsigned>(Hv), B), dim3(kDecodeThreads), kDeltaDecodeBytes,
-                          rows, stream_of(ctx), segments, in, shape, delta.S.as<float>(), rows_of<T>(heads), norm,
-                          static_cast<T*>(out.data()));
+    launch_follower(delta_decode<T>, dim3(static_cast<unsigned>(Hv), B), dim3(kDecodeThreads), kDeltaDecodeBytes,
+                    stream_of(ctx), segments, in, shape, delta.S.as<float>(), rows_of<T>(heads), norm,
+                    static_cast<T*>(out.data()));
     launched(ctx, "gated_delta_rule and norm");
     if (run_keep_pending<T, true>(stream_of(ctx), segments, batch, in, shape, delta.pending_k.as<float>(),
                                   delta.pending_v.as<float>(), delta.pending_g.as<float>(),

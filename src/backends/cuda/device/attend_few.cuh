@@ -332,8 +332,8 @@ void launch_few(cudaStream_t stream, int threads, size_t bytes, int64_t blocks_o
   allow_shared<kKernel>(bytes);
   const dim3 grid(static_cast<unsigned>(key_heads * parts), static_cast<unsigned>(sequences),
                   static_cast<unsigned>(blocks_of_queries));
-  launch_large_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, sequences * most_rows, stream,
-                        source, start, static_cast<int>(G), static_cast<int>(parts), q, shape, last);
+  launch_follower(kKernel, grid, dim3(static_cast<unsigned>(threads)), bytes, stream, source, start,
+                  static_cast<int>(G), static_cast<int>(parts), q, shape, last);
 }
 
 // Into `out`.

@@ -14,9 +14,9 @@ constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
 enum class Split {
   // 64 kB if a block needs no more. A multiprocessor changes its split when it is idle, which it hardly ever is in a
   // chain of followers, and few rows' products that read through the cache that another kernel's split had left took
-  // twice as long (bench/results/cuda_small_kernels.md). So what runs in a step of few rows asks for the same.
+  // twice as long (bench/results/cuda_small_kernels.md). So all ask for the same, beyond few rows too.
   kAlike,
-  kForMostBlocks,  // as the kernel's blocks fit best
+  kForMostBlocks,  // as the kernel's blocks fit best; for those that need more than that
 };
 
 // Blocks in clusters; `cluster` divides the grid.
@@ -48,15 +48,6 @@ void launch_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_
                      Arguments&&... arguments) {
   launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, Split::kAlike,
                   std::forward<Arguments>(arguments)...);
-}
-
-// The same of a kernel whose blocks need much shared memory, for a batch of `rows` rows.
-template <class... Parameters, class... Arguments>
-void launch_large_follower(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, int64_t rows,
-                           cudaStream_t stream, Arguments&&... arguments) {
-  constexpr int64_t kRowsOfFew = 16;  // beyond, products do not read through the cache
-  launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream,
-                  rows <= kRowsOfFew ? Split::kAlike : Split::kForMostBlocks, std::forward<Arguments>(arguments)...);
 }
 
 // Lets blocks of the kernel have more than 48 kB of shared memory of a launch: `bytes`, the same each time. Told once
