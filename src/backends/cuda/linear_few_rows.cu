@@ -2,6 +2,8 @@
 // blocks to fill the device when there are many tiles, longer reads when there are few.
 #include "backends/cuda/linear_few_rows.h"
 
+#include <algorithm>
+
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
@@ -97,6 +99,9 @@ void launch(cudaStream_t stream, FewRowsArgs& args) {
 // Measured on an H100: see bench/results/cuda_few_rows.md.
 void FewRowsLaunch::run(cudaStream_t stream) {
   constexpr int kSms = 132;
+  // Blocks of long rows take longest: they begin first, but for experts, which are the last part.
+  std::stable_sort(args_.part, args_.part + args_.parts - (args_.experts != nullptr ? 1 : 0),
+                   [](const FewRowsPart& a, const FewRowsPart& b) { return a.value_bytes > b.value_bytes; });
   int tiles = 0, longest = 0, of_f8 = 0;
   bool aligned = true;
   for (int i = 0; i < args_.parts; ++i) {
@@ -121,8 +126,8 @@ void FewRowsLaunch::run(cudaStream_t stream) {
     }
     constexpr bool kOnlyBF16 = kStored == Stored::kBF16;
     if (grouped) {
-      if (high) return experts.template operator()<16, 4, 2>();
-      return experts.template operator() < 8, kOnlyBF16 ? 2 : 4, kOnlyBF16 ? 4 : 2 > ();
+      if (!high) return experts.template operator()<8, 2, 4>();
+      return experts.template operator() < 16, kOnlyBF16 ? 4 : 2, kOnlyBF16 ? 2 : 3 > ();
     }
     if (args_.T > kMostRows) {
       const bool wide = tiles * blocks_for(args_.T, 64) > 4 * kSms;  // enough of them for all multiprocessors

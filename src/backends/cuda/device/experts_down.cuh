@@ -7,7 +7,8 @@
 //   bound by  latency: all that a warp reads of F up to 512 (f8) is under way at once
 #pragma once
 
-#include "backends/cuda/device/few_rows.cuh"
+#include "backends/cuda/device/chunk_products.cuh"
+#include "backends/cuda/device/pipeline.cuh"
 #include "backends/cuda/device/rows.cuh"
 
 namespace calandra::cuda {

@@ -3,78 +3,19 @@
 //
 // A block of 8 warps has kTiles tiles of 8 outputs (rows of W). Weights go from memory straight to registers, kAhead
 // chunks of 1 kB of a row before the first is used; a warp multiplies 128 bytes of a chunk on tensor cores
-// (device/mma.cuh; A: 16 rows of x, B: 8 rows of W), with x through the caches. In the end the 8 warps' sums of an
-// output are added in order through 4 kB of shared memory a tile (of up to 16 rows). The order of a sum depends on K
-// and the number format alone, and an instruction computes every row by itself: a row gives the same bits alone, in any
-// batch, and with experts.
+// (device/chunk_products.cuh), with x through the caches. In the end the 8 warps' sums of an output are added in order
+// through 4 kB of shared memory a tile (of up to 16 rows). The order of a sum depends on K and the number format alone,
+// and an instruction computes every row by itself: a row gives the same bits alone, in any batch, and with experts.
 //
 // The first weights are read before the kernel in front has ended, since no kernel writes them. Bound by the read of
-// the weights: 85 to 95 % of the read bandwidth from 30 MB on, less where a launch is over in a few microseconds.
+// the weights: bf16 85 to 95 % of the read bandwidth from 30 MB on, less where a launch is over in a few microseconds;
+// f8, which has as many instructions for half the bytes, about 80 %.
 #pragma once
 
-#include "backends/cuda/device/few_rows_args.cuh"
-#include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/chunk_products.cuh"
 #include "backends/cuda/device/pipeline.cuh"
 
 namespace calandra::cuda {
-
-// 8 numbers of a row of x from k on, zeros beyond K. kAligned: rows begin at multiples of 16 bytes and K is one of 8.
-template <bool kAligned>
-__device__ __forceinline__ uint4 x_at(const bf16_t* row, int k, int K) {
-  if constexpr (kAligned) {
-    return *reinterpret_cast<const uint4*>(row + k);
-  } else {
-    Vec<bf16_t, 8> v;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v.at[i] = k + i < K ? row[k + i] : __float2bfloat16_rn(0.0f);
-    return reinterpret_cast<const uint4&>(v);
-  }
-}
-
-// 16 bytes that are read once.
-__device__ __forceinline__ uint4 load_once(const std::byte* from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
-
-// Products of a chunk: a warp's 128 bytes of each row of a tile. f8: a thread has 16 numbers of two steps at once.
-template <bool kF8>
-struct ChunkProduct {
-  static constexpr int kSize = kF8 ? 1 : 2;
-  static constexpr int kInputs = kOfWarp / kSize;
-  static constexpr int kOwn = kInputs / 32;  // times 8 inputs of a thread
-
-  // The 8 inputs of number i, from the warp's first on.
-  __device__ __forceinline__ static int input(int i, int t) {
-    return kF8 ? i / 2 * 64 + 16 * t + i % 2 * 8 : i * 32 + 8 * t;
-  }
-  // Without f8's scale.
-  __device__ __forceinline__ static void multiply(float (&sum)[4], const uint4 (&low)[kOwn], const uint4 (&high)[kOwn],
-                                                  const uint4 (&w)[2]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if constexpr (kF8) {
-        mma_step(sum, low[2 * i], high[2 * i], bf16x8_of_e4m3x8({w[i].x, w[i].y}));
-        mma_step(sum, low[2 * i + 1], high[2 * i + 1], bf16x8_of_e4m3x8({w[i].z, w[i].w}));
-      } else {
-        mma_step(sum, low[i], high[i], w[i]);
-      }
-  }
-  __device__ __forceinline__ static void add(float (&sum)[4], const uint4 (&low)[kOwn], const uint4 (&high)[kOwn],
-                                             const uint4 (&w)[2], const float (&scale)[2]) {
-    if constexpr (kF8) {
-      float block[4] = {};
-      multiply(block, low, high, w);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i] = fmaf(block[i], scale[i % 2], sum[i]);
-    } else {
-      multiply(sum, low, high, w);
-    }
-  }
-};
 
 constexpr int kRouteWords = 2 * kTileWarps * 8 * kTile;  // of shared memory that experts' blocks have
 
@@ -100,6 +41,9 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
   constexpr int kRows = Shape::kRows, kAhead = Shape::kAhead, kX = Shape::kX, kTiles = Shape::kTiles;
   constexpr bool kHigh = Shape::kHigh;
   constexpr int kGroups = Shape::kGroups, kAtOnce = Shape::kAtOnce;
+  // Measured on an H100, steps of models: f8 with two chunks ahead is slower so; bf16 weights are slower as A for small
+  // models, whose launches are short, and 1 % faster for large ones. K of f8 that is aligned is a multiple of 128.
+  constexpr bool kWeightsAsA = kF8 && kAligned && kAhead == 1 && kGroups == 1;
   using Product = ChunkProduct<kF8>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4,
             t0 = (static_cast<int>(blockIdx.x) - index * a.row_tiles) * kRows, rows = min(kRows, a.T - t0);
@@ -129,8 +73,31 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
     return (second ? other : weight) + int64_t{n} * p.row_bytes;
   };
 
-  float sum[kGroups][kTiles][4] = {};
-  if (weight != nullptr) {
+  const auto x_row = [&](int r) -> const bf16_t* {
+    if (r >= own) return nullptr;
+    if (!grouped) return p.x + (t0 + r) * p.x_stride;
+    const int choice = chosen.choice[r];
+    return p.x + (t0 + choice / a.top_k) * p.x_stride + choice % a.top_k * p.x_choice;
+  };
+
+  float sum[kWeightsAsA ? kRows / kTile : kGroups * kTiles][4] = {};
+  if (weight == nullptr) {
+    if (!grouped) wait_and_let_next_grid_begin();
+  } else if constexpr (kWeightsAsA) {
+    F8Chunks<kRows, kTiles> chunks;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const std::byte* row = row_of(tile, g);
+      chunks.values[tile] = row + warp * kOfWarp + 16 * t;
+      chunks.scales[tile] = row + p.value_bytes + warp * sizeof(float);
+    }
+#pragma unroll
+    for (int c = 0; c < kRows / kTile; ++c) chunks.x[c] = x_row(min(c * kTile + g, own - 1)) + warp * kOfWarp + 16 * t;
+    chunks.left = (p.value_bytes / kOfWarp - warp + kTileWarps - 1) / kTileWarps;
+    if (chunks.left > 0) chunks.load();
+    if (!grouped) wait_and_let_next_grid_begin();
+    chunks.add(sum);
+  } else {
     const std::byte *from[kTiles], *scales[kTiles][2];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -139,12 +106,6 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
 #pragma unroll
         for (int i = 0; i < 2; ++i) scales[tile][i] = row_of(tile, 2 * t + i) + p.value_bytes + warp * sizeof(float);
     }
-    const auto x_row = [&](int r) -> const bf16_t* {
-      if (r >= own) return nullptr;
-      if (!grouped) return p.x + (t0 + r) * p.x_stride;
-      const int choice = chosen.choice[r];
-      return p.x + (t0 + choice / a.top_k) * p.x_stride + choice % a.top_k * p.x_choice;
-    };
     const bf16_t *low_row[kGroups], *high_row[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group)
@@ -192,28 +153,34 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
           for (int u = 0; u < kX; ++u)
 #pragma unroll
             for (int tile = 0; tile < kTiles; ++tile)
-              Product::add(sum[group][tile], low[u], high[u], w[first + u][tile], scale[first + u][tile]);
+              Product::add(sum[group * kTiles + tile], low[u], high[u], w[first + u][tile], scale[first + u][tile]);
         }
     }
-  } else if (!grouped) {
-    wait_and_let_next_grid_begin();
   }
 #pragma unroll
   for (int first = 0; first < kTiles; first += kAtOnce) {
     if (first > 0) __syncthreads();  // the sums before have been read
 #pragma unroll
     for (int tile = 0; tile < kAtOnce; ++tile)
+      if constexpr (kWeightsAsA) {
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group)
+        for (int c = 0; c < kRows / kTile; ++c)
 #pragma unroll
-        for (int i = 0; i < (kHigh ? 4 : 2); ++i)
-          sums[tile][warp][group * kMostRows + g + i / 2 * 8][2 * t + i % 2] = sum[group][first + tile][i];
+          for (int i = 0; i < 2; ++i) sums[tile][warp][c * kTile + 2 * t + i][g] = sum[c][2 * tile + i];
+      } else {
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+          for (int i = 0; i < (kHigh ? 4 : 2); ++i)
+            sums[tile][warp][group * kMostRows + g + i / 2 * 8][2 * t + i % 2] = sum[group * kTiles + first + tile][i];
+      }
     __syncthreads();
 
-    for (int i = threadIdx.x; i < kAtOnce * own * per_tile; i += kTileWarps * kWarp) {
-      const int column = i % per_tile, r = i / per_tile % own, tile = i / per_tile / own,
+    // Numbers that nobody wants are counted too: no divisions by what only the launch knows.
+    for (int i = threadIdx.x; i < kAtOnce * kRows * kTile; i += kTileWarps * kWarp) {
+      const int column = i % kTile, r = i / kTile % kRows, tile = i / kTile / kRows,
                 n = n0 + (first + tile) * per_tile + column;
-      if (n >= p.N) continue;
+      if (column >= per_tile || r >= own || n >= p.N) continue;
       const auto total = [&](int c, const float* bias) {
         float y = 0;
 #pragma unroll
@@ -242,10 +209,10 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, Shape::kBlocks) few_rows(co
   int number = 0;
   while (number + 1 < a.parts && index >= a.part[number + 1].first_block) ++number;
   const FewRowsPart& p = a.part[number];
-  if (kStored == Stored::kF8 || (kStored == Stored::kBoth && p.f8))
-    few_rows_of<true, Shape, kGrouped, kAligned>(a, p, index, sums, chosen);
-  else if constexpr (kStored != Stored::kF8)
-    few_rows_of<false, Shape, kGrouped, kAligned>(a, p, index, sums, chosen);
+  if constexpr (kStored == Stored::kBoth) {
+    if (p.f8) return few_rows_of<true, Shape, kGrouped, kAligned>(a, p, index, sums, chosen);
+  }
+  few_rows_of<kStored == Stored::kF8, Shape, kGrouped, kAligned>(a, p, index, sums, chosen);
 }
 
 }  // namespace calandra::cuda
