@@ -59,7 +59,7 @@ class CudaParts : public testing::Test {
 
 TEST_F(CudaParts, SwigluMlpAndLinearAdd) {
   for (const bool fp8 : {false, true})
-    for (const auto& [D, F] : {std::pair<int64_t, int64_t>{1024, 3584}, {2048, 520}}) {
+    for (const auto& [D, F] : {std::pair<int64_t, int64_t>{1024, 3584}, {2048, 520}, {256, 2052}, {256, 2700}}) {
       const LinearPack gate_up{matrix(F, D, 1, fp8), matrix(F, D, 2, fp8)};
       const PackedWeight down = matrix(D, F, 3, fp8);
       for (const int64_t T : {1, 2, 7, 8, 9, 16, 17, 33, 65}) {

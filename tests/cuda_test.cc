@@ -219,49 +219,6 @@ TEST_F(Cuda, ExpertsOfManyRows) {
   }
 }
 
-// Weights in 8 bits, dense and as experts.
-TEST_F(Cuda, F8WeightsOfManyRows) {
-  for (const auto& [N, K] : {std::pair<int64_t, int64_t>{136, 1024}, {257, 200}, {64, 4104}}) {
-    constexpr int64_t kRows = 290, kChoices = 3;
-    const F8Experts source(4, N, K, 128, 128, 7);
-    Buffer storage[2];
-    const GroupedWeight got = group(device->backend(), source.matrices, storage[0]),
-                        want = group(reference.backend(), source.matrices, storage[1]);
-    const Tensor x = random(pool, DType::kBF16, {kRows, K}, 1), chosen = pool.zeros(DType::kI32, {kRows, kChoices});
-    for (int i = 0; i < kRows * kChoices; ++i) chosen.as<int32_t>()[i] = i % 7 == 0 ? 3 : i % 3;
-    const auto linear = [&](OpRunner& on, const GroupedWeight& weight) {
-      return on.run([&](ExecContext& ctx) { return ops::linear(ctx, x, weight.expert(1), DType::kF32); });
-    };
-    EXPECT_TRUE(close_to(linear(*device, got), linear(reference, want), {.reduction = K}, "linear", "cuda"));
-    const auto experts = [&](OpRunner& on, const GroupedWeight& weight) {
-      return on.run([&](ExecContext& ctx) { return ops::grouped_linear(ctx, x, weight, chosen); });
-    };
-    EXPECT_TRUE(close_to(experts(*device, got), experts(reference, want), {.reduction = K}, "grouped_linear", "cuda"));
-  }
-}
-
-// Weights in 8 bits with rows on both sides of every border between kernels; two weights of one launch, ragged sizes.
-TEST_F(Cuda, F8WeightsOfSomeRows) {
-  for (const auto& [N, K] : {std::pair<int64_t, int64_t>{136, 1024}, {257, 200}, {64, 4104}, {640, 2304}}) {
-    const F8Experts source(2, N, K, 128, 128, 7);
-    const Tensor x = random(pool, DType::kBF16, {129, K}, 1), residual = random(pool, DType::kBF16, {129, N}, 2);
-    for (const int64_t T : {1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129}) {
-      const auto run = [&](OpRunner& on, bool add) {
-        LinearPack pack(2);
-        pack.part(0) = on.weight(source.matrices[0]), pack.part(1) = on.weight(source.matrices[1]);
-        return on.run([&](ExecContext& ctx) {
-          if (add) return ops::linear_add(ctx, x.slice(0, 0, T), pack.parts()[0], residual.slice(0, 0, T));
-          return ops::linear(ctx, x.slice(0, 0, T), pack, DType::kF32)[1];
-        });
-      };
-      const std::string rows = " of " + std::to_string(T) + " rows";
-      EXPECT_TRUE(close_to(run(*device, false), run(reference, false), {.reduction = K}, "linear" + rows, "cuda"));
-      EXPECT_TRUE(close_to(run(*device, true), run(reference, true), {.reduction = K, .roundings = 2},
-                           "linear_add" + rows, "cuda"));
-    }
-  }
-}
-
 // More keys than one range: few rows have a block for each, many rows one for all of them.
 TEST_F(Cuda, AttentionOverManyKeys) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {

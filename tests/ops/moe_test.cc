@@ -234,28 +234,114 @@ TEST_P(MoeOps, GroupedLinearIsLinearWithTheChosenExpert) {
       }
 }
 
+// Scales change within the outputs that a kernel computes at once.
 TEST_P(MoeOps, GroupedLinearOfF8Experts) {
-  const int64_t E = 4, k = 2, N = 45, K = 300;
-  const F8Experts source(E, N, K, 32, 128, 1);
-  for (const DType dtype : kTypes)
-    for (const int64_t T : {1, 40}) {
-      const Tensor x = random(pool, dtype, {T, K}, 2, 1, 0, 3);
-      std::vector<int32_t> list(T * k);
-      for (size_t i = 0; i < list.size(); ++i) list[i] = static_cast<int32_t>(i * i % E);
-      compare("grouped_linear", {.reduction = K}, [&](OpRunner& on) {
-        Buffer storage;
-        const GroupedWeight weight = group(on.backend(), source.matrices, storage);
-        const Tensor y = on.run([&](ExecContext& ctx) {
-          return ops::grouped_linear(ctx, x, weight, choices({T, k}, list));
+  const int64_t E = 4, k = 2, N = 45;
+  for (const int64_t K : {300, 256}) {
+    const F8Experts source(E, N, K, 5, 128, 1);
+    for (const DType dtype : kTypes)
+      for (const int64_t T : {1, 9, 30}) {
+        const Tensor x = random(pool, dtype, {T, K}, 2, 1, 0, K == 256 ? 0 : 3);
+        std::vector<int32_t> list(T * k);
+        for (size_t i = 0; i < list.size(); ++i) list[i] = static_cast<int32_t>(i * i % E);
+        compare("grouped_linear", {.reduction = K}, [&](OpRunner& on) {
+          Buffer storage;
+          const GroupedWeight weight = group(on.backend(), source.matrices, storage);
+          const Tensor y = on.run([&](ExecContext& ctx) {
+            return ops::grouped_linear(ctx, x, weight, choices({T, k}, list));
+          });
+          for (int64_t t = 0; t < T; ++t)
+            for (int64_t j = 0; j < k; ++j)
+              EXPECT_EQ(row_bytes(y[t], j, j + 1), row_bytes(on.run([&](ExecContext& ctx) {
+                          return ops::linear(ctx, x.slice(0, t, t + 1), weight.expert(list[t * k + j]), dtype);
+                        })));
+          return Results{y};
         });
-        for (int64_t t = 0; t < T; ++t)
-          for (int64_t j = 0; j < k; ++j)
-            EXPECT_EQ(row_bytes(y[t], j, j + 1), row_bytes(on.run([&](ExecContext& ctx) {
-                        return ops::linear(ctx, x.slice(0, t, t + 1), weight.expert(list[t * k + j]), dtype);
-                      })));
-        return Results{y};
+      }
+  }
+}
+
+// NaN in the outputs that read one, and every other output has the bits that it has without them.
+TEST_P(MoeOps, NansOfF8Experts) {
+  const int64_t E = 4, k = 2, N = 45;
+  for (const int64_t K : {256, 300}) {
+    F8Experts clean(E, N, K, 32, 128, 1), broken(E, N, K, 32, 128, 1);
+    broken.matrices[1].values.as<f8_e4m3>()[13 * K + 3] = f8_e4m3::from_bits(0x7f);
+    broken.matrices[2].values.as<f8_e4m3>()[K - 1] = f8_e4m3::from_bits(0xff);
+    Buffer storage[2];
+    const GroupedWeight weights[] = {group(tested.backend(), clean.matrices, storage[0]),
+                                     group(tested.backend(), broken.matrices, storage[1])};
+    for (const DType dtype : kTypes)
+      for (const int64_t T : {1, 5, 16, 40}) {
+        const Tensor x = random(pool, dtype, {T, K}, 2);
+        std::vector<int32_t> list(T * k);
+        for (size_t i = 0; i < list.size(); ++i) list[i] = static_cast<int32_t>((i + 1) % E);
+        const auto run = [&](const GroupedWeight& weight) {
+          return tested
+              .run([&](ExecContext& ctx) {
+                return ops::grouped_linear(ctx, x, weight, choices({T, k}, list));
+              })
+              .view({T * k, N});
+        };
+        const Tensor want = run(weights[0]), got = run(weights[1]);
+        for (int64_t i = 0; i < T * k; ++i)
+          for (int64_t n = 0; n < N; ++n)
+            if ((list[i] == 1 && n == 13) || (list[i] == 2 && n == 0))
+              EXPECT_TRUE(std::isnan(element(got, i, n))) << "choice " << i << ", output " << n << " of K " << K;
+            else
+              EXPECT_EQ(element(got, i, n), element(want, i, n)) << "choice " << i << ", output " << n << " of K " << K;
+      }
+  }
+}
+
+// A NaN of an expert's down projection, or of the shared expert's, is one output of the tokens that it has; one of an
+// expert's up projection is all of theirs.
+TEST_P(MoeOps, SparseMoeOfNansInF8) {
+  const int64_t E = 6, D = 256, F = 128, kExpert = 3, kRow = 77;
+  enum Place { kNowhere, kDown, kUp, kSharedDown };
+  const Tensor router = random(pool, DType::kBF16, {E, D}, 1, 0.2f), all = random(pool, DType::kBF16, {40, D}, 2);
+  const RouterOptions options{.top_k = 2};
+  for (const int64_t T : {1, 3, 8, 16, 40}) {
+    const Tensor x = all.slice(0, 0, T);
+    Routing routing;
+    const auto run = [&](Place place) {
+      F8Experts in(2 * E + 2, F, D, 128, 128, 3), out(E + 1, D, F, 128, 128, 4);
+      const f8_e4m3 nan = f8_e4m3::from_bits(0x7f);
+      if (place == kDown) out.matrices[kExpert].values.as<f8_e4m3>()[kRow * F + 5] = nan;
+      if (place == kSharedDown) out.matrices[E].values.as<f8_e4m3>()[kRow * F + 5] = nan;
+      if (place == kUp) in.matrices[E + kExpert].values.as<f8_e4m3>()[kRow * D + 5] = nan;
+      const std::span<const StoredMatrix> first = in.matrices, second = out.matrices;
+      Buffer storage[3];
+      ops::SparseMoeWeights weights;
+      weights.router = tested.weight(router);
+      weights.gate = group(tested.backend(), first.subspan(0, E), storage[0]);
+      weights.up = group(tested.backend(), first.subspan(E, E), storage[1]);
+      weights.down = group(tested.backend(), second.subspan(0, E), storage[2]);
+      weights.shared_gate_up.part(0) = tested.weight(first[2 * E]);
+      weights.shared_gate_up.part(1) = tested.weight(first[2 * E + 1]);
+      weights.shared_down = tested.weight(second[E]);
+      routing = tested.run([&](ExecContext& ctx) {
+        return ops::route(ctx, ops::linear(ctx, x, weights.router, DType::kF32), {}, options);
       });
+      return tested.run([&](ExecContext& ctx) { return ops::sparse_moe(ctx, x, weights, options, x); });
+    };
+    const Tensor want = run(kNowhere);
+    const int64_t having = std::count(routing.experts.as<int32_t>(), routing.experts.as<int32_t>() + T * 2, kExpert);
+    ASSERT_TRUE(T < 8 || (having > 0 && having < T)) << having;
+    for (const Place place : {kDown, kUp, kSharedDown}) {
+      const Tensor got = run(place);
+      for (int64_t t = 0; t < T; ++t) {
+        const std::vector<int32_t> experts = chosen(routing, t);
+        const bool has = place == kSharedDown || std::count(experts.begin(), experts.end(), kExpert) > 0;
+        for (int64_t d = 0; d < D; ++d)
+          if (has && (place == kUp || d == kRow))
+            ASSERT_TRUE(std::isnan(element(got, t, d))) << "place " << place << ", token " << t << ", output " << d;
+          else
+            ASSERT_EQ(element(got, t, d), element(want, t, d))
+                << "place " << place << ", token " << t << ", output " << d;
+      }
     }
+  }
 }
 
 TEST_P(MoeOps, GroupedLinearGivesZerosForExpertsThatDoNotExist) {
