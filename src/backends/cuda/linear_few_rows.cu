@@ -23,7 +23,6 @@ FewRowsPart& FewRowsLaunch::part(const Tensor& x, const PackedWeight& weight, co
   p.bias = weight.bias ? weight.bias.as<float>() : nullptr;
   p.x = static_cast<const bf16_t*>(x.data());
   p.x_stride = x.stride(0);
-  p.x_aligned = weight.K % 8 == 0 && rows_aligned(x, 16);
   p.out = {const_cast<void*>(out.data()), is_bf16(out)};
   p.out_stride = out.stride(0);
   p.row_bytes = static_cast<int>(packed_row(weight.dtype, weight.K, weight.block_k));
@@ -32,6 +31,7 @@ FewRowsPart& FewRowsLaunch::part(const Tensor& x, const PackedWeight& weight, co
   p.K = static_cast<int>(weight.K);
   p.after = after;
   p.f8 = weight.dtype == DType::kF8E4M3;
+  p.x_aligned = weight.K % (p.f8 ? kOfWarp : 8) == 0 && rows_aligned(x, 16);
   return p;
 }
 
@@ -100,8 +100,8 @@ void launch(cudaStream_t stream, FewRowsArgs& args) {
 void FewRowsLaunch::run(cudaStream_t stream) {
   constexpr int kSms = 132;
   // Blocks of long rows take longest: they begin first, but for experts, which are the last part.
-  std::stable_sort(args_.part, args_.part + args_.parts - (args_.experts != nullptr ? 1 : 0),
-                   [](const FewRowsPart& a, const FewRowsPart& b) { return a.value_bytes > b.value_bytes; });
+  std::sort(args_.part, args_.part + args_.parts - (args_.experts != nullptr ? 1 : 0),
+            [](const FewRowsPart& a, const FewRowsPart& b) { return a.value_bytes > b.value_bytes; });
   int tiles = 0, longest = 0, of_f8 = 0;
   bool aligned = true;
   for (int i = 0; i < args_.parts; ++i) {

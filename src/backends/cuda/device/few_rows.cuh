@@ -42,8 +42,8 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
   constexpr bool kHigh = Shape::kHigh;
   constexpr int kGroups = Shape::kGroups, kAtOnce = Shape::kAtOnce;
   // Measured on an H100, steps of models: so f8 with two chunks ahead is slower; bf16 is up to 10 % slower in models of
-  // up to 2B and in experts, whose launches are short, and 1 % faster in 4B to 27B. K of f8 that is aligned is a
-  // multiple of 128.
+  // up to 2B and in experts, whose launches are short, and 1 % faster in 4B to 27B. f8 that is aligned has whole
+  // chunks of 128 inputs (FewRowsPart::x_aligned).
   constexpr bool kWeightsAsA = kF8 && kAligned && kAhead == 1 && kGroups == 1;
   using Product = ChunkProduct<kF8>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4,

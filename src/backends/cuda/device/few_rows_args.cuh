@@ -39,7 +39,7 @@ struct FewRowsPart {
   int first_block;  // number of the blocks of the parts before
   After after;
   bool f8;         // or bf16
-  bool x_aligned;  // rows of x begin at multiples of 16 bytes and have a multiple of 8 numbers
+  bool x_aligned;  // rows of x begin at multiples of 16 bytes and have a multiple of 8 numbers, f8's of 128
 
   __host__ __device__ int outputs_of_tile() const { return after == After::kSwiGlu ? kTile / 2 : kTile; }
   // Of all rows, or of one choice.
