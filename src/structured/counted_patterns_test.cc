@@ -69,6 +69,19 @@ TEST(CountedPatterns, HoldAtTheirBorders) {
   }
 }
 
+TEST(CountedPatterns, WithoutAnUpperBoundRepeatWholeParts) {
+  expect_right({{"schema", string_of("^(a{1,2}b{0,2}){0,}$")},
+                {"accept", {"\"\"", "\"aabb\"", "\"abbaab\""}},
+                {"reject", {"\"aabbb\"", "\"aabbba\"", "\"b\""}}});
+  expect_right({{"schema", string_of("^(a[^b]{1,2}|b){2,}$")},
+                {"accept", {"\"bb\"", "\"acb\"", "\"bacc\""}},
+                {"reject", {"\"bba\"", "\"bbcb\"", "\"b\""}}});
+  const std::string many(75, 'c');
+  expect_right({{"schema", string_of("^(c|a+b{1,2}){75,}$")},
+                {"accept", {'"' + many + '"', '"' + many + "aab\""}},
+                {"reject", {'"' + many + "b\"", '"' + many + "abcb\"", '"' + many.substr(1) + '"'}}});
+}
+
 TEST(CountedPatterns, GroupsAndSeveralInOneSchema) {
   const auto groups = [](std::initializer_list<size_t> counts) {
     std::string text = "\"";
