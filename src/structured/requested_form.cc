@@ -49,10 +49,39 @@ OutputForm choice_form(const json::value& given, std::string_view param) {
   return OutputForm::choice(texts);
 }
 
+// vLLM's older form of a structural tag: texts that are free but for what stands behind a trigger.
+json::value tag_of_structures(const json::object& given, std::string_view param) {
+  const auto list = [&](std::string_view name) {
+    const json::value* value = find_field(given, name);
+    if (value == nullptr || !value->is_array() || value->get_array().empty())
+      refuse(param, fmt::format("{} with structures needs lists of structures and of triggers", param));
+    return value->get_array();
+  };
+  json::array tags;
+  for (const json::value& one : list("structures")) {
+    const json::object* structure = one.if_object();
+    const auto member = [&](std::string_view name) {
+      const json::value* value = structure == nullptr ? nullptr : find_field(*structure, name);
+      if (value == nullptr) refuse(param, "each of structures needs begin, schema and end");
+      return *value;
+    };
+    tags.push_back({{"type", "tag"},
+                    {"begin", member("begin")},
+                    {"content", {{"type", "json_schema"}, {"json_schema", json_of(member("schema"), "schema")}}},
+                    {"end", member("end")}});
+  }
+  return {{"type", "structural_tag"},
+          {"format", {{"type", "triggered_tags"}, {"triggers", list("triggers")}, {"tags", std::move(tags)}}}};
+}
+
 OutputForm tag_form(const json::value& given, std::string_view param) {
-  json::value tag = json_of(given, param);
+  const json::value tag = json_of(given, param);
   if (!tag.is_object()) refuse(param, fmt::format("{} must be an object", param));
-  return OutputForm::structural_tag(std::move(tag));
+  const json::object& object = tag.get_object();
+  if (find_field(object, "structures") != nullptr) return OutputForm::structural_tag(tag_of_structures(object, param));
+  if (find_field(object, "format") == nullptr)
+    refuse(param, fmt::format("{} of a structural tag needs a format, or structures and triggers", param));
+  return OutputForm::structural_tag(tag);
 }
 
 std::optional<OutputForm> response_format(const json::object& body) {

@@ -352,11 +352,35 @@ TEST(Structured, ReadsWhatRequestsAskFor) {
   EXPECT_EQ(form(R"({"guided_regex": "a.\\.[.]"})"), R"(regex a[^\n]\.[.])");
   EXPECT_EQ(form(R"({"structured_outputs": {"choice": ["a", "b"]}})"), R"(ebnf root ::= "a" | "b")");
   EXPECT_EQ(form(R"({"structured_outputs": {"json_object": true}})"), "object ");
-  for (const char* wrong :
-       {R"({"response_format": 5})", R"({"response_format": {}})", R"({"response_format": {"type": "xml"}})",
-        R"({"response_format": {"type": "json_schema"}})", R"({"guided_json": "{"})", R"({"guided_json": 5})",
-        R"({"guided_choice": []})", R"({"guided_regex": ""})", R"({"structured_outputs": []})",
-        R"({"guided_regex": "a", "response_format": {"type": "json_object"}})"}) {
+  constexpr const char* kTagged =
+      R"(tag {"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f"],"tags":[{"type":"tag",)"
+      R"("begin":"<f=a>","content":{"type":"json_schema","json_schema":{"type":"boolean"}},"end":"</f>"}]}})";
+  EXPECT_EQ(form(R"({"response_format": {"type": "structural_tag", "triggers": ["<f"],
+                     "structures": [{"begin": "<f=a>", "schema": {"type": "boolean"}, "end": "</f>"}]}})"),
+            kTagged);
+  const std::string text =
+      R"({"structures": [{"begin": "<f=a>", "schema": "{\"type\": \"boolean\"}", "end": "</f>"}], "triggers": ["<f"]})";
+  EXPECT_EQ(form(to_json({{"structured_outputs", {{"structural_tag", text}}}}).c_str()), kTagged);
+  {
+    GrammarCompiler compiler(small_vocabulary(), {kEnd});
+    const auto compiled = compiler.compile({.kind = OutputForm::Kind::kStructuralTag, .text = kTagged + 4});
+    ASSERT_FALSE(compiled.error) << compiled.error->message;
+    const auto grammar = compiled.grammar->clone();
+    for (const char c : std::string("free <f=a>")) grammar->accept(c);
+    EXPECT_TRUE(has(mask_of(*grammar, {}), kTrue));
+    EXPECT_FALSE(has(mask_of(*grammar, {}), kNull));
+  }
+  for (
+      const char* wrong :
+      {R"({"response_format": 5})", R"({"response_format": {}})", R"({"response_format": {"type": "xml"}})",
+       R"({"response_format": {"type": "json_schema"}})", R"({"guided_json": "{"})", R"({"guided_json": 5})",
+       R"({"guided_choice": []})", R"({"guided_regex": ""})", R"({"structured_outputs": []})",
+       R"({"guided_regex": "a", "response_format": {"type": "json_object"}})",
+       R"({"response_format": {"type": "structural_tag"}})",
+       R"({"response_format": {"type": "structural_tag", "structures": [], "triggers": ["a"]}})",
+       R"({"response_format": {"type": "structural_tag", "structures": [{"begin": "a"}], "triggers": ["a"]}})",
+       R"({"response_format": {"type": "structural_tag", "structures": [5], "triggers": ["a"]}})",
+       R"({"response_format": {"type": "structural_tag", "structures": [{"begin": "a", "schema": {}, "end": ""}]}})"}) {
     const auto answer = read(wrong);
     ASSERT_TRUE(std::holds_alternative<RequestError>(answer)) << wrong;
     EXPECT_EQ(std::get<RequestError>(answer).status, 400);
