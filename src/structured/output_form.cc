@@ -16,7 +16,7 @@ constexpr size_t kMostExpressionBytes = size_t{256} << 10;  // of an expression 
 constexpr int kDeepest = 64;
 constexpr int64_t kMostValues = 100'000;  // of a schema: JSON values in all
 constexpr int64_t kMostChoices = 10'000;  // of an enum
-constexpr int64_t kMostRepeats = 10'000;  // minItems, maxLength, {m,n}: each is written out
+constexpr int64_t kMostRepeats = 10'000;  // minItems, maxItems, {m,n}
 constexpr int64_t kMostBrackets = 2'000;  // of an expression or grammar
 // What compiling takes grows with their square, and with this sum: at either limit about half a second.
 constexpr int64_t kMostProperties = 1'000;       // of one object
@@ -25,8 +25,8 @@ constexpr int64_t kMostPatternRepeats = 20'000;  // of all patterns of a schema
 constexpr int64_t kMostRanges = 1'000;           // numbers of a schema that have bounds: each is an expression
 constexpr int64_t kMostRules = 1'000;            // of a grammar
 
-constexpr std::string_view kCounts[] = {"minItems",    "maxItems",    "minLength",     "maxLength",
-                                        "minContains", "maxContains", "minProperties", "maxProperties"};
+constexpr std::string_view kCounts[] = {"minItems",    "maxItems",      "minContains",
+                                        "maxContains", "minProperties", "maxProperties"};
 
 int64_t rules_of(std::string_view grammar) {
   constexpr std::string_view kIs = "::=";
@@ -113,7 +113,8 @@ struct SchemaCount {
           std::find(std::begin(kCounts), std::end(kCounts), std::string_view(key)) != std::end(kCounts);
       if (is_count && member.is_number() && !(member.to_number<double>() <= kMostRepeats))
         wrong = fmt::format("{} is above {}", std::string_view(key), kMostRepeats);
-      if (is_count && member.is_number() && member.to_number<double>() < 0)
+      const bool is_length = key == "minLength" || key == "maxLength";  // a pattern by now, unless it is wrong
+      if ((is_count || is_length) && member.is_number() && member.to_number<double>() < 0)
         wrong = fmt::format("{} is below 0", std::string_view(key));
       if (key == "pattern" && member.is_string() && !is_length_pattern(member.get_string()) && wrong.empty()) {
         wrong = too_much_of_pattern(member.get_string(), false, &pattern_repeats);
