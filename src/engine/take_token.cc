@@ -1,10 +1,29 @@
 #include "engine/take_token.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "engine/repetition.h"
 
 namespace calandra {
+namespace {
+
+// Why no token is left to choose from, and what to change.
+std::string nothing_left(const Sequence& s) {
+  if (!s.grammar)
+    return "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, min_tokens and "
+           "thinking_token_budget exclude all";
+  if (s.grammar->finished() && s.outputs() < s.params.min_tokens)
+    return fmt::format(
+        "the answer has its output form after {} tokens and must end there, before min_tokens = {}: leave out "
+        "min_tokens, or ask by the form (minLength, minItems) for more",
+        s.outputs(), s.params.min_tokens);
+  return "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, min_tokens and "
+         "thinking_token_budget exclude all that the output form allows; leave them out beside a form";
+}
+
+}  // namespace
 
 bool take_token(Choice& choice, const ops::SampledRow& sampled, std::span<const int32_t> eos_token_ids,
                 std::string& text) {
@@ -15,9 +34,7 @@ bool take_token(Choice& choice, const ops::SampledRow& sampled, std::span<const 
       answer.error =
           RequestError{500, "internal_error", "", "the model computed NaN or infinity; the answer ends here"};
     else
-      answer.error = RequestError{400, "invalid_request_error", "",
-                                  "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, "
-                                  "min_tokens and thinking_token_budget exclude all"};
+      answer.error = RequestError{400, "invalid_request_error", "", nothing_left(s)};
     s.finished = true;
     return true;
   }

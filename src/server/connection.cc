@@ -176,9 +176,9 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
     const bool needs_key =
         !is_open && std::find(o_.open_paths.begin(), o_.open_paths.end(), request_.path) == o_.open_paths.end();
     if (!o_.api_keys.empty() && needs_key && !has_key(o_.api_keys, head[http::field::authorization], head["x-api-key"]))
-      return error_reply(
-          {401, "invalid_api_key", "", "the API key is missing or wrong: send Authorization: Bearer KEY"},
-          request_.path);
+      return error_reply({401, "invalid_api_key", "",
+                          "the API key is missing or wrong: send Authorization: Bearer KEY or x-api-key: KEY"},
+                         request_.path);
     if (state_.draining && !is_open)
       return error_reply({503, "service_unavailable", "", "the server is shutting down; try another one"},
                          request_.path);

@@ -276,7 +276,9 @@ TEST_F(HttpServerTest, NoHttpIsRefused) {
 
 TEST_F(HttpServerTest, KeysOpenAllButHealth) {
   start({.api_keys = {"secret"}});
-  EXPECT_TRUE(ask(std::string("GET /a HTTP/1.1\r\n") + kEnd).starts_with("HTTP/1.1 401 "));
+  const std::string refused = ask(std::string("GET /a HTTP/1.1\r\n") + kEnd);
+  EXPECT_TRUE(refused.starts_with("HTTP/1.1 401 "));
+  EXPECT_NE(refused.find("Authorization: Bearer KEY or x-api-key: KEY"), std::string::npos) << refused;
   EXPECT_TRUE(
       ask(std::string("GET /a HTTP/1.1\r\nAuthorization: Bearer secret\r\n") + kEnd).starts_with("HTTP/1.1 200 "));
   EXPECT_TRUE(ask(std::string("GET /health HTTP/1.1\r\n") + kEnd).starts_with("HTTP/1.1 200 "));

@@ -162,6 +162,11 @@ std::optional<RequestError> BatchReader::unknown_model(const json::object& body)
       fmt::format("the model {} does not exist; served is {}", to_json(json::string(model)), fmt::join(served_, ", "))};
 }
 
+std::string BatchReader::model_of(const json::object& body) const {
+  std::string model = string_field(body, "model");
+  return model.empty() ? served_.front() : model;
+}
+
 std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body,
                                                              const Gone& gone) {
   unknown_.warn(body);
@@ -220,7 +225,10 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
 void BatchReader::read_messages(const json::object& body, const Gone& gone, BatchBody& to) {
   const json::value* messages = find_field(body, "messages");
   if (messages == nullptr) refuse_field("messages", "messages is missing", "missing_parameter");
-  if (!messages->is_array() || messages->get_array().empty()) wrong_type("messages", "a list of objects");
+  if (!messages->is_array()) wrong_type("messages", "a list of objects");
+  if (messages->get_array().empty())
+    refuse_field("messages", R"(messages is empty: send at least one, as {"role": "user", "content": "..."})",
+                 "missing_parameter");
   auto read = chat_messages(messages->get_array());
   if (auto* error = std::get_if<RequestError>(&read)) throw RefusedBody{std::move(*error)};
   auto& chat_read = std::get<ChatMessages>(read);
