@@ -248,13 +248,21 @@ class OddServers(unittest.TestCase):
                 server.close()
                 with open(saved) as file:
                     self.assertEqual(json.load(file)['completed'], 2)
+                server = OddServer(GOOD)
+                deeper = os.path.join(folder, 'new', name)
+                said = bench(server.url, '--model', 'm', '--num-prompts', '1', '--input-len', '2', '--save-result', '--result-dir', deeper)
+                server.close()
+                written, = os.listdir(deeper)
+                self.assertRegex(written, r'^bench-serve-.*\.json$')
+                self.assertIn(f'the result is in {deeper}/{written}', said)
             with open(path, 'w') as file:
                 file.write('{"prompt": 5}')
             self.assertIn('row 1: prompt must be a text', bench('http://127.0.0.1:1', '--model', 'm', '--dataset-name', 'sharegpt', '--dataset-path', path, status=1))
 
     def test_usage(self):
         for flags, message in ((('--burstiness', '2'), '--burstiness is for --request-rate'), (('--goodput', 'x:1'), '--goodput must be'),
-                               (('--dataset-name', 'sharegpt'), 'go together'), (('--result-filename', 'x'), 'needs --save-result')):
+                               (('--dataset-name', 'sharegpt'), 'go together'), (('--result-filename', 'x'), 'needs --save-result'),
+                               (('--result-dir', 'x'), 'needs --save-result')):
             self.assertIn(message, bench('http://127.0.0.1:1', *flags, status=2))
         for url in ('127.0.0.1:8000', 'ftp://x', 'http://', 'http://x:y', 'http://a@b'):
             self.assertIn('is no address', bench(url, status=2))

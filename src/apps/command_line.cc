@@ -235,6 +235,12 @@ class VerbList {
   void add_bench() {
     CLI::App* bench = app_.add_subcommand("bench", "Measured against what the machine can do");
     bench->require_subcommand(1);
+    bench->footer(
+        "Examples:\n"
+        "  calandra bench latency --shape qwen3_5-0.8b --load-format dummy\n"
+        "  calandra bench throughput --max-concurrency 1,4,16 --dataset-path book.txt\n"
+        "  calandra bench serve --base-url http://other:8000 --num-prompts 200 --request-rate 4\n"
+        "  calandra bench VERB --help");
     CLI::App* latency = add_verb(bench, "latency", "Prefill and decode speed of one batch", Verb::kBenchLatency,
                                  "  calandra bench latency --shape qwen3_5-0.8b --load-format dummy --threads 2\n"
                                  "  calandra bench latency ./Qwen3.5-4B --input-len 2048 --output-len 64");

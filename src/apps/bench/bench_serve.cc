@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -183,11 +184,14 @@ void print(const BenchServeFlags& flags, const std::string& model, const Outcome
 void save(const BenchServeFlags& flags, const json::object& line) {
   const std::string name =
       flags.result_filename.empty() ? fmt::format("bench-serve-{}.json", date_now()) : flags.result_filename;
-  std::ofstream file(name);
+  const std::filesystem::path path = std::filesystem::absolute(std::filesystem::path(flags.result_dir) / name);
+  std::error_code failed;  // told by the file
+  if (!flags.result_dir.empty()) std::filesystem::create_directories(flags.result_dir, failed);
+  std::ofstream file(path);
   file << to_json(line) << '\n';
   file.close();
-  if (!file) throw LoadError(name + ": the result cannot be written");
-  log_info("the result is in {}", name);
+  if (!file) throw LoadError(path.string() + ": the result cannot be written");
+  log_info("the result is in {}", path.string());
 }
 
 }  // namespace

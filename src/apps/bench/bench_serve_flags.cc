@@ -53,6 +53,9 @@ void add_bench_serve_flags(CLI::App* app, BenchServeFlags& f) {
       ->group(results);
   app->add_flag("--json", f.json, "The result as one JSON line, in the names of vllm bench serve")->group(results);
   app->add_flag("--save-result", f.save_result, "Writes that JSON to a file")->group(results);
+  add_text(app, "--result-dir", f.result_dir, "The file's folder, made if it is not there (the current one)")
+      ->type_name("DIR")
+      ->group(results);
   add_text(app, "--result-filename", f.result_filename, "Its name (bench-serve-DATE.json)")
       ->type_name("FILE")
       ->group(results);
@@ -70,6 +73,7 @@ void check_bench_serve(const BenchServeFlags& f) {
   refuse(f.random_range_ratio && set != "random", "--random-range-ratio is for --dataset-name random");
   refuse((f.input_len || f.prefix_len) && set == "sharegpt", "--input-len and --prefix-len are for prompts of words");
   refuse(!f.result_filename.empty() && !f.save_result, "--result-filename needs --save-result");
+  refuse(!f.result_dir.empty() && !f.save_result, "--result-dir needs --save-result");
   refuse(f.save_detailed && !f.save_result && !f.json, "--save-detailed needs --save-result or --json");
 }
 

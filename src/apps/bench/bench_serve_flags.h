@@ -27,7 +27,7 @@ struct BenchServeFlags {
   json::object extra_body;
   int64_t timeout = 600;  // seconds of a request
   bool json = false, save_result = false, save_detailed = false;
-  std::string result_filename;
+  std::string result_dir, result_filename;
 };
 
 }  // namespace calandra::apps
