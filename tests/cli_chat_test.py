@@ -31,6 +31,12 @@ class CliChat(CliCase):
             self.fails(1, f'{line.split()[0]} is used as {form}' if form[0] == '/' else form, 'chat', *GREEDY, stdin=line + '\n')
         self.fails(1, 'cannot read', 'chat', *GREEDY, stdin='/image /nowhere\n')
 
+    def test_chat_shows_where_thoughts_begin(self):
+        shown = self.ok('chat', '--temperature', '0', '--max-tokens', '40', stdin='/think on\nHi there\n')
+        self.assertTrue(shown.startswith('<think>\n'), shown)
+        self.assertEqual((shown.count('<think>'), shown.count('</think>')), (1, 1))
+        self.assertNotIn('think>', self.ok('chat', '--temperature', '0', '--max-tokens', '40', stdin='/think off\nHi there\n'))
+
     def test_chat_keeps_its_conversation_warm(self):
         picture = str(ROOT / 'demo' / 'demo-qwen3_5' / 'images' / 'shapes_1.png')
         mtp = '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2, "adaptive": false}'

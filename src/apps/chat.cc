@@ -10,6 +10,7 @@
 #include <fstream>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "apps/conversation.h"
 #include "apps/engine_setup.h"
@@ -20,6 +21,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "text/parsers/answer_parser.h"
 
 namespace calandra::apps {
 namespace {
@@ -54,6 +56,7 @@ class Chat {
       : engine_(engine),
         params_(std::move(params)),
         conversation_(std::move(conversation)),
+        tokenizer_(*loaded.tokenizer),
         reader_(loaded),
         pictures_(reader_),
         system_(options.system),
@@ -133,6 +136,8 @@ class Chat {
     bool ended = false;
     const auto start = Clock::now();
     Clock::time_point first{};
+    // Where the template opened the thoughts, the model only closes them.
+    std::string_view opening = ends_in_reasoning(tokenizer_.decode(request.prompt_token_ids)) ? "<think>\n" : "";
     const int64_t prompt = std::ssize(request.prompt_token_ids), rows_before = engine_.stats().prompt_rows;
     std::optional<ProgressBar> bar(std::in_place, "reading the prompt", prompt, "tokens");
     auto added = engine_.add(std::move(request), [&](const TokenEvent& event) {
@@ -140,6 +145,7 @@ class Chat {
         bar.reset();  // clears its line
         first = Clock::now();
       }
+      if (!event.text.empty()) write_output(std::exchange(opening, {}));
       write_output(event.text);
       flush_output();
       ended = event.finished;
@@ -174,6 +180,7 @@ class Chat {
   EngineCore& engine_;
   const SamplingParams params_;
   Conversation conversation_;
+  const Tokenizer& tokenizer_;
   const PictureReader reader_;
   Pictures pictures_;
   Pictures::Count shown_;  // pictures of earlier messages
