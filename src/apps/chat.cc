@@ -21,7 +21,6 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
-#include "text/parsers/answer_parser.h"
 
 namespace calandra::apps {
 namespace {
@@ -137,7 +136,9 @@ class Chat {
     const auto start = Clock::now();
     Clock::time_point first{};
     // Where the template opened the thoughts, the model only closes them.
-    std::string_view opening = ends_in_reasoning(tokenizer_.decode(request.prompt_token_ids)) ? "<think>\n" : "";
+    std::string prompt_text = tokenizer_.decode(request.prompt_token_ids);
+    prompt_text.erase(prompt_text.find_last_not_of(" \n") + 1);
+    std::string_view opening = prompt_text.ends_with("<think>") ? "<think>\n" : "";
     const int64_t prompt = std::ssize(request.prompt_token_ids), rows_before = engine_.stats().prompt_rows;
     std::optional<ProgressBar> bar(std::in_place, "reading the prompt", prompt, "tokens");
     auto added = engine_.add(std::move(request), [&](const TokenEvent& event) {

@@ -100,7 +100,7 @@ class DraftLength {
   int64_t next_plain_ = 0;        // how many of them there are before a step without
   double fill_seconds_ = 0;       // saved up for entries that no draft waits for
   double probe_seconds_ = 0;      // saved up for probes
-  double worth_ = 1;              // what the last ones brought in of what they cost; 1 while drafts are made
+  double worth_ = 1;              // mean of what each brought in of its cost, at most 1; 1 while drafts are made
   double trial_seconds_ = 0;      // saved up for other numbers of drafts
   int next_trial_ = 1;            // drafts of each sequence
   double plain_seconds_ = 0;      // of the step at hand without drafts

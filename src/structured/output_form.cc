@@ -114,6 +114,8 @@ struct SchemaCount {
       if (is_count && member.is_number() && !(member.to_number<double>() <= kMostRepeats))
         wrong = fmt::format("{} is above {}", std::string_view(key), kMostRepeats);
       const bool is_length = key == "minLength" || key == "maxLength";  // a pattern by now, unless it is wrong
+      if (is_length && member.is_number() && member.to_number<double>() > static_cast<double>(kMostText))
+        wrong = fmt::format("{} is above {}", std::string_view(key), kMostText);
       if ((is_count || is_length) && member.is_number() && member.to_number<double>() < 0)
         wrong = fmt::format("{} is below 0", std::string_view(key));
       if (key == "pattern" && member.is_string() && !is_length_pattern(member.get_string()) && wrong.empty()) {

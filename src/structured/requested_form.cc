@@ -78,10 +78,10 @@ OutputForm tag_form(const json::value& given, std::string_view param) {
   const json::value tag = json_of(given, param);
   if (!tag.is_object()) refuse(param, fmt::format("{} must be an object", param));
   const json::object& object = tag.get_object();
-  if (find_field(object, "structures") != nullptr) return OutputForm::structural_tag(tag_of_structures(object, param));
-  if (find_field(object, "format") == nullptr)
-    refuse(param, fmt::format("{} of a structural tag needs a format, or structures and triggers", param));
-  return OutputForm::structural_tag(tag);
+  const bool older = find_field(object, "structures") != nullptr;
+  if (older == (find_field(object, "format") != nullptr))
+    refuse(param, fmt::format("{} of a structural tag needs either a format or structures and triggers", param));
+  return OutputForm::structural_tag(older ? tag_of_structures(object, param) : tag);
 }
 
 std::optional<OutputForm> response_format(const json::object& body) {

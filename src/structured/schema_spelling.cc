@@ -148,8 +148,9 @@ void spell_text(json::object& object) {
   };
   if ((least == nullptr && most == nullptr) || !is_count(least) || !is_count(most)) return;
   const int64_t lowest = least == nullptr ? 0 : least->get_int64();
-  if (most != nullptr && most->get_int64() < lowest) return;
-  object["pattern"] = fmt::format("{}{},{}}}$", kAnyText, lowest, most == nullptr ? kMostText : most->get_int64());
+  const int64_t highest = most == nullptr ? kMostText : std::min(most->get_int64(), kMostText);
+  if (highest < lowest) return;
+  object["pattern"] = fmt::format("{}{},{}}}$", kAnyText, lowest, highest);
   object.erase("minLength");
   object.erase("maxLength");
 }

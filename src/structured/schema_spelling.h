@@ -19,8 +19,8 @@ inline constexpr std::string_view kAnyXmlText = "[^<]";
 // Whether a pattern is what lengths are spelled as: it is counted, not written out.
 bool is_length_pattern(std::string_view pattern);
 
-// Letters of a text without maxLength. Without any upper bound xgrammar follows each letter as each of the first
-// minLength and as one of those behind them.
+// Letters of a text without maxLength, and the most of any. Without any upper bound xgrammar follows each letter as
+// each of the first minLength and as one of those behind them.
 inline constexpr int64_t kMostText = int64_t{1} << 30;
 
 // The same schema, or one that allows less: lengths and formats are patterns (xgrammar's own let control characters and

@@ -150,6 +150,7 @@ TEST(Structured, StringsAreJsonAndAsLongAsTheyMayBe) {
       {R"({"type": "string", "maxLength": 8})", {0, 8}},
       {R"({"type": "string", "minLength": 3})", {3, 1000}},
       {R"({"minLength": 2, "maxLength": 3})", {2, 3}},
+      {R"({"minLength": 3, "maxLength": 9223372036854775807})", {3, 1000}},
       {R"({"type": ["null", "string"], "minLength": 5, "maxLength": 5})", {5, 5}},
       {R"({"type": "string", "pattern": "^[^a]{0,6}$"})", {0, 6}},
       {R"({"type": "string", "pattern": "^[^\u00e9]{2}(\u00e9|\"|\\\\)$"})", {3, 3}},
@@ -264,6 +265,7 @@ TEST(Structured, SaysMoreThanOneThing) {
       R"({"type": "string", "pattern": "^\\\\$"})",
       R"({"type": "string", "pattern": "\t"})",
       R"({"type": "string", "minLength": 5, "maxLength": 2})",
+      R"({"minLength": 2147483648})",
       R"({"type": "string", "maxLength": -1})",
   };
   for (const char* text : refused) {
@@ -380,6 +382,8 @@ TEST(Structured, ReadsWhatRequestsAskFor) {
        R"({"response_format": {"type": "structural_tag", "structures": [], "triggers": ["a"]}})",
        R"({"response_format": {"type": "structural_tag", "structures": [{"begin": "a"}], "triggers": ["a"]}})",
        R"({"response_format": {"type": "structural_tag", "structures": [5], "triggers": ["a"]}})",
+       R"({"response_format": {"type": "structural_tag", "triggers": ["a"], "format": {"type": "any_text"},
+           "structures": [{"begin": "a", "schema": {}, "end": "b"}]}})",
        R"({"response_format": {"type": "structural_tag", "structures": [{"begin": "a", "schema": {}, "end": ""}]}})"}) {
     const auto answer = read(wrong);
     ASSERT_TRUE(std::holds_alternative<RequestError>(answer)) << wrong;

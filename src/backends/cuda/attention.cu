@@ -3,6 +3,7 @@
 //   paged_attention     bf16 on tensor cores: chunks of prompts by device/attend_queries.cuh, heads of more than 128
 //                       numbers by device/attend_wide.cuh, sequences of few rows by device/attend_few.cuh; f32 by
 //                       device/attend.cuh
+//   attention_mixer     few rows of few sequences: heads, keys and gate inside the kernels of paged_attention
 //   segment_attention   bf16 on tensor cores, f32 by device/attend.cuh
 #include "backends/cuda/device/attend_few.cuh"
 #include "backends/cuda/device/attend_queries.cuh"

@@ -1,7 +1,7 @@
 // What stands between the projections and the softmax of attention (ops/attention.h, qk_norm_rope_store), as one
 // kernel: a warp has a head of a row. Heads of queries and keys are normalised and rotated, rounded after each as the
-// parts are; keys and values go to their pages. One pass; D floats of shared memory a warp. Few rows are
-// bound by latency; where sequences are few too, attend_few.cuh has this inside.
+// parts are; keys and values go to their pages. One pass; D floats of shared memory a warp. Few rows are bound by
+// latency; where sequences are few too, attend_few.cuh has this inside.
 #include "backends/cuda/device/attend_rows.cuh"
 #include "backends/cuda/device/heads.cuh"
 #include "backends/cuda/device/launch.cuh"

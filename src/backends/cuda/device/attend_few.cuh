@@ -19,6 +19,8 @@
 // few keys by latency.
 #pragma once
 
+#include <type_traits>
+
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/pipeline.cuh"

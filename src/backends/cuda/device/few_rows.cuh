@@ -9,7 +9,7 @@
 //
 // The first weights are read before the kernel in front has ended, since no kernel writes them. Bound by the read of
 // the weights: bf16 85 to 95 % of the read bandwidth from 30 MB on, less where a launch is over in a few microseconds;
-// f8, which has as many instructions for half the bytes, about 80 %.
+// f8 about 80 % in a step.
 #pragma once
 
 #include "backends/cuda/device/chunk_products.cuh"
@@ -42,8 +42,8 @@ __device__ __forceinline__ void few_rows_of(const FewRowsArgs& a, const FewRowsP
   constexpr bool kHigh = Shape::kHigh;
   constexpr int kGroups = Shape::kGroups, kAtOnce = Shape::kAtOnce;
   // Measured on an H100, steps of models: so f8 with two chunks ahead is slower; bf16 is up to 10 % slower in models of
-  // up to 2B and in experts, whose launches are short, and 1 % faster in 4B to 27B. f8 that is aligned has whole
-  // chunks of 128 inputs (FewRowsPart::x_aligned).
+  // up to 2B and in experts, whose launches are short, and alike or 1 % faster in 9B and 27B. f8 that is aligned has
+  // whole chunks of 128 inputs (FewRowsPart::x_aligned).
   constexpr bool kWeightsAsA = kF8 && kAligned && kAhead == 1 && kGroups == 1;
   using Product = ChunkProduct<kF8>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4,

@@ -14,9 +14,9 @@ constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
 enum class Split {
   // 64 kB if a block needs no more. A multiprocessor changes its split when it is idle, which it hardly ever is in a
   // chain of followers, and few rows' products that read through the cache that another kernel's split had left took
-  // twice as long (bench/results/cuda_small_kernels.md). So all ask for the same, beyond few rows too.
+  // twice as long (bench/results/cuda_small_kernels.md). So followers ask for the same, beyond few rows too.
   kAlike,
-  kForMostBlocks,  // as the kernel's blocks fit best; for those that need more than that
+  kForMostBlocks,  // as the kernel's blocks fit best: stream_f8, which was slower otherwise
 };
 
 // Blocks in clusters; `cluster` divides the grid.
