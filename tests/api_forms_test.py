@@ -315,14 +315,6 @@ class Forms(unittest.TestCase):
             self.assertEqual(json.loads(text)['error']['type'], 'not_found_error', path)
             self.assertIn('the model "another" does not exist', json.loads(text)['error']['message'], path)
 
-    def test_a_body_may_leave_out_its_model(self):
-        for path, body in {'/v1/messages': messages(), '/v1/messages/count_tokens': messages(), '/v1/responses': responses(),
-                           '/v1/chat/completions': {'messages': [{'role': 'user', 'content': asked('unicode')}], 'max_tokens': 5},
-                           '/v1/completions': {'prompt': 'x', 'max_tokens': 5}, '/v1/embeddings': {'input': 'x'}, '/tokenize': {'prompt': 'x'}}.items():
-            for model in {}, {'model': None}:
-                reply = self.server.ok(path, {**{name: value for name, value in body.items() if name != 'model'}, **model})
-                self.assertEqual(reply.get('model', MODEL), MODEL, path)
-
     def test_messages_may_hide_thoughts(self):
         shown = self.server.ok('/v1/messages', messages('thought'))
         hidden = self.server.ok('/v1/messages', messages('thought', thinking={'type': 'enabled', 'display': 'omitted'}))

@@ -69,7 +69,8 @@ constexpr ApiField kFields[] = {
     {"repetition_detection", kAnswerBodies, 0, kSampling, R"({"$ref":"#RepetitionDetection"})"},
 
     // Of BatchReader.
-    {"model", kGenerating | kFormBodies | kCountBody | kTokenizeBody | kDetokenizeBody, 0, kOther, kText},
+    {"model", kGenerating | kFormBodies | kCountBody, kGenerating | kFormBodies | kCountBody, kOther, kText},
+    {"model", kTokenizeBody | kDetokenizeBody, 0, kOther, kText},
     {"prompt", kCompletionBody, kCompletionBody, kOther, kPrompts},
     {"prompt", kTokenizeBody, 0, kOther, kPrompts},  // of one text or one list of ids
     {"input", kEmbeddingBody, kEmbeddingBody, kOther, kPrompts},

@@ -162,11 +162,6 @@ std::optional<RequestError> BatchReader::unknown_model(const json::object& body)
       fmt::format("the model {} does not exist; served is {}", to_json(json::string(model)), fmt::join(served_, ", "))};
 }
 
-std::string BatchReader::model_of(const json::object& body) const {
-  std::string model = string_field(body, "model");
-  return model.empty() ? served_.front() : model;
-}
-
 std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, const json::object& body,
                                                              const Gone& gone) {
   unknown_.warn(body);

@@ -62,8 +62,6 @@ class BatchReader {
   std::variant<BatchBody, RequestError> read_prompt(const json::object& body, const Gone& gone = {});
   // What is wrong with the "model" of a body: another one is served. A body may have none.
   std::optional<RequestError> unknown_model(const json::object& body) const;
-  // The name of the model that answers a body: its "model", or the first of those that are served.
-  std::string model_of(const json::object& body) const;
   // Ends the compiling of grammars, now and later: those who wait for one get an error.
   void stop();
   const std::vector<std::string>& served() const { return served_; }

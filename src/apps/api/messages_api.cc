@@ -25,7 +25,7 @@ MessagesApi::Result MessagesApi::create(const json::object& body, const BatchRea
   if (const auto* error = std::get_if<RequestError>(&read)) return refusal(*error);
   auto& parsed = std::get<BatchBody>(read);
   if (const auto error = over_limits(parsed)) return refusal(*error);
-  MessageWriter writer(reader_.model_of(body), BatchWriter::call_seed(),
+  MessageWriter writer(std::string(body.at("model").as_string()), BatchWriter::call_seed(),
                        std::ssize(parsed.requests[0].prompt_token_ids));
   auto started = FormReply::start(engine_, std::move(parsed), std::move(writer), std::move(wake));
   if (const auto* error = std::get_if<RequestError>(&started)) return refusal(*error);

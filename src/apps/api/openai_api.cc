@@ -198,6 +198,10 @@ OpenAiApi::Result OpenAiApi::answer(const json::object& fields, const server::Ht
   if (const auto error = reader_.unknown_model(fields)) return error_reply(*error, request.path);
   if (request.path == "/tokenize") return tokenize(fields, gone);
   if (request.path == "/detokenize") return detokenize(fields);
+  if (find_field(fields, "model") == nullptr)
+    return error_reply(
+        bad("model", fmt::format("model is missing; served is {}", reader_.served().front()), "missing_parameter"),
+        request.path);
   if (request.path == "/v1/responses") return responses_.create(fields, gone, std::move(wake));
   if (request.path == "/v1/messages") return messages_.create(fields, gone, std::move(wake));
   if (request.path == "/v1/messages/count_tokens") return messages_.count_tokens(fields, gone);

@@ -72,7 +72,7 @@ ResponsesApi::Result ResponsesApi::create(const json::object& body, const BatchR
   chat.echo["top_p"] = params.top_p;
   const std::string id = new_id();
   ResponseWriter writer({.id = id,
-                         .model = reader_.model_of(body),
+                         .model = std::string(body.at("model").as_string()),
                          .created_at = static_cast<int64_t>(std::time(nullptr)),
                          .echo = std::move(chat.echo),
                          .custom_tools = std::move(chat.custom_tools),
