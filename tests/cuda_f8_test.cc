@@ -1,22 +1,12 @@
 // Weights in 8 bits on a device, in sizes at which its kernels take other paths. Skipped without a device.
 #include "backends/cpu/experts_for_test.h"
-#include "backends/cuda/plugin_loader.h"
-#include "tests/ops/op_setting.h"
+#include "tests/cuda_fixture.h"
 
 namespace calandra {
 namespace {
 
-class CudaF8 : public testing::Test {
+class CudaF8 : public CudaTest {
  protected:
-  void SetUp() override {
-    (void)backends_under_test();  // memory of tests that the device reaches
-    OpenedCuda opened = open_cuda_backend({.synchronous = true});
-    if (opened.backend == nullptr) GTEST_SKIP() << "skipped: " << opened.why_not;
-    device = std::make_unique<OpRunner>(std::move(opened.backend));
-  }
-
-  TensorPool pool;
-  std::unique_ptr<OpRunner> device;
   OpRunner reference{std::make_unique<ReferenceBackend>()};
 };
 

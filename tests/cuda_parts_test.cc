@@ -2,8 +2,7 @@
 // the default body of a composite. Sizes are those of releases, rows 1 to 16 and on both sides of the kernels' borders.
 // Skipped without a device.
 #include "backends/cpu/experts_for_test.h"
-#include "backends/cuda/plugin_loader.h"
-#include "tests/ops/op_setting.h"
+#include "tests/cuda_fixture.h"
 
 namespace calandra {
 namespace {
@@ -15,15 +14,8 @@ class NoTaps final : public Taps {
   void tap(int, const char*, const Tensor&) override {}
 };
 
-class CudaParts : public testing::Test {
+class CudaParts : public CudaTest {
  protected:
-  void SetUp() override {
-    (void)backends_under_test();  // memory of tests that the device reaches
-    OpenedCuda opened = open_cuda_backend({.synchronous = true});
-    if (opened.backend == nullptr) GTEST_SKIP() << "skipped: " << opened.why_not;
-    device = std::make_unique<OpRunner>(std::move(opened.backend));
-  }
-
   // op(ctx) gives what it computed and the state that it left; it must begin from the same state each time.
   template <class F>
   void equal(const std::string& label, F op) {
@@ -51,10 +43,8 @@ class CudaParts : public testing::Test {
   void sparse_moe(std::initializer_list<int64_t> row_counts);
 
   NoTaps no_taps;
-  TensorPool pool;
   std::deque<F8Experts> f8;
   std::deque<Buffer> storage;
-  std::unique_ptr<OpRunner> device;
 };
 
 TEST_F(CudaParts, SwigluMlpAndLinearAdd) {

@@ -3,21 +3,15 @@
 #include "backends/cpu/experts_for_test.h"
 #include "backends/cuda/plugin_loader.h"
 #include "base/error.h"
-#include "tests/ops/op_setting.h"
+#include "tests/cuda_fixture.h"
 
 namespace calandra {
 namespace {
 
 using Results = std::vector<Tensor>;
 
-class Cuda : public testing::Test {
+class Cuda : public CudaTest {
  protected:
-  void SetUp() override {
-    (void)backends_under_test();  // memory of tests that the device reaches
-    OpenedCuda opened = open_cuda_backend({.synchronous = true});
-    if (opened.backend == nullptr) GTEST_SKIP() << "skipped: " << opened.why_not;
-    device = std::make_unique<OpRunner>(std::move(opened.backend));
-  }
   Batch batch_with_pages(const std::vector<SequenceStep>& steps, int64_t page, int64_t& pages) {
     Batch batch = batch_of(pool, steps);
     const int64_t each = (batch.max_seq_len + page - 1) / page, B = batch.sequences();
@@ -27,8 +21,6 @@ class Cuda : public testing::Test {
     return batch;
   }
 
-  TensorPool pool;
-  std::unique_ptr<OpRunner> device;
   OpRunner reference{std::make_unique<ReferenceBackend>()};
 };
 
