@@ -46,14 +46,20 @@ class CliBench(CliCase):
         self.assertEqual((poisson['completed'], poisson['request_rate']), (3, 50))
 
     def test_bench_compares_speculation(self):
-        mtp = ('--speculative-config', '{"method": "mtp"}', '--compare-speculation', '--rounds', '2', '--max-concurrency', '2')
+        mtp = ('--speculative-config', '{"method": "mtp"}', '--compare-speculation', '--engines', '2', '--rounds', '1', '--max-concurrency', '2')
         lines = self.bench('throughput', *mtp, '--fixed-drafts', '2', '--dataset-path', str(ROOT / 'README.md'))
-        self.assertEqual([line['drafts'] for line in lines], ['none', 'adaptive', 'fixed 2'])
-        self.assertEqual(lines[0]['draft_tokens'], 0)
-        self.assertGreater(lines[2]['draft_tokens'], 0)
+        self.assertEqual([line['drafts'] for line in lines], ['none', 'none again', 'adaptive', 'fixed 2'])
+        none, again, _, fixed = lines
+        self.assertEqual([none[f'speedup{end}'] for end in ('', '_low', '_high')], [1, 1, 1])
+        for line in again, fixed:
+            self.assertTrue(0 < line['speedup_low'] < line['speedup'] < line['speedup_high'], line)
+        self.assertEqual((none['draft_tokens'], again['draft_tokens']), (0, 0))
+        self.assertEqual(again['steps'], none['steps'])  # the first rounds count in neither
+        self.assertEqual(none['steps'], none['engines'] * none['rounds'] * none['output_len'])
+        self.assertGreater(fixed['draft_tokens'], 0)
         dummy = ('throughput', *mtp, '--fixed-drafts', '2', '--load-format', 'dummy', '--seed', '1', '--synthetic-acceptance')
         for rates, accepted in ('1,1', 1), ('0', 0), ('1,0', 0.5):
-            line = self.bench(*dummy, rates)[2]
+            line = self.bench(*dummy, rates)[3]
             self.assertGreater(line['draft_tokens'], 0)
             least, most = accepted * line['draft_tokens'] * 0.6, accepted * line['draft_tokens']
             self.assertTrue(least <= line['accepted_tokens'] <= most, line)  # an answer ends within a run

@@ -93,7 +93,8 @@ struct LoadOptions {
   bool compare_speculation = false;
   std::vector<int64_t> fixed_drafts;         // compared as well
   std::vector<double> synthetic_acceptance;  // by position
-  int64_t rounds = 10;                       // of a comparison
+  int64_t rounds = 4;                        // of a comparison with each set of engines
+  int64_t engines = 8;                       // such sets
 };
 
 // Pictures and videos in messages (serve, run-batch).

@@ -202,10 +202,12 @@ void add_load_flags(CLI::App* app, Options& o) {
   add_whole(app, "--num-turns", l.num_turns, 1, 10'000, "agent: turns of a conversation (8)");
   add_whole(app, "--prefix-len", l.prefix_len, 0, kMostTokens, "agent: tokens that all conversations begin with (512)");
   app->add_flag("--compare-speculation", l.compare_speculation,
-                "The fixed mix without drafts and with --speculative-config, in turns; tokens must be equal");
+                "The fixed mix without drafts (twice) and with --speculative-config, in turns; tokens must be equal");
   add_wholes(app, "--fixed-drafts", l.fixed_drafts, 1, SpeculativeConfig::kMostDrafts,
              "Also compares always so many drafts");
-  add_whole(app, "--rounds", l.rounds, 2, 100'000, "Rounds of a comparison");
+  add_whole(app, "--rounds", l.rounds, 1, 100'000, "Rounds of a comparison with each set of engines");
+  add_whole(app, "--engines", l.engines, 2, 10'000,
+            "Sets of engines of a comparison, made one after the other: where memory lies counts, too");
   add_numbers(app, "--synthetic-acceptance", l.synthetic_acceptance, {0, 1},
               "Random weights: how often the first draft, the first two … are accepted, 0.8,0.6,0.4");
   app->add_flag("--json", o.json, "One JSON line for each concurrency");

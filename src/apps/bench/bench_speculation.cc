@@ -1,6 +1,11 @@
 // `calandra bench throughput --compare-speculation`: the same requests without drafts and with them, in turns within
 // one run, since a machine's speed changes from minute to minute. Their tokens must be equal.
+//
+// Two engines that are alike differ by up to a percent, by where their memory lies, and that stays the same for as long
+// as they live. So all of them are made anew several times, and the interval is that of the mean over these sets. A
+// second engine without drafts shows what such intervals are worth: its ratio is 1.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <ctime>
 #include <deque>
@@ -15,63 +20,114 @@ namespace {
 
 constexpr int64_t kSlotsOfSequence = 3;  // its own, and the states kept before its answer and after it
 
-// One way of drafting, with an engine of its own.
+// Means over the rounds of one set of engines, of logarithms of seconds.
+struct Logarithms {
+  double wall = 0;
+  double cpu = 0;         // of all threads; the same, but for what other programs take
+  double token_time = 0;  // mean time per output token
+};
+
+// One way of drafting, and what was measured of it.
+struct Way {
+  std::string name;
+  Options options;
+  std::vector<Logarithms> sets = {};
+  double seconds = 0;  // of all rounds
+  int64_t steps = 0, draft_tokens = 0, accepted_tokens = 0;
+};
+
+// An engine for it.
 struct Arm {
-  Arm(std::string name, const BenchSubject& subject, const Options& options, const Sizes& sizes)
-      : name(std::move(name)),
+  Arm(Way& way, const BenchSubject& subject, const Options& options, const Sizes& sizes)
+      : way(way),
         engine(subject, options, sizes),
         core(engine.runner, subject.loaded.tokenizer ? &*subject.loaded.tokenizer : nullptr, engine.setup.options) {
     core.warm_up();  // as a server is before its first request
   }
 
-  std::string name;
+  Way& way;
   BenchEngine engine;
   EngineCore core;
-  std::vector<double> seconds;      // of each round
-  std::vector<double> cpu_seconds;  // of all threads; the same, but for what other programs take
-  std::vector<double> token_times;  // mean time per output token of each round
-  EngineStats first;                // after the first round, which does not count
 };
 
-// How many times faster than the first arm: the geometric mean over the rounds, and two standard errors around it.
+// How many times faster than the first way: the geometric mean over the sets, and its 95 % confidence interval.
 struct Ratio {
   double mean = 1, low = 1, high = 1;
 };
-Ratio ratio_of(const std::vector<double>& plain, const std::vector<double>& with) {
-  const auto n = static_cast<double>(plain.size());
+Ratio ratio_of(const Way& plain, const Way& with, double Logarithms::*time) {
+  // Quantiles of Student's t for 1, 2, ... degrees of freedom; more have that of the last, which is wider than theirs.
+  constexpr auto kQuantiles = std::to_array({12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23});
+  const size_t n = plain.sets.size();
+  const auto count = static_cast<double>(n);
+  const auto difference = [&](size_t i) { return plain.sets[i].*time - with.sets[i].*time; };
   double sum = 0, squares = 0;
-  for (size_t i = 0; i < plain.size(); ++i) sum += std::log(plain[i] / with[i]);
-  for (size_t i = 0; i < plain.size(); ++i) squares += std::pow(std::log(plain[i] / with[i]) - sum / n, 2);
-  const double spread = 2 * std::sqrt(squares / (n - 1) / n);
-  return {std::exp(sum / n), std::exp(sum / n - spread), std::exp(sum / n + spread)};
+  for (size_t i = 0; i < n; ++i) sum += difference(i);
+  for (size_t i = 0; i < n; ++i) squares += std::pow(difference(i) - sum / count, 2);
+  const double spread = kQuantiles[std::min(n - 1, kQuantiles.size()) - 1] * std::sqrt(squares / (count - 1) / count);
+  return {std::exp(sum / count), std::exp(sum / count - spread), std::exp(sum / count + spread)};
 }
 
-void run_round(Arm& arm, std::span<const BenchConversation> prompts, const Request& request,
+// One answer of every sequence. `rounds`: how many count alike; 0: this one does not count.
+void run_round(Arm& arm, std::span<const BenchConversation> prompts, const Request& request, int64_t rounds,
                const std::function<void(Request&)>& change, std::vector<std::vector<int32_t>>& answers) {
+  const EngineStats stats = arm.core.stats();
   const std::clock_t before = std::clock();
   const LoadTimes times = run_load(arm.core, prompts, std::ssize(prompts), request, change);
-  arm.cpu_seconds.push_back(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC);
+  const double cpu_seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
   const LoadSummary summary(times);
   if (summary.failed > 0) throw LoadError(fmt::format("{} requests failed", summary.failed));
-  arm.seconds.push_back(times.seconds);
-  arm.token_times.push_back(summary.tpot.mean);
   for (size_t i = 0; i < times.requests.size(); ++i) {
     if (answers.size() == i) answers.push_back(times.requests[i].answer);
     if (answers[i] != times.requests[i].answer)
-      throw LoadError(fmt::format("prompt {} has another answer with {}: drafts changed a token", i, arm.name));
+      throw LoadError(fmt::format("prompt {} has another answer with {}: drafts changed a token", i, arm.way.name));
+  }
+  if (rounds == 0) return;
+  Logarithms& set = arm.way.sets.back();
+  set.wall += std::log(times.seconds) / static_cast<double>(rounds);
+  set.cpu += std::log(cpu_seconds) / static_cast<double>(rounds);
+  set.token_time += std::log(summary.tpot.mean) / static_cast<double>(rounds);
+  arm.way.seconds += times.seconds;
+  arm.way.steps += arm.core.stats().steps - stats.steps;
+  arm.way.draft_tokens += arm.core.stats().draft_tokens - stats.draft_tokens;
+  arm.way.accepted_tokens += arm.core.stats().accepted_tokens - stats.accepted_tokens;
+}
+
+// Rounds with one set of engines after the other.
+void measure(std::vector<Way>& ways, int64_t batch, const Options& options, BenchSubject& subject) {
+  const int64_t rounds = options.load.rounds, engines = options.load.engines;
+  ProgressBar bar("comparing", engines * rounds, "rounds");
+  for (int64_t set = 0; set < engines; ++set) {
+    std::deque<Arm> arms;
+    for (size_t i = 0; i < ways.size(); ++i) {
+      Way& way = ways[(static_cast<size_t>(set) + i) % ways.size()];
+      way.sets.emplace_back();
+      // As many states as one round keeps: memory that is touched for the first time, and is more of it with drafts,
+      // would be measured as well.
+      Options flags = way.options;
+      if (!flags.model.num_state_slots) flags.model.num_state_slots = kSlotsOfSequence * batch + 1;
+      arms.emplace_back(way, subject, flags, Sizes{batch, options.input_len + options.output_len});
+    }
+    std::function<void(Request&)> script;
+    if (!options.load.synthetic_acceptance.empty())
+      script = [&model = arms[0].engine.model](Request& request) { model.script(request); };
+    // The first round does not count: memory is touched for the first time, and the drafts' times are learned.
+    for (int64_t round = 0; round <= rounds; ++round) {
+      std::vector<BenchConversation> prompts(static_cast<size_t>(batch));
+      for (BenchConversation& prompt : prompts) prompt.turns = {subject.prompts.take(options.input_len)};
+      std::vector<std::vector<int32_t>> answers;
+      for (size_t i = 0; i < arms.size(); ++i)
+        run_round(arms[(static_cast<size_t>(round) + i) % arms.size()], prompts, subject.request,
+                  round == 0 ? 0 : rounds, script, answers);
+      bar.update(set * rounds + round);
+    }
   }
 }
 
-void report(Arm& arm, const Arm& plain, int64_t batch, const Options& options, const BenchSubject& subject) {
-  const Ratio whole = ratio_of(plain.seconds, arm.seconds), tokens = ratio_of(plain.token_times, arm.token_times),
-              cpu = ratio_of(plain.cpu_seconds, arm.cpu_seconds);
-  double seconds = 0;
-  for (const double s : arm.seconds) seconds += s;
-  const auto rounds = static_cast<double>(arm.seconds.size());
-  const double speed = rounds * static_cast<double>(batch * options.output_len) / seconds;
-  const EngineStats& stats = arm.core.stats();
-  const int64_t steps = stats.steps - arm.first.steps, drafted = stats.draft_tokens - arm.first.draft_tokens,
-                accepted = stats.accepted_tokens - arm.first.accepted_tokens;
+void report(const Way& way, const Way& plain, int64_t batch, const Options& options, const BenchSubject& subject) {
+  const Ratio wall = ratio_of(plain, way, &Logarithms::wall), tokens = ratio_of(plain, way, &Logarithms::token_time),
+              cpu = ratio_of(plain, way, &Logarithms::cpu);
+  const int64_t rounds = options.load.rounds * options.load.engines;
+  const double speed = static_cast<double>(rounds * batch * options.output_len) / way.seconds;
   if (options.json) {
     print_json(json::object{{"model", subject.name},
                             {"backend", subject.loaded.backend->name()},
@@ -79,29 +135,44 @@ void report(Arm& arm, const Arm& plain, int64_t batch, const Options& options, c
                             {"batch_size", batch},
                             {"input_len", options.input_len},
                             {"output_len", options.output_len},
-                            {"rounds", std::ssize(arm.seconds)},
-                            {"drafts", arm.name},
+                            {"engines", options.load.engines},
+                            {"rounds", options.load.rounds},
+                            {"drafts", way.name},
                             {"output_throughput", speed},
-                            {"speedup", whole.mean},
-                            {"speedup_low", whole.low},
-                            {"speedup_high", whole.high},
+                            {"speedup", wall.mean},
+                            {"speedup_low", wall.low},
+                            {"speedup_high", wall.high},
                             {"tpot_speedup", tokens.mean},
                             {"tpot_speedup_low", tokens.low},
                             {"tpot_speedup_high", tokens.high},
                             {"cpu_speedup", cpu.mean},
                             {"cpu_speedup_low", cpu.low},
                             {"cpu_speedup_high", cpu.high},
-                            {"steps", steps},
-                            {"draft_tokens", drafted},
-                            {"accepted_tokens", accepted}});
+                            {"steps", way.steps},
+                            {"draft_tokens", way.draft_tokens},
+                            {"accepted_tokens", way.accepted_tokens}});
     return;
   }
-  put("  {:>5}  {:<9} {:>9.1f} tok/s  {:.3f}x ({:.3f} to {:.3f})  TPOT {:.3f}x ({:.3f} to {:.3f})  CPU {:.3f}x ({:.3f} "
+  put("  {:>5}  {:<10} {:>9.1f} tok/s  {:.3f}x ({:.3f} to {:.3f})  TPOT {:.3f}x ({:.3f} to {:.3f})  CPU {:.3f}x "
+      "({:.3f} "
       "to {:.3f})  {} steps, {} of {} "
       "drafts\n",
-      batch, arm.name, speed, whole.mean, whole.low, whole.high, tokens.mean, tokens.low, tokens.high, cpu.mean,
-      cpu.low, cpu.high, steps, accepted, drafted);
+      batch, way.name, speed, wall.mean, wall.low, wall.high, tokens.mean, tokens.low, tokens.high, cpu.mean, cpu.low,
+      cpu.high, way.steps, way.accepted_tokens, way.draft_tokens);
   flush_output();
+}
+
+std::vector<Way> ways_of(const Options& options) {
+  Options plain = options;
+  plain.engine.speculative.reset();
+  std::vector<Way> ways = {
+      {"none", plain}, {"none again", plain}, {options.engine.speculative->adaptive ? "adaptive" : "given", options}};
+  for (const int64_t k : options.load.fixed_drafts) {
+    Options& fixed = ways.emplace_back(fmt::format("fixed {}", k), options).options;
+    fixed.engine.speculative->num_speculative_tokens = static_cast<int>(k);
+    fixed.engine.speculative->adaptive = false;
+  }
+  return ways;
 }
 
 }  // namespace
@@ -109,52 +180,17 @@ void report(Arm& arm, const Arm& plain, int64_t batch, const Options& options, c
 int compare_speculation(const Options& options, BenchSubject& subject) {
   std::vector<int64_t> batches = options.load.max_concurrency;
   if (batches.empty()) batches = {1, 2, 4, 8, 16};
-  Options plain = options;
-  plain.engine.speculative.reset();
-  std::vector<std::pair<std::string, Options>> ways = {
-      {"none", plain}, {options.engine.speculative->adaptive ? "adaptive" : "given", options}};
-  for (const int64_t k : options.load.fixed_drafts) {
-    Options& fixed = ways.emplace_back(fmt::format("fixed {}", k), options).second;
-    fixed.engine.speculative->num_speculative_tokens = static_cast<int>(k);
-    fixed.engine.speculative->adaptive = false;
-  }
+  const std::vector<Way> ways = ways_of(options);
   if (!options.json)
-    put("{} on {}, {} threads, {}; {} + {} tokens, {} rounds in turns; times faster than none, mean and two standard "
-        "errors\n  batch  drafts\n",
+    put("{} on {}, {} threads, {}; {} + {} tokens, {} rounds in turns with each of {} sets of engines; times faster "
+        "than none, mean and 95 % interval\n  batch  drafts\n",
         subject.name, subject.loaded.backend->name(), thread_count(options.model),
-        name_of(subject.loaded.model->dtype()), options.input_len, options.output_len, options.load.rounds);
-  const auto rounds = static_cast<size_t>(options.load.rounds);
+        name_of(subject.loaded.model->dtype()), options.input_len, options.output_len, options.load.rounds,
+        options.load.engines);
   for (const int64_t batch : batches) {
-    std::deque<Arm> arms;
-    for (const auto& [name, given] : ways) {
-      // As many states as one round keeps: memory that is touched for the first time, and is more of it with drafts,
-      // would be measured as well.
-      Options flags = given;
-      if (!flags.model.num_state_slots) flags.model.num_state_slots = kSlotsOfSequence * batch + 1;
-      arms.emplace_back(name, subject, flags, Sizes{batch, options.input_len + options.output_len});
-    }
-    std::function<void(Request&)> script;
-    if (!options.load.synthetic_acceptance.empty())
-      script = [&model = arms[0].engine.model](Request& request) { model.script(request); };
-    {
-      ProgressBar bar("comparing", options.load.rounds, "rounds");
-      for (size_t round = 0; round <= rounds; ++round) {
-        std::vector<BenchConversation> prompts(static_cast<size_t>(batch));
-        for (BenchConversation& prompt : prompts) prompt.turns = {subject.prompts.take(options.input_len)};
-        std::vector<std::vector<int32_t>> answers;
-        for (size_t i = 0; i < arms.size(); ++i)
-          run_round(arms[(round + i) % arms.size()], prompts, subject.request, script, answers);
-        bar.update(static_cast<int64_t>(round));
-        if (round > 0) continue;
-        for (Arm& arm : arms) {  // memory is touched for the first time, and the drafts' times are learned
-          arm.seconds.clear();
-          arm.token_times.clear();
-          arm.cpu_seconds.clear();
-          arm.first = arm.core.stats();
-        }
-      }
-    }
-    for (Arm& arm : arms) report(arm, arms[0], batch, options, subject);
+    std::vector<Way> measured = ways;
+    measure(measured, batch, options, subject);
+    for (const Way& way : measured) report(way, measured[0], batch, options, subject);
   }
   return 0;
 }
