@@ -17,13 +17,14 @@ constexpr double kLeastPlain = 0.2;     // of such a step, for one of them
 constexpr int kFirstPlain = 4;          // steps with drafts before the first of them
 constexpr int kMostAgain = 4;           // such steps in a row, when they are faster than was predicted ...
 constexpr double kFaster = 0.9;         // ... by so much
-constexpr double kFillShare = 0.002;    // of all time, for entries that no draft waits for, until it is seen ...
-constexpr double kLeastWorth = 0.05;    // ... that nothing comes of drafts; then so much of that
-constexpr double kWorthWeight = 0.04;   // of a probe, in the mean of what the last ones brought in
+constexpr double kFillShare = 0.001;    // of all time, for entries that no draft waits for
+constexpr double kLoseInterest = 0.1;   // in probes and such entries, at a probe of each sequence without drafts ...
+constexpr double kLeastInterest = 0.1;  // ... down to so much of their shares, as what is best changes
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
-constexpr int kMostProbes = 8;          // sequences probed together: a draft pass costs little more for several
+constexpr int kStands = 8;      // steps that a choice of no drafts stands for, twice as many if they read prompts
+constexpr int kMostProbes = 8;  // sequences probed together: a draft pass costs little more for several
 
 }  // namespace
 
@@ -61,12 +62,11 @@ void DraftLength::observe_drafting(std::span<const StepShape> passes, double sec
 }
 
 void DraftLength::observe_drafts(SequenceAcceptance& sequence, int drafted, int accepted) {
+  stands_ = 0;
   acceptance_.observe(sequence, drafted, accepted);
   if (sequence.probe_seconds == 0) return;
-  const double brought_in = accepted * token_seconds_;
-  probe_seconds_ += brought_in;  // probes that pay are not rare
-  worth_ += kWorthWeight * (std::min(1.0, brought_in / sequence.probe_seconds) - worth_);
-  worth_ = std::max(kLeastWorth, worth_);
+  probe_seconds_ += accepted * token_seconds_;  // probes that pay are not rare
+  interest_ = std::max(kLeastInterest, interest_ * (1 - kLoseInterest / plain_.tokens));
   sequence.probe_seconds = 0;
   sequence.probe_succeeded = accepted > 0;
 }
@@ -161,7 +161,7 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     next_plain_ = kFirstPlain;
   }
   drafting_ = best_depth > 0;
-  if (drafting_) worth_ = 1;
+  if (drafting_) interest_ = 1;
 }
 
 // Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
@@ -214,7 +214,7 @@ void DraftLength::probe(std::span<const DraftCandidate> candidates, std::vector<
     return a_steps != b_steps ? a_steps > b_steps : a < b;
   });
   idle_.erase(again + count, idle_.end());
-  probe_seconds_ += kProbeShare * seconds(chosen_);
+  probe_seconds_ += interest_ * kProbeShare * seconds(chosen_);
   const std::span<const int32_t> all(idle_);
   const auto succeeded = static_cast<size_t>(again - idle_.begin());
   pay_for_probes(candidates, all.first(succeeded), true, k);
@@ -231,7 +231,7 @@ void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std
   const double each = std::max(added / count, kLeastCost * plain_seconds_);
   const double cost = each * count, most = kMostSaved * plain_seconds_;
   probe_seconds_ = std::min(probe_seconds_, std::max(cost, most));
-  if (probe_seconds_ < (on_credit ? -most : cost)) return;
+  if (probe_seconds_ < (on_credit ? -interest_ * most : cost)) return;
   probe_seconds_ -= cost;
   for (const int32_t i : probes) {
     k[i] = 1;
@@ -249,6 +249,21 @@ bool DraftLength::fills(const StepShape& pass) {
   return true;
 }
 
+// No drafts stay the best for some steps, unless others can be had or something was learned of them: a choice costs as
+// much as a draft saves, over the many steps without. The next one is made in a step without prompts, if there is one,
+// as only there other numbers of drafts can be tried.
+bool DraftLength::stands(std::span<const DraftCandidate> candidates, bool reads_prompts) {
+  int64_t could_be = 0;
+  for (const DraftCandidate& candidate : candidates) could_be += candidate.most_drafts;
+  const bool same = std::ssize(candidates) == idle_sequences_ && could_be == idle_drafts_;
+  idle_sequences_ = std::ssize(candidates);
+  idle_drafts_ = could_be;
+  if (!same) stands_ = 0;
+  if (stands_ <= (reads_prompts ? 0 : kStands)) return false;
+  --stands_;
+  return true;
+}
+
 void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_prompts, std::vector<int>& k) {
   k.assign(candidates.size(), 0);
   measuring_plain_ = false;
@@ -260,10 +275,17 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
   }
   begin(candidates);
   if (step_correction_.guesses(plain_.step.rows)) return;
-  fill_seconds_ += worth_ * kFillShare * plain_seconds_;
+  fill_seconds_ += interest_ * kFillShare * plain_seconds_;
   decided_ = true;
+  if (stands(candidates, reads_prompts)) {
+    probe_seconds_ += interest_ * kProbeShare * plain_seconds_;
+    if (!reads_prompts) trial_seconds_ += kTrialShare * plain_seconds_;
+    age(candidates, k);
+    return;
+  }
   rank(candidates);
   choose_best(candidates, k);
+  stands_ = drafting_ ? 0 : 2 * kStands;
   for (size_t i = 0; i < k.size(); ++i)
     if (k[i] > 0) {
       candidates[i].acceptance->probe_seconds = 0;
@@ -274,6 +296,10 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
     std::fill(k.begin(), k.end(), 0);
   else if (reads_prompts || !try_another(candidates, k))
     probe(candidates, k);
+  age(candidates, k);
+}
+
+void DraftLength::age(std::span<const DraftCandidate> candidates, const std::vector<int>& k) {
   int most = 0;
   for (size_t i = 0; i < k.size(); ++i) {
     if (candidates[i].most_drafts > 0) acceptance_.age(*candidates[i].acceptance, k[i]);

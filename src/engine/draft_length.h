@@ -4,7 +4,9 @@
 // What it costs is a row more of the step that verifies it, and a row of the j-th draft pass. Ranked by gain, the best
 // drafts of all sequences are taken for as long as tokens per second grow; no drafts at all is always a candidate.
 // For a bounded share of time, sequences without drafts are probed, since acceptance changes, and other numbers of
-// drafts are tried, since times do. The time without drafts, which all is compared with, is measured before.
+// drafts are tried, since times do. The longer no drafts are best the smaller is the share for probes, whatever they
+// bring in; and a choice of no drafts stands for a few steps. The time without drafts, which all is compared with, is
+// measured before.
 //
 // Steps that also read prompts are decided as if they did not: what a draft saves is a row of a later step, and what it
 // costs beside a prompt is not known better. Their times teach nothing, as rows of prompts are cheaper.
@@ -45,7 +47,7 @@ class DraftLength {
 
   // Whether entries of the drafter that no draft waits for are to be written, in a pass like this: while drafts are
   // made, and else for a bounded share of time, so that some sequences show what drafts would be worth; a small one
-  // where nothing came of them.
+  // once it is known that they do not pay.
   bool fills(const StepShape& pass);
 
   // The last choice was no drafts, only to measure how long that takes.
@@ -76,6 +78,8 @@ class DraftLength {
     double tokens = 0;  // expected
   };
   void begin(std::span<const DraftCandidate> candidates);
+  bool stands(std::span<const DraftCandidate> candidates, bool reads_prompts);
+  void age(std::span<const DraftCandidate> candidates, const std::vector<int>& k);
   void add(Plan& plan, const DraftCandidate& candidate, const Draft& draft) const;
   double seconds(const Plan& plan) const;
   void rank(std::span<const DraftCandidate> candidates);
@@ -93,6 +97,9 @@ class DraftLength {
   DraftAcceptance acceptance_;
   bool drafting_ = false;         // the last choice had drafts
   bool decided_ = false;          // there was one
+  int stands_ = 0;                // steps that it may stand for, if they all read prompts
+  int64_t idle_sequences_ = 0;    // of the last step,
+  int64_t idle_drafts_ = 0;       // and how many drafts they could have had
   double plain_saved_ = 0;        // seconds saved up for steps without drafts
   int plain_again_ = 0;           // such steps so far that were faster than predicted, in a row
   bool measuring_plain_ = false;  // in the last choice
@@ -100,7 +107,7 @@ class DraftLength {
   int64_t next_plain_ = 0;        // how many of them there are before a step without
   double fill_seconds_ = 0;       // saved up for entries that no draft waits for
   double probe_seconds_ = 0;      // saved up for probes
-  double worth_ = 1;              // mean of what each brought in of its cost, at most 1; 1 while drafts are made
+  double interest_ = 1;           // in both: 1 while drafts are made, less with every probe after which none are
   double trial_seconds_ = 0;      // saved up for other numbers of drafts
   int next_trial_ = 1;            // drafts of each sequence
   double plain_seconds_ = 0;      // of the step at hand without drafts
