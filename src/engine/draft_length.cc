@@ -213,7 +213,13 @@ void DraftLength::probe(std::span<const DraftCandidate> candidates, std::vector<
     const int64_t a_steps = candidates[a].acceptance->idle_steps, b_steps = candidates[b].acceptance->idle_steps;
     return a_steps != b_steps ? a_steps > b_steps : a < b;
   });
-  idle_.erase(again + count, idle_.end());
+  // Passes of more rows than ever are come to by doubling, too.
+  auto end = again;
+  for (int64_t rows = 0; end != again + count; ++end) {
+    rows += 1 + candidates[*end].catch_up_rows;
+    if (end != again && draft_pass_.weight_bytes > 0 && !drafting_correction_.reaches(rows)) break;
+  }
+  idle_.erase(end, idle_.end());
   probe_seconds_ += interest_ * kProbeShare * seconds(chosen_);
   const std::span<const int32_t> all(idle_);
   const auto succeeded = static_cast<size_t>(again - idle_.begin());

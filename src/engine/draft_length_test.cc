@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <string>
 
@@ -504,6 +505,38 @@ TEST(DraftLength, NoneBeforeStepsWithoutDraftsWereMeasured) {
   measure(length, 1, machine.context);
   length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 4, 0}}, true, k);
   EXPECT_GT(k[0], 0);
+}
+
+// How long a draft pass takes is guessed, far too short, until it was measured: by a probe of one sequence.
+TEST(DraftLength, ProbesOfManyAreComeToByDoubling) {
+  Machine machine = cpu(8, 1);
+  machine.draft_pass = dense(300e6, 1e6, 0.3, 0, 2e3);
+  DraftLength length(machine.target, machine.draft_pass,
+                     {.most_drafts = 1, .speed = {machine.bytes_per_second, 1000 * machine.flops_per_second}});
+  std::vector<SequenceAcceptance> sequences(8);
+  std::vector<DraftCandidate> candidates;
+  for (SequenceAcceptance& sequence : sequences) {
+    for (int i = 0; i < 100; ++i) length.observe_drafts(sequence, 1, 0);
+    candidates.push_back({&sequence, machine.context, 1, 60});
+  }
+  std::vector<int> k;
+  int most = 0;
+  for (int i = 0; i < 5000; ++i) {
+    length.choose(candidates, false, k);
+    StepShape step, pass;
+    for (const int drafts : k) {
+      step.add(1 + drafts, machine.context, 1 + drafts);
+      if (drafts > 0) pass.add(61, machine.context, 1);
+    }
+    length.observe_step(step, machine.step_seconds(step), length.measures_plain());
+    const auto probed = std::accumulate(k.begin(), k.end(), 0);
+    ASSERT_LE(probed, std::max(1, 2 * most));
+    most = std::max(most, probed);
+    if (probed > 0) length.observe_drafting({&pass, 1}, machine.drafting_seconds({pass}));
+    for (size_t b = 0; b < k.size(); ++b)
+      if (k[b] > 0) length.observe_drafts(sequences[b], 1, 0);
+  }
+  EXPECT_EQ(most, 8);
 }
 
 // A choice of no drafts stands for some steps, but not when others can be had.
