@@ -115,9 +115,12 @@ void measure(std::vector<Way>& ways, int64_t batch, const Options& options, Benc
       std::vector<BenchConversation> prompts(static_cast<size_t>(batch));
       for (BenchConversation& prompt : prompts) prompt.turns = {subject.prompts.take(options.input_len)};
       std::vector<std::vector<int32_t>> answers;
-      for (size_t i = 0; i < arms.size(); ++i)
-        run_round(arms[(static_cast<size_t>(round) + i) % arms.size()], prompts, subject.request,
-                  round == 0 ? 0 : rounds, script, answers);
+      const auto order = static_cast<size_t>(set * rounds + round);
+      for (size_t i = 0; i < arms.size(); ++i) {
+        const size_t at = order % 2 == 0 ? i : arms.size() - 1 - i;  // each behind each other as often
+        run_round(arms[(order / 2 + at) % arms.size()], prompts, subject.request, round == 0 ? 0 : rounds, script,
+                  answers);
+      }
       bar.update(set * rounds + round);
     }
   }
