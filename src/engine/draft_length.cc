@@ -23,6 +23,7 @@ constexpr double kLeastInterest = 0.1;  // ... down to so much of their shares, 
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
+constexpr double kMostCredit = 0.5;     // plain steps, for probes of sequences whose last one was accepted
 constexpr int kStands = 8;      // steps that a choice of no drafts stands for, twice as many if they read prompts
 constexpr int kMostProbes = 8;  // sequences probed together: a draft pass costs little more for several
 
@@ -235,9 +236,9 @@ void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std
   for (const int32_t i : probes) add(plan_, candidates[i], {0, i, 0});
   const double added = seconds(plan_) - seconds(chosen_) + doubt(plan_.step.rows) * plain_seconds_;
   const double each = std::max(added / count, kLeastCost * plain_seconds_);
-  const double cost = each * count, most = kMostSaved * plain_seconds_;
-  probe_seconds_ = std::min(probe_seconds_, std::max(cost, most));
-  if (probe_seconds_ < (on_credit ? -interest_ * most : cost)) return;
+  const double cost = each * count;
+  probe_seconds_ = std::min(probe_seconds_, std::max(cost, kMostSaved * plain_seconds_));
+  if (probe_seconds_ < (on_credit ? -interest_ * kMostCredit * plain_seconds_ : cost)) return;
   probe_seconds_ -= cost;
   for (const int32_t i : probes) {
     k[i] = 1;
