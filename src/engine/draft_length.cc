@@ -20,6 +20,8 @@ constexpr double kFaster = 0.9;         // ... by so much
 constexpr double kFillShare = 0.001;    // of all time, for entries that no draft waits for
 constexpr double kLoseInterest = 0.1;   // in probes and such entries, at a probe of each sequence without drafts ...
 constexpr double kLeastInterest = 0.1;  // ... down to so much of their shares, as what is best changes
+constexpr double kKeepDrafted = 0.999;  // per step, of what such entries took while drafts were made
+constexpr double kSteps = 200;          // without any, that this begins with
 constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be so much slower is not tried
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
@@ -147,8 +149,9 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     }
   }
   const double least = drafting_ ? 0 : kGainToBegin;
-  // What is not sure to be faster is not taken.
-  if (best_count > 0 && best < plain * (1 + least + doubt(best_rows))) best_count = best_depth = 0;
+  // What is not sure to be faster is not taken. Drafts also take the entries of all prompts that are read meanwhile.
+  const double entries = entry_seconds_ / (drafted_seconds_ + kSteps * plain_seconds_);
+  if (best_count > 0 && best < plain * (1 + least + entries + doubt(best_rows))) best_count = best_depth = 0;
   chosen_ = plain_;
   for (const Draft& draft : drafts_) {
     if (best_count == 0) break;
@@ -162,7 +165,10 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
     next_plain_ = kFirstPlain;
   }
   drafting_ = best_depth > 0;
-  if (drafting_) interest_ = 1;
+  if (!drafting_) return;
+  interest_ = 1;
+  entry_seconds_ *= kKeepDrafted;
+  drafted_seconds_ = kKeepDrafted * drafted_seconds_ + seconds(chosen_);
 }
 
 // Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
@@ -249,8 +255,12 @@ void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std
 }
 
 bool DraftLength::fills(const StepShape& pass) {
-  if (!options_.adaptive || drafting_ || !decided_) return true;
+  if (!options_.adaptive || !decided_) return true;
   const double cost = drafting_seconds({&pass, 1});
+  if (drafting_) {
+    entry_seconds_ += cost;
+    return true;
+  }
   if (fill_seconds_ < cost) return false;
   fill_seconds_ -= cost;
   return true;

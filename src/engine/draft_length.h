@@ -106,6 +106,8 @@ class DraftLength {
   int64_t drafted_steps_ = 0;     // since drafts began
   int64_t next_plain_ = 0;        // how many of them there are before a step without
   double fill_seconds_ = 0;       // saved up for entries that no draft waits for
+  double entry_seconds_ = 0;      // what they took while drafts were made,
+  double drafted_seconds_ = 0;    // of so much time
   double probe_seconds_ = 0;      // saved up for probes
   double interest_ = 1;           // in both: 1 while drafts are made, less with every probe after which none are
   double trial_seconds_ = 0;      // saved up for other numbers of drafts
