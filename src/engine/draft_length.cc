@@ -112,6 +112,11 @@ void DraftLength::rank(std::span<const DraftCandidate> candidates) {
   });
 }
 
+// What a probe or a trial may take: passes of more rows than ever are come to by doubling, as steps are.
+bool DraftLength::reaches_pass(int64_t rows) const {
+  return draft_pass_.weight_bytes == 0 || drafting_correction_.reaches(rows);
+}
+
 // How much of a step is uncertain of the difference between its time with so many rows and without drafts.
 double DraftLength::doubt(int64_t rows) const {
   return std::hypot(step_correction_.doubt(plain_.step.rows), step_correction_.doubt(rows));
@@ -197,6 +202,7 @@ bool DraftLength::try_another(std::span<const DraftCandidate> candidates, std::v
     const double added = seconds(plan_) - plan_.tokens / speed + doubt(plan_.step.rows) * plain_seconds_;
     const double cost = std::max(added, kLeastCost * plain_seconds_);
     if (plan_.step.rows == chosen_.step.rows || cost > kMostTrialCost * without) continue;
+    if (!reaches_pass(plan_.passes[0].rows)) continue;
     trial_seconds_ = std::min(trial_seconds_, std::max(cost, kMostSaved * plain_seconds_));
     if (trial_seconds_ < cost) return false;
     trial_seconds_ -= cost;
@@ -220,11 +226,10 @@ void DraftLength::probe(std::span<const DraftCandidate> candidates, std::vector<
     const int64_t a_steps = candidates[a].acceptance->idle_steps, b_steps = candidates[b].acceptance->idle_steps;
     return a_steps != b_steps ? a_steps > b_steps : a < b;
   });
-  // Passes of more rows than ever are come to by doubling, too.
   auto end = again;
   for (int64_t rows = 0; end != again + count; ++end) {
     rows += 1 + candidates[*end].catch_up_rows;
-    if (end != again && draft_pass_.weight_bytes > 0 && !drafting_correction_.reaches(rows)) break;
+    if (end != again && !reaches_pass(rows)) break;
   }
   idle_.erase(end, idle_.end());
   probe_seconds_ += interest_ * kProbeShare * seconds(chosen_);

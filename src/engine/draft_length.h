@@ -83,6 +83,7 @@ class DraftLength {
   void add(Plan& plan, const DraftCandidate& candidate, const Draft& draft) const;
   double seconds(const Plan& plan) const;
   void rank(std::span<const DraftCandidate> candidates);
+  bool reaches_pass(int64_t rows) const;
   double doubt(int64_t rows) const;
   void choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k);
   bool measure_plain();
@@ -109,7 +110,7 @@ class DraftLength {
   double entry_seconds_ = 0;      // what they took while drafts were made,
   double drafted_seconds_ = 0;    // of so much time
   double probe_seconds_ = 0;      // saved up for probes
-  double interest_ = 1;           // in both: 1 while drafts are made, less with every probe after which none are
+  double interest_ = 0.25;        // in both: 1 while drafts are made, less with every probe after which none are
   double trial_seconds_ = 0;      // saved up for other numbers of drafts
   int next_trial_ = 1;            // drafts of each sequence
   double plain_seconds_ = 0;      // of the step at hand without drafts

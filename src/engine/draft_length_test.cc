@@ -507,7 +507,8 @@ TEST(DraftLength, NoneBeforeStepsWithoutDraftsWereMeasured) {
   EXPECT_GT(k[0], 0);
 }
 
-// How long a draft pass takes is guessed, far too short, until it was measured: by a probe of one sequence.
+// How long a draft pass takes is guessed, far too short, until it was measured: by a probe of one sequence, not by
+// a trial of all.
 TEST(DraftLength, ProbesOfManyAreComeToByDoubling) {
   Machine machine = cpu(8, 1);
   machine.draft_pass = dense(300e6, 1e6, 0.3, 0, 2e3);
@@ -521,7 +522,7 @@ TEST(DraftLength, ProbesOfManyAreComeToByDoubling) {
   }
   std::vector<int> k;
   int most = 0;
-  for (int i = 0; i < 5000; ++i) {
+  for (int i = 0; i < 20000; ++i) {
     length.choose(candidates, false, k);
     StepShape step, pass;
     for (const int drafts : k) {
@@ -537,6 +538,31 @@ TEST(DraftLength, ProbesOfManyAreComeToByDoubling) {
       if (k[b] > 0) length.observe_drafts(sequences[b], 1, 0);
   }
   EXPECT_EQ(most, 8);
+}
+
+// Drafts gain by themselves, but while they are made all prompts go through the drafter as well, and long ones take
+// more than that.
+TEST(DraftLength, EntriesOfPromptsCountAgainstDrafts) {
+  const Machine machine = cpu(1, 1);
+  for (const int64_t prompt_rows : {10, 2000}) {
+    DraftLength length(machine.target, machine.draft_pass,
+                       {.most_drafts = 1, .speed = {machine.bytes_per_second, machine.flops_per_second}});
+    measure(length, 1, machine.context);
+    StepShape prompt;
+    prompt.add(prompt_rows, prompt_rows, 0);
+    SequenceAcceptance sequence;
+    std::vector<int> k;
+    int filled = 0;
+    for (int i = 0; i < 4000; ++i) {
+      length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, 1, 0}}, false, k);
+      if (k[0] > 0) length.observe_drafts(sequence, 1, i % 2);
+      if (i % 3 == 0 && length.fills(prompt) && i >= 2000) ++filled;
+    }
+    if (prompt_rows == 10)
+      EXPECT_GE(filled, 600);
+    else
+      EXPECT_LE(filled, 60);
+  }
 }
 
 // A choice of no drafts stands for some steps, but not when others can be had.
