@@ -273,6 +273,10 @@ class Forms(unittest.TestCase):
         self.assertEqual((status, json.loads(text)['error']['code']), (400, 'context_length_exceeded'))
         self.assertEqual(self.server.ok('/v1/responses', responses(truncation='auto'))['truncation'], 'auto')
 
+    def test_numbers_come_back_as_they_were_sent(self):
+        said = self.server.ok('/v1/responses', responses(temperature=0.7, top_p=0.95))
+        self.assertEqual((said['temperature'], said['top_p']), (0.7, 0.95))
+
     def test_what_would_change_the_answer_and_is_not_there_is_refused(self):
         for param, body in {'prompt': {'prompt': {'id': 'p'}}, 'conversation': {'conversation': 'c'}, 'include': {'include': ['message.output_text.logprobs']},
                             'top_logprobs': {'top_logprobs': 2}, 'truncation': {'truncation': 'middle'},

@@ -213,4 +213,12 @@ std::string to_json(const json::value& value) {
   return out;
 }
 
+double as_written(float x) {
+  char buffer[32];
+  const auto end = std::to_chars(buffer, buffer + sizeof buffer, x).ptr;
+  double written = 0;
+  std::from_chars(buffer, end, written);
+  return written;
+}
+
 }  // namespace calandra

@@ -27,4 +27,7 @@ std::string read_text_file(const std::filesystem::path& file, size_t max_bytes =
 // Compact JSON text; numbers in shortest round-trip form ("1.5", "1e-07", never "1E0"); NaN and infinities become null.
 std::string to_json(const json::value& value);
 
+// The number that one writes for a float: 0.7, where the float itself is 0.699999988079071.
+double as_written(float x);
+
 }  // namespace calandra

@@ -12,6 +12,11 @@ TEST(Json, NumbersAreWrittenInShortestForm) {
   EXPECT_EQ(to_json(parse_json("[1, 1.5, 1e-7, -2.0, 1e300]", "text")), "[1,1.5,1e-07,-2.0,1e+300]");
 }
 
+TEST(Json, FloatsAsTheyWereWritten) {
+  EXPECT_EQ(to_json(json::array{as_written(0.7F), as_written(1), as_written(1e-8F), as_written(3e38F)}),
+            "[0.7,1.0,1e-08,3e+38]");
+}
+
 TEST(Json, KeysKeepTheirOrder) {
   EXPECT_EQ(to_json(parse_json(R"({"z":1,"a":{"y":null,"b":true}})", "text")), R"({"z":1,"a":{"y":null,"b":true}})");
 }

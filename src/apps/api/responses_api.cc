@@ -68,8 +68,8 @@ ResponsesApi::Result ResponsesApi::create(const json::object& body, const BatchR
   if (const auto error = over_limits(parsed)) return error_reply(*error);
 
   const SamplingParams& params = parsed.requests[0].params;
-  chat.echo["temperature"] = params.temperature;
-  chat.echo["top_p"] = params.top_p;
+  chat.echo["temperature"] = as_written(params.temperature);
+  chat.echo["top_p"] = as_written(params.top_p);
   const std::string id = new_id();
   ResponseWriter writer({.id = id,
                          .model = std::string(body.at("model").as_string()),
