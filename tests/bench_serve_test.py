@@ -144,9 +144,10 @@ class RealServer(unittest.TestCase):
         try:
             flags = ('--num-prompts', '2', '--input-len', '3', '--output-len', '2')
             self.assertEqual(bench(url, '--json', *flags, key='secret')['completed'], 2)
-            self.assertIn('status 401', bench(url, *flags, status=1))
+            self.assertRegex(bench(url, *flags, status=1), 'status 401: .*OPENAI_API_KEY')
             line = bench(url, '--json', '--model', MODEL, *flags, status=1, key='wrong')
             self.assertEqual((line['completed'], line['failed'], list(line['error_counts'].values())), (0, 2, [2]))
+            self.assertRegex(list(line['error_counts'])[0], 'status 401: .*OPENAI_API_KEY')
         finally:
             server.end()
 
@@ -255,6 +256,16 @@ class OddServers(unittest.TestCase):
                 written, = os.listdir(deeper)
                 self.assertRegex(written, r'^bench-serve-.*\.json$')
                 self.assertIn(f'the result is in {deeper}/{written}', said)
+            server = OddServer(GOOD)
+            deeper = os.path.join(folder, 'newer', 'out.json')
+            bench(server.url, '--model', 'm', '--num-prompts', '1', '--input-len', '2', '--save-result', '--result-filename', deeper)
+            self.assertTrue(os.path.getsize(deeper))
+            asked = len(server.bodies)
+            said = bench(server.url, '--model', 'm', '--num-prompts', '1', '--input-len', '2', '--save-result', '--result-filename', saved + '/x',
+                         status=1)
+            self.assertIn(f'cannot write {saved}/x', said)
+            self.assertEqual(len(server.bodies), asked)  # before the load
+            server.close()
             with open(path, 'w') as file:
                 file.write('{"prompt": 5}')
             self.assertIn('row 1: prompt must be a text', bench('http://127.0.0.1:1', '--model', 'm', '--dataset-name', 'sharegpt', '--dataset-path', path, status=1))

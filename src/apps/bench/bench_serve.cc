@@ -5,11 +5,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <optional>
 
 #include "apps/bench/served_user.h"
 #include "apps/output.h"
@@ -42,7 +45,7 @@ class OneAnswer final : public server::HttpUser {
 
   json::value take(const std::string& url) const {
     if (!error_.empty()) throw LoadError(fmt::format("{}: {}", url, error_));
-    if (status_ != 200) throw LoadError(fmt::format("{}: status {}", url, status_));
+    if (status_ != 200) throw LoadError(fmt::format("{}: {}", url, fault_of(status_, text_)));
     return parse_json(text_, url);
   }
 
@@ -181,18 +184,34 @@ void print(const BenchServeFlags& flags, const std::string& model, const Outcome
   if (kinds.size() > kShownErrors) put("    and {} other kinds\n", kinds.size() - kShownErrors);
 }
 
-void save(const BenchServeFlags& flags, const json::object& line) {
-  const std::string name =
-      flags.result_filename.empty() ? fmt::format("bench-serve-{}.json", date_now()) : flags.result_filename;
-  const std::filesystem::path path = std::filesystem::absolute(std::filesystem::path(flags.result_dir) / name);
-  std::error_code failed;  // told by the file
-  if (!flags.result_dir.empty()) std::filesystem::create_directories(flags.result_dir, failed);
-  std::ofstream file(path);
-  file << to_json(line) << '\n';
-  file.close();
-  if (!file) throw LoadError(path.string() + ": the result cannot be written");
-  log_info("the result is in {}", path.string());
-}
+// The file of --save-result, opened before the load, which may take long.
+class ResultFile {
+ public:
+  explicit ResultFile(const BenchServeFlags& flags) {
+    const std::string name =
+        flags.result_filename.empty() ? fmt::format("bench-serve-{}.json", date_now()) : flags.result_filename;
+    path_ = std::filesystem::absolute(std::filesystem::path(flags.result_dir) / name);
+    std::error_code failed;  // told by the file
+    std::filesystem::create_directories(path_.parent_path(), failed);
+    file_.open(path_);
+    check();
+  }
+
+  void write(const json::object& line) {
+    file_ << to_json(line) << '\n';
+    file_.close();
+    check();
+    log_info("the result is in {}", path_.string());
+  }
+
+ private:
+  void check() const {
+    if (!file_) throw LoadError(fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)));
+  }
+
+  std::filesystem::path path_;
+  std::ofstream file_;
+};
 
 }  // namespace
 
@@ -207,6 +226,8 @@ int bench_serve(const Options& options) {
   if (flags.ignore_eos) common.body["ignore_eos"] = true;
   for (const auto& [key, value] : flags.extra_body) common.body[key] = value;
 
+  std::optional<ResultFile> file;
+  if (flags.save_result) file.emplace(flags);
   std::mt19937_64 random(flags.seed ? *flags.seed : std::random_device()());
   const Outcome outcome = run(target, flags, std::move(common), served_conversations(flags, random));
   const json::object line = result_line(flags, model, outcome);
@@ -214,7 +235,7 @@ int bench_serve(const Options& options) {
     print_json(line);
   else
     print(flags, model, outcome);
-  if (flags.save_result) save(flags, line);
+  if (file) file->write(line);
   return outcome.errors().empty() ? 0 : 1;
 }
 

@@ -52,6 +52,11 @@ std::string text_of(const json::object& choice) {
 
 }  // namespace
 
+std::string fault_of(int status, std::string_view body) {
+  const char* const hint = status == 401 ? " (the key is read from the environment's OPENAI_API_KEY)" : "";
+  return fmt::format("status {}: {}{}", status, error_text(body), hint);
+}
+
 bool ServedUser::next(server::HttpCall& call, double now) {
   const size_t turn = asked_.size();
   if (turn == conversation_.turns.size() || (turn > 0 && !asked_.back().error.empty())) return false;
@@ -155,7 +160,7 @@ void ServedUser::end(std::string_view error, double) {
     if (!error.empty())
       asked.error = error;
     else if (status_ != 200)
-      asked.error = fmt::format("status {}: {}", status_, error_text(rest_));
+      asked.error = fault_of(status_, rest_);
     else if (!done_)
       asked.error = "the stream ended before [DONE]";
     else if (asked.times.first_token == 0)

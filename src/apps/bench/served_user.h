@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "apps/bench/bench_load.h"
@@ -10,6 +11,9 @@
 #include "server/http_client.h"
 
 namespace calandra::apps {
+
+// What a status other than 200 and the body with it say.
+std::string fault_of(int status, std::string_view body);
 
 class ServedUser final : public server::HttpUser {
  public:
