@@ -50,6 +50,7 @@ json::object error_object(const RequestError& error) {
 
 HttpReply error_reply(const RequestError& error) {
   HttpReply reply{.status = error.status, .body = to_json(json::object{{"error", error_object(error)}})};
+  if (error.status == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
   if (error.status == 429 || error.status == 503) reply.headers.emplace_back("Retry-After", kRetryAfterSeconds);
   return reply;
 }

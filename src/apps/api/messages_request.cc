@@ -124,7 +124,8 @@ json::array read_messages(const json::object& body) {
     if (system->is_string()) {
       text = without_billing(system->get_string());
     } else {
-      for (const json::value& block : *array_field(body, "system")) {
+      if (!system->is_array()) wrong_type("system", "a string or a list of blocks");
+      for (const json::value& block : system->get_array()) {
         if (type_of(block) != "text") refuse_field("system", "system may have blocks of the type text only");
         const std::string one = without_billing(string_field(block.get_object(), "text"));
         if (!one.empty()) text += (text.empty() ? "" : "\n") + one;

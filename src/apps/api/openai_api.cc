@@ -63,8 +63,10 @@ OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::
     methods.push_back(route.method);
   }
   if (methods.empty())
-    return error_reply({404, "not_found", "", fmt::format("there is no {}", to_json(json::string(request.path)))},
-                       request.path);
+    return error_reply(
+        {404, "not_found", "",
+         fmt::format("there is no {}; /openapi.json lists the paths", to_json(json::string(request.path)))},
+        request.path);
   HttpReply reply =
       error_reply({405, "method_not_allowed", "", fmt::format("use {}", fmt::join(methods, " or "))}, request.path);
   reply.headers.emplace_back("Allow", fmt::format("{}", fmt::join(methods, ", ")));
@@ -163,6 +165,8 @@ struct Body {
 
 OpenAiApi::Result OpenAiApi::post(const ApiRoute& route, const server::HttpRequest& request, server::Wake wake) {
   ++requests_;
+  if (request.body.empty())
+    return error_reply(bad("", "the body is empty: send a JSON object", "invalid_json"), request.path);
   const auto body = std::make_shared<Body>();
   const size_t most = most_values(route.body);
   size_t values_left = most;

@@ -282,8 +282,10 @@ ResponsesChat read_body(const json::object& body, json::array earlier) {
   read.turns = std::move(earlier);
   if (input->is_string())
     read.turns.push_back({{"role", "user"}, {"content", *input}});
+  else if (input->is_array())
+    add_items(input->get_array(), read.turns);
   else
-    add_items(*array_field(body, "input"), read.turns);
+    wrong_type("input", "a string or a list of items");
   json::array messages;
   if (const std::string instructions = string_field(body, "instructions"); !instructions.empty())
     messages.push_back({{"role", "system"}, {"content", instructions}});
