@@ -37,6 +37,22 @@ class CliChat(CliCase):
         self.assertEqual((shown.count('<think>'), shown.count('</think>')), (1, 1))
         self.assertNotIn('think>', self.ok('chat', '--temperature', '0', '--max-tokens', '40', stdin='/think off\nHi there\n'))
 
+    def test_a_saved_conversation_is_the_same_again(self):
+        for model, lines, thinks in ('demo:qwen3_5', '/think on\nHi there\n', True), ('demo:qwen3_5', 'Hi there\n', False), (
+                'demo:bailing', 'Hi there\n', False):
+            saved = self.folder / 'talk'
+            shown = self.ok('chat', model, '--temperature', '0', '--max-tokens', '200', stdin=lines + f'/save {saved}\n')
+            user, answer = json.loads(saved.read_text())
+            self.assertEqual('reasoning_content' in answer, thinks, answer)
+            self.assertNotIn('think>', answer['content'])
+            text = answer['content'] if not thinks else f"<think>\n{answer['reasoning_content']}</think>{answer['content']}"
+            self.assertEqual(shown, f'{text}\n2 messages written to {saved}\n')
+            # What the next turn of the chat begins with.
+            prompt = self.ok('render', model, '--messages', str(saved))
+            self.assertIn(answer['content'].strip(), prompt)
+            if thinks:
+                self.assertIn(f"<think>\n{answer['reasoning_content'].strip()}\n</think>\n\n{answer['content'].strip()}<|im_end|>", prompt)
+
     def test_chat_keeps_its_conversation_warm(self):
         picture = str(ROOT / 'demo' / 'demo-qwen3_5' / 'images' / 'shapes_1.png')
         mtp = '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2, "adaptive": false}'

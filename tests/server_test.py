@@ -65,6 +65,52 @@ class WithServer(unittest.TestCase):
         self.assertRegex(said, 'has its output form after [0-9]+ tokens and must end there, before min_tokens = 20: leave out min_tokens')
         said = self.fault_of('/v1/completions', completion(response_format=form, allowed_token_ids=[1]))
         self.assertIn('exclude all that the output form allows', said)
+        for empty in '', [], [''], [[]], ['a', '']:
+            for path, field in ('/v1/completions', 'prompt'), ('/v1/embeddings', 'input'):
+                status, _, text = self.server.ask(path, {'model': MODEL, field: empty})
+                error = json.loads(text)['error']
+                self.assertEqual((status, error['param'], error['message']), (400, field, f'{field} must not be empty'))
+        calls = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'tool_calls': [{'function': {'arguments': '{}'}}]}]
+        self.assertIn('tool_calls with the name of a function', self.fault_of('/v1/chat/completions', chat(messages=calls)))
+        self.assertIn('input must be a string or a list', self.fault_of('/v1/responses', {'model': MODEL, 'input': {'a': 1}}))
+        self.assertIn('system must be a string or a list', self.fault_of('/v1/messages', {**chat(), 'system': 5}))
+        self.assertIn('the body is empty', self.fault_of('/v1/chat/completions', b''))
+        status, _, text = self.server.ask('/chat/completions', chat())
+        self.assertEqual(status, 404)
+        self.assertIn('/openapi.json lists the paths', text.decode())
+
+    def test_a_missing_key_says_how_to_send_one(self):
+        server = Server('--api-key', 'secret')
+        try:
+            for path in '/v1/models', '/v1/messages':
+                status, headers, _ = server.ask(path)
+                self.assertEqual((status, headers['WWW-Authenticate']), (401, 'Bearer'))
+        finally:
+            server.end()
+
+    # thoughts
+
+    def said(self, server, body):
+        """The message of a chat's answer, which must be what a stream of it joins to."""
+        message = server.ok('/v1/chat/completions', body)['choices'][0]['message']
+        deltas = [chunk['choices'][0]['delta'] for chunk in server.stream('/v1/chat/completions', body)]
+        for name in ('content', 'reasoning_content'):
+            self.assertEqual(''.join(delta.get(name) or '' for delta in deltas), message.get(name) or '', name)
+        return message
+
+    def test_a_user_may_write_the_tags_of_thoughts(self):
+        bailing = Server('demo:bailing')
+        try:
+            for text in 'What is 2 + 3?', 'What does <think> mean?', 'And </think>?', '</think><think>':
+                ask = [{'role': 'user', 'content': text}]
+                for thinking in False, True:
+                    message = self.said(self.server, chat(messages=ask, chat_template_kwargs={'enable_thinking': thinking}))
+                    self.assertEqual(bool(message.get('reasoning_content')), thinking, (text, message))
+                message = self.said(bailing, chat(model='demo:bailing', messages=ask))  # its template opens no thoughts
+                self.assertNotIn('reasoning_content', message, text)
+                self.assertTrue(message['content'], text)
+        finally:
+            bailing.end()
 
     # streams
 

@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "text/parsers/answer_parser.h"
 
 namespace calandra::apps {
 namespace {
@@ -55,7 +56,7 @@ class Chat {
       : engine_(engine),
         params_(std::move(params)),
         conversation_(std::move(conversation)),
-        tokenizer_(*loaded.tokenizer),
+        reasoning_(reasoning_format_of_template(loaded.tokenizer->chat_template())),
         reader_(loaded),
         pictures_(reader_),
         system_(options.system),
@@ -119,16 +120,27 @@ class Chat {
     Request request{
         .prompt_token_ids = std::move(chat.ids), .params = params_, .checkpoint_hints = std::move(chat.message_ends)};
     pictures_.place(request);
-    const Answer answer = run(std::move(request));
+    const Answer answer = run(std::move(request), chat.in_reasoning);
     if (answer.error) throw LoadError(answer.error->message);
     if (answer.token_ids.empty()) return;  // stopped before its first word: as if it had not been asked
-    messages.push_back({{"role", "assistant"}, {"content", answer.text}});
+    messages.push_back(message_of(answer.text, chat.in_reasoning));
     messages_ = std::move(messages);
     shown_ = pictures_.count();
   }
 
+  // The answer as a message of the API.
+  json::object message_of(const std::string& text, bool in_reasoning) const {
+    AnswerParser parser({.reasoning = reasoning_, .thinking = in_reasoning});
+    ParsedAnswer parsed;
+    parsed.add(parser.add(text));
+    parsed.add(parser.finish());
+    json::object message{{"role", "assistant"}, {"content", parsed.content}};
+    if (!parsed.reasoning.empty()) message["reasoning_content"] = parsed.reasoning;
+    return message;
+  }
+
   // Streams the answer. Ctrl-C ends it, also while the prompt is read.
-  Answer run(Request request) {
+  Answer run(Request request, bool in_reasoning) {
     using Clock = std::chrono::steady_clock;
     interrupted = false;
     Answer answer;
@@ -136,9 +148,7 @@ class Chat {
     const auto start = Clock::now();
     Clock::time_point first{};
     // Where the template opened the thoughts, the model only closes them.
-    std::string prompt_text = tokenizer_.decode(request.prompt_token_ids);
-    prompt_text.erase(prompt_text.find_last_not_of(" \n") + 1);
-    std::string_view opening = prompt_text.ends_with("<think>") ? "<think>\n" : "";
+    std::string_view opening = in_reasoning ? "<think>\n" : "";
     const int64_t prompt = std::ssize(request.prompt_token_ids), rows_before = engine_.stats().prompt_rows;
     std::optional<ProgressBar> bar(std::in_place, "reading the prompt", prompt, "tokens");
     auto added = engine_.add(std::move(request), [&](const TokenEvent& event) {
@@ -181,7 +191,7 @@ class Chat {
   EngineCore& engine_;
   const SamplingParams params_;
   Conversation conversation_;
-  const Tokenizer& tokenizer_;
+  const ReasoningFormat reasoning_;
   const PictureReader reader_;
   Pictures pictures_;
   Pictures::Count shown_;  // pictures of earlier messages

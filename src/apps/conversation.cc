@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "text/jinja/failure.h"
+#include "text/parsers/answer_parser.h"
 
 namespace calandra::apps {
 namespace {
@@ -151,7 +152,7 @@ EncodedChat Conversation::encode(const json::value& messages, const json::value&
   for (const auto& [name, value] : variables) kwargs[name] = value;
   try {
     const RenderedPrompt prompt = template_.render(messages, tools, kwargs, local);
-    EncodedChat chat{tokenizer_.encode(prompt.pieces), {}};
+    EncodedChat chat{tokenizer_.encode(prompt.pieces), {}, ends_in_reasoning(prompt.pieces)};
     for (const size_t end : prompt.message_ends) {
       const std::vector<int32_t> cut = tokenizer_.encode(first_bytes(prompt.pieces, end));
       const size_t size = std::min(cut.size(), chat.ids.size());

@@ -20,6 +20,7 @@ void check_sampling_flags(const Options& options);
 struct EncodedChat {
   std::vector<int32_t> ids;
   std::vector<int64_t> message_ends;  // token indices, ascending: Request::checkpoint_hints
+  bool in_reasoning = false;          // the answer begins inside of a think block
 };
 
 // Renders and encodes conversations with the model's own template.

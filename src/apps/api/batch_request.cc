@@ -27,6 +27,10 @@ int32_t read_id(const json::value& value, std::string_view name) {
   return static_cast<int32_t>(value.get_int64());
 }
 
+[[noreturn]] void refuse_empty(std::string_view field) {
+  refuse_field(field, fmt::format("{} must not be empty", field));
+}
+
 // The sampling fields as read_sampling_params takes them: those of a chat have other names.
 json::object sampling_fields(const json::object& body, Endpoint endpoint) {
   json::object fields;
@@ -175,8 +179,10 @@ std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, 
     read_messages(body, gone, result);
   else
     read_prompts(body, endpoint == Endpoint::kEmbeddings ? "input" : "prompt", result);
-  for (Request& request : result.requests)  // a placeholder without its picture
-    if (request.pictures.empty()) media_.none().place(request);
+  for (Request& request : result.requests) {
+    if (request.prompt_token_ids.empty()) refuse_empty(endpoint == Endpoint::kEmbeddings ? "input" : "prompt");
+    if (request.pictures.empty()) media_.none().place(request);  // a placeholder without its picture
+  }
   if (auto error = finish(body, result)) return *std::move(error);
   return result;
 }
@@ -201,7 +207,8 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
     to.echoes.push_back(loaded_.tokenizer && to.echo ? loaded_.tokenizer->decode(ids) : "");
   };
   if (prompt->is_string()) return add_text(*prompt);
-  if (!prompt->is_array() || prompt->get_array().empty()) wrong_type(field, kRule);
+  if (!prompt->is_array()) wrong_type(field, kRule);
+  if (prompt->get_array().empty()) refuse_empty(field);
   const json::array& items = prompt->get_array();
   if (items[0].is_number()) return add_ids(items);
   if (items.size() > kMostPrompts)
@@ -256,10 +263,11 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, Batc
     const std::lock_guard lock(mutex_);
     if (!conversation_) conversation_.emplace(loaded_, options_);
   }
-  EncodedChat chat = conversation_->encode(with_parsed_arguments(std::move(chat_read.messages)),
-                                           tools == nullptr ? json::value() : *tools, std::move(variables));
+  EncodedChat chat =
+      conversation_->encode(std::move(chat_read.messages), tools == nullptr ? json::value() : *tools, variables);
   to.include_reasoning = flag_field(body, "include_reasoning", true);
-  if (options_.verb == Verb::kServe) to.parser = parser_options(body, loaded_.tokenizer->decode(chat.ids));
+  to.in_reasoning = chat.in_reasoning;
+  if (options_.verb == Verb::kServe) to.parser = parser_options(body, chat.in_reasoning);
   Request& request = to.requests.emplace_back();
   request.prompt_token_ids = std::move(chat.ids);
   request.checkpoint_hints = std::move(chat.message_ends);
@@ -273,13 +281,13 @@ ToolFormat BatchReader::tool_format_of_model() const {
 }
 
 // How the answer to a chat is read: by the flags, else by what the model's template writes.
-AnswerParser::Options BatchReader::parser_options(const json::object& body, const std::string& prompt) const {
+AnswerParser::Options BatchReader::parser_options(const json::object& body, bool in_reasoning) const {
   const std::string_view source = loaded_.tokenizer->chat_template();
   const ServeFlags& flags = options_.serve;
   AnswerParser::Options options;
   options.reasoning = flags.reasoning_parser.empty() ? reasoning_format_of_template(source)
                                                      : reasoning_format(flags.reasoning_parser).value();
-  options.thinking = ends_in_reasoning(prompt);
+  options.thinking = in_reasoning;
   options.parallel_tool_calls = flag_field(body, "parallel_tool_calls", true);
   const json::value* tools = find_field(body, "tools");
   const json::value* choice = find_field(body, "tool_choice");
@@ -293,8 +301,7 @@ AnswerParser::Options BatchReader::parser_options(const json::object& body, cons
 std::optional<RequestError> BatchReader::add_form(const json::object& body, BatchBody& to,
                                                   std::optional<OutputForm>& form) const {
   if (to.endpoint != Endpoint::kChatCompletions) return std::nullopt;
-  const bool thoughts = ends_in_reasoning(loaded_.tokenizer->decode(to.requests[0].prompt_token_ids));
-  auto read = read_tool_choice(body, tool_format_of_model(), thoughts);
+  auto read = read_tool_choice(body, tool_format_of_model(), to.in_reasoning);
   if (auto* error = std::get_if<RequestError>(&read)) return std::move(*error);
   auto& choice = std::get<ToolChoice>(read);
   to.named_call = choice.named;
@@ -326,9 +333,7 @@ std::optional<RequestError> BatchReader::add_grammars(const json::object& body, 
   const std::optional<int32_t> end = loaded_.tokenizer->token_to_id(kThinkEnd);
   for (Request& request : to.requests) {
     std::vector<int32_t> thinking_end;
-    if (end && to.endpoint == Endpoint::kChatCompletions &&
-        ends_in_reasoning(loaded_.tokenizer->decode(request.prompt_token_ids)))
-      thinking_end = {*end};
+    if (end && to.in_reasoning) thinking_end = {*end};
     GrammarCompiler::Compiled compiled = grammars_->compile(*form, std::move(thinking_end));
     if (compiled.error) return std::move(compiled.error);
     request.grammar = std::move(compiled.grammar);

@@ -34,6 +34,7 @@ struct BatchBody {
   int64_t dimensions = 0;                       // the same: numbers of each
   std::string request_id;                       // the user's name for it; may be empty
   bool stream = false;                          // of a server
+  bool in_reasoning = false;                    // a chat's answers begin inside of a think block
   std::optional<AnswerParser::Options> parser;  // of a chat's answers; absent: all text is content
   bool named_call = false;                      // tool_choice names a function: a call ends the answer with "stop"
   bool include_reasoning = true;
@@ -74,7 +75,7 @@ class BatchReader {
   void read_prompts(const json::object& body, std::string_view field, BatchBody& to) const;
   void read_messages(const json::object& body, const Gone& gone, BatchBody& to);
   ToolFormat tool_format_of_model() const;
-  AnswerParser::Options parser_options(const json::object& body, const std::string& prompt) const;
+  AnswerParser::Options parser_options(const json::object& body, bool in_reasoning) const;
   std::optional<RequestError> add_form(const json::object& body, BatchBody& to, std::optional<OutputForm>& form) const;
   std::optional<RequestError> finish(const json::object& body, BatchBody& to);
   std::optional<RequestError> add_grammars(const json::object& body, BatchBody& to);

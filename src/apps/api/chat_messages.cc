@@ -81,25 +81,32 @@ std::variant<json::value, RequestError> content_of(const json::object& message, 
 
 constexpr size_t kMostValues = size_t{512} << 10;  // of the arguments of all calls: they are JSON in texts
 
-// Arguments of calls that are no JSON object, made one: templates go through their members.
-void make_arguments_objects(json::array& calls, size_t& values_left) {
+// Makes arguments of calls JSON objects: templates go through their members. A call without a name is refused.
+std::optional<RequestError> read_calls(json::array& calls, size_t& values_left) {
   for (json::value& call : calls) {
-    if (!call.is_object()) continue;
-    json::value* inner = call.get_object().if_contains("function");
-    json::object& function = inner != nullptr && inner->is_object() ? inner->get_object() : call.get_object();
-    json::value* arguments = function.if_contains("arguments");
+    json::object* function = call.if_object();
+    if (function != nullptr)
+      if (json::value* inner = function->if_contains("function"); inner != nullptr && inner->is_object())
+        function = &inner->get_object();
+    const json::value* name = function == nullptr ? nullptr : find_field(*function, "name");
+    if (name == nullptr || !name->is_string()) return wrong("must have tool_calls with the name of a function");
+    json::value* arguments = function->if_contains("arguments");
     if (arguments == nullptr || arguments->is_object()) continue;
     json::object read;
     if (arguments->is_string() && !arguments->get_string().empty()) {
       try {
         json::value parsed = parse_json(arguments->get_string(), "arguments", values_left);
-        if (parsed.is_object()) continue;  // as it is written
-      } catch (const LoadError&) {         // a model wrote it, or it is too much: the next turn goes on with its text
+        if (parsed.is_object()) {
+          *arguments = std::move(parsed);
+          continue;
+        }
+      } catch (const LoadError&) {  // a model wrote it, or it is too much: the next turn goes on with its text
       }
       read["arguments"] = json::value(*arguments);
     }
     *arguments = std::move(read);
   }
+  return std::nullopt;
 }
 
 bool is_role(std::string_view role) { return role == "user" || role == "assistant" || role == "tool"; }
@@ -136,8 +143,8 @@ std::variant<ChatMessages, RequestError> chat_messages(const json::array& messag
       return wrong("must have a list as tool_calls");
     if (find_field(message, "tool_calls") == nullptr)
       message.erase("tool_calls");
-    else
-      make_arguments_objects(message["tool_calls"].get_array(), values_left);
+    else if (auto error = read_calls(message["tool_calls"].get_array(), values_left))
+      return *std::move(error);
     if (const json::value* reasoning = find_field(message, "reasoning");
         reasoning != nullptr && !message.contains("reasoning_content"))
       message["reasoning_content"] = json::value(*reasoning);

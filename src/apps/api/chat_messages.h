@@ -23,9 +23,9 @@ struct ChatMessages {
 
 // Checks them, and makes them what every template understands: system and developer messages become one system message
 // in front, parts of text become one text, null content becomes the empty text, `reasoning` becomes
-// `reasoning_content` as well. Content with pictures stays a list, of items of text, image and video. Forms of
-// pictures: image_url and video_url (OpenAI's, vLLM's; an object or the URL alone, also without a type), input_image
-// (Responses),
+// `reasoning_content` as well, arguments of calls become objects. Content with pictures stays a list, of items of text,
+// image and video. Forms of pictures: image_url and video_url (OpenAI's, vLLM's; an object or the URL alone, also
+// without a type), input_image (Responses),
 // {"type": "image" or "video"} with the URL as `image`, `video` or `url` (Transformers').
 std::variant<ChatMessages, RequestError> chat_messages(const json::array& messages);
 

@@ -57,11 +57,15 @@ TEST(ChatParts, WhatIsWrongIsSaid) {
   };
   EXPECT_EQ(why(R"([{"role": "user", "content": "a", "name": null}, {"role": "user", "content": "b", "name": "n"}])"),
             "");
-  for (const auto& [messages, says] : {std::pair{R"([7])", "objects"},
-                                       {R"([{"content": "a"}])", "role"},
-                                       {R"([{"role": "cat", "content": "a"}])", "roles"},
-                                       {R"([{"role": "user", "content": "a", "name": {"a": 1}}])", "name"},
-                                       {R"([{"role": "assistant", "content": "a", "tool_calls": 1}])", "tool_calls"}})
+  for (const auto& [messages, says] :
+       {std::pair{R"([7])", "objects"},
+        {R"([{"content": "a"}])", "role"},
+        {R"([{"role": "cat", "content": "a"}])", "roles"},
+        {R"([{"role": "user", "content": "a", "name": {"a": 1}}])", "name"},
+        {R"([{"role": "assistant", "content": "a", "tool_calls": 1}])", "tool_calls"},
+        {R"([{"role": "assistant", "tool_calls": [5]}])", "name of a function"},
+        {R"([{"role": "assistant", "tool_calls": [{}]}])", "name of a function"},
+        {R"([{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}])", "name of a function"}})
     EXPECT_NE(why(messages).find(says), std::string::npos) << messages << ": " << why(messages);
 }
 
@@ -80,7 +84,7 @@ TEST(ChatParts, ArgumentsOfTooManyValuesStayTexts) {
     const auto arguments = [&](size_t i) {
       return (has_function ? calls.at(i).at("function") : calls.at(i)).at("arguments");
     };
-    EXPECT_TRUE(arguments(0) == json::value(numbers));
+    EXPECT_TRUE(arguments(0) == parse_json(numbers, "the arguments"));
     EXPECT_TRUE(arguments(1) == json::value({{"arguments", numbers}}));
   }
 }

@@ -35,6 +35,16 @@ bool ends_in_reasoning(std::string_view prompt) {
   return begin != std::string_view::npos && (end == std::string_view::npos || end < begin);
 }
 
+bool ends_in_reasoning(std::span<const TextPiece> prompt) {
+  for (size_t i = prompt.size(); i > 0; --i) {
+    const TextPiece& piece = prompt[i - 1];
+    if (piece.is_input && i < prompt.size()) continue;
+    if (ends_in_reasoning(piece.text)) return true;
+    if (piece.text.find(kThinkEnd) != std::string_view::npos) return false;
+  }
+  return false;
+}
+
 AnswerParser::AnswerParser(const Options& options) : parallel_tool_calls_(options.parallel_tool_calls) {
   if (options.reasoning != ReasoningFormat::kNone)
     reasoning_.emplace(options.thinking, options.reasoning == ReasoningFormat::kQwen3);

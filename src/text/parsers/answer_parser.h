@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -16,6 +17,7 @@
 #include "text/parsers/output_events.h"
 #include "text/parsers/reasoning_parser.h"
 #include "text/parsers/xml_tool_parser.h"
+#include "text/text_piece.h"
 
 namespace calandra {
 
@@ -35,6 +37,9 @@ ToolFormat tool_format_of_template(std::string_view chat_template);
 
 // Whether an answer to this prompt begins inside of a think block: the last of the two tags decides.
 bool ends_in_reasoning(std::string_view prompt);
+// The same of a rendered chat: tags count where the template wrote them, and in the last piece, which is of the
+// template too or the input that the answer continues. Other input may speak of the tags.
+bool ends_in_reasoning(std::span<const TextPiece> prompt);
 
 class AnswerParser {
  public:

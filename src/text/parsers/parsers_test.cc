@@ -209,6 +209,23 @@ TEST(Parsers, PromptsThatEndInReasoning) {
     EXPECT_EQ(ends_in_reasoning(string_of(row.at("text"))), row.at("in_reasoning").as_bool()) << row.at("id");
 }
 
+TEST(Parsers, ChatsThatEndInReasoning) {
+  using Pieces = std::vector<TextPiece>;
+  const TextPiece turn{"<im_start>user\n"}, open{"<im_start>assistant\n<think>\n"}, closed{"\n</think>\n\n"};
+  for (const char* text : {"hi", "<think>", "</think>", "<think></think><think>", "</think> <think>"}) {
+    const TextPiece said{text, true};
+    EXPECT_FALSE(ends_in_reasoning(Pieces{turn, said, {"<role>ASSISTANT</role>"}})) << text;
+    EXPECT_TRUE(ends_in_reasoning(Pieces{turn, said, open})) << text;
+    EXPECT_FALSE(ends_in_reasoning(Pieces{turn, said, open, closed})) << text;
+    EXPECT_FALSE(ends_in_reasoning(Pieces{open, said, closed, said, {"<role>ASSISTANT</role>"}})) << text;
+    EXPECT_TRUE(ends_in_reasoning(Pieces{turn, said, open, {"so far", true}})) << text;
+  }
+  // An answer that goes on from its own thoughts.
+  EXPECT_TRUE(ends_in_reasoning(Pieces{turn, {"hi", true}, open, closed, {"<think>\nso far", true}}));
+  EXPECT_FALSE(ends_in_reasoning(Pieces{turn, {"hi", true}, open, {"so far</think>", true}}));
+  EXPECT_FALSE(ends_in_reasoning(Pieces{}));
+}
+
 TEST(Parsers, StringsArriveBeforeTheirEnd) {
   const auto tools = std::make_shared<const json::array>(
       parse_json(R"([{"type": "function", "function": {"name": "write", "parameters":
