@@ -56,7 +56,7 @@ GemmPart& GemmLaunch::part(const PackedWeight& weight, int64_t experts, int64_t 
   stored_ = weight.dtype;
   experts_[static_cast<size_t>(args_.parts)] = experts;
   GemmPart& p = args_.part[args_.parts++];
-  p.f8 = weight.packed.bytes_at(0);
+  p.packed = weight.packed.bytes_at(0);
   p.expert_bytes = expert_bytes;
   p.row_bytes = static_cast<int>(packed_row(weight.dtype, weight.K, weight.block_k));
   p.value_bytes = static_cast<int>(padded_values(weight.dtype, weight.K));
@@ -84,21 +84,30 @@ void GemmLaunch::experts(const GroupedWeight& weight, const Tensor& out) {
   p.aligned = is_bf16(out) && p.N % 8 == 0 && reinterpret_cast<uintptr_t>(out.data()) % 16 == 0;
 }
 
-template <int kRows, int kColumns, auto kKernel, int kLoaders>
-void GemmLaunch::launch(size_t shared_bytes, cudaStream_t stream) {
+template <int kRows, int kColumns, auto kKernel>
+void GemmLaunch::launch(int threads, cudaStream_t stream) {
   args_.x = map_tiles(x_.data(), args_.K, args_.T, x_.stride(0) * 2, kRows);
   if (sorted_tile_ == 0) args_.row_tiles = static_cast<int>(blocks_for(args_.T, kRows));
   args_.column_tiles = 0;
   for (int i = 0; i < args_.parts; ++i) {
     GemmPart& p = args_.part[i];
-    if (stored_ == DType::kBF16)
-      p.weight = map_tiles(p.f8, args_.K, p.N, p.row_bytes, kColumns, experts_[static_cast<size_t>(i)], p.expert_bytes);
+    const int64_t experts = experts_[static_cast<size_t>(i)];
+    p.weight = stored_ == DType::kBF16
+                   ? map_tiles(p.packed, args_.K, p.N, p.row_bytes, kColumns, experts, p.expert_bytes)
+                   : encode({.data = p.packed,
+                             .type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                             .columns = p.value_bytes,
+                             .N = p.N,
+                             .row_bytes = p.row_bytes,
+                             .box_columns = kF8Depth,
+                             .box_rows = kColumns,
+                             .matrices = experts,
+                             .matrix_bytes = p.expert_bytes});
     p.first_tile = args_.column_tiles;
     args_.column_tiles += static_cast<int>(blocks_for(p.N, kColumns));
   }
-  allow_shared<kKernel>(shared_bytes);
-  kKernel<<<std::min(kSms, args_.row_tiles * args_.column_tiles), (kRows / 64 + kLoaders) * kWarpgroup, shared_bytes,
-            stream>>>(args_);
+  allow_shared<kKernel>(kGemmShared);
+  kKernel<<<std::min(kSms, args_.row_tiles * args_.column_tiles), threads, kGemmShared, stream>>>(args_);
 }
 
 // The least time if a tile takes what its sums and its share of the tensor cores' speed say.
@@ -109,11 +118,12 @@ void GemmLaunch::run(cudaStream_t stream, int tile) {
     bool f8;
   };
   constexpr Kind kKinds[] = {{128, 256, 1.0, false}, {128, 128, 0.8, false}, {64, 128, 0.6, false},
-                             {64, 64, 0.45, false},  {128, 128, 0.6, true},  {64, 128, 0.4, true}};
+                             {64, 64, 0.45, false},  {256, 128, 0.8, true},  {128, 128, 0.75, true},
+                             {64, 128, 0.55, true}};
   if (args_.parts == 0) return;
   const bool given = tile >= 0;
   double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < (given ? 0 : 6); ++i) {
+  for (int i = 0; i < (given ? 0 : 7); ++i) {
     const Kind& kind = kKinds[i];
     if (kind.f8 != (stored_ == DType::kF8E4M3) || (sorted_tile_ != 0 && sorted_tile_ != kind.rows)) continue;
     int64_t columns = 0;
@@ -124,17 +134,19 @@ void GemmLaunch::run(cudaStream_t stream, int tile) {
   }
   switch (tile) {
     case 0:
-      return launch<128, 256, gemm<256, 2>>(kGemmShared, stream);
+      return launch<128, 256, gemm<256, 2>>(3 * kWarpgroup, stream);
     case 1:
-      return launch<128, 128, gemm<128, 2>>(kGemmShared, stream);
+      return launch<128, 128, gemm<128, 2>>(3 * kWarpgroup, stream);
     case 2:
-      return launch<64, 128, gemm<128, 1>>(kGemmShared, stream);
+      return launch<64, 128, gemm<128, 1>>(2 * kWarpgroup, stream);
     case 3:
-      return launch<64, 64, gemm<64, 1>>(kGemmShared, stream);
+      return launch<64, 64, gemm<64, 1>>(2 * kWarpgroup, stream);
     case 4:
-      return launch<128, kF8Columns, gemm_f8<2>, kF8Loaders>(kGemmF8Shared<2>, stream);
+      return launch<256, kF8Columns, gemm_f8<256>>(kF8Threads, stream);
+    case 5:
+      return launch<128, kF8Columns, gemm_f8<128>>(kF8Threads, stream);
     default:
-      return launch<64, kF8Columns, gemm_f8<1>, kF8Loaders>(kGemmF8Shared<1>, stream);
+      return launch<64, kF8Columns, gemm_f8<64>>(kF8Threads, stream);
   }
 }
 

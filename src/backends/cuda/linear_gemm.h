@@ -40,8 +40,8 @@ class GemmLaunch {
   GemmPart& part(const PackedWeight& weight, int64_t experts, int64_t expert_bytes, const Tensor& out);
 
   // A block for each tile, at most one for each multiprocessor.
-  template <int kRows, int kColumns, auto kKernel, int kLoaders = 1>
-  void launch(size_t shared_bytes, cudaStream_t stream);
+  template <int kRows, int kColumns, auto kKernel>
+  void launch(int threads, cudaStream_t stream);
 
   const Tensor& x_;
   int sorted_tile_ = 0;  // rows; 0: not sorted

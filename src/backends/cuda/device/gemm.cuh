@@ -18,8 +18,8 @@ struct GemmRows {
 };
 
 struct GemmPart {
-  CUtensorMap weight;   // [experts, N, K] bf16, or
-  const std::byte* f8;  // (device/gemm_f8.cuh)
+  CUtensorMap weight;  // [experts, N, K] bf16 or f8
+  const std::byte* packed;
   int64_t expert_bytes;
   int row_bytes, value_bytes;  // of a row, which its scales follow
   const float* bias;
