@@ -58,12 +58,12 @@ void check_patterns(const json::value& schema) {
                       to_json(json::string(pattern))));
 }
 
-RequestError refusal(std::string_view why) {
-  return {400, "invalid_request_error", "response_format", fmt::format("the output form cannot be used: {}", why)};
+RequestError refusal(const OutputForm& form, std::string_view why) {
+  return {400, "invalid_request_error", form.field, fmt::format("the output form cannot be used: {}", why)};
 }
 
-RequestError come_again(const char* why) {
-  return {503, "service_unavailable", "response_format", fmt::format("{}; try again later", why)};
+RequestError come_again(const OutputForm& form, const char* why) {
+  return {503, "service_unavailable", form.field, fmt::format("{}; try again later", why)};
 }
 
 }  // namespace
@@ -90,16 +90,16 @@ class GrammarCompiler::Worker {
   }
 
   Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
-    if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(why)};
+    if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(form, why)};
     const std::shared_ptr<Entry> entry = submit(form);
     if (entry->result.wait_for(limits_.patience) != std::future_status::ready) {
       leave(*entry);
-      return {nullptr, come_again("other output forms are being compiled")};
+      return {nullptr, come_again(form, "other output forms are being compiled")};
     }
     const Result& compiled = entry->result.get();
-    if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(refused->why)};
-    if (std::holds_alternative<Stopped>(compiled)) return {nullptr, refusal(text_of(WorkBudget::Bound::kStop))};
-    if (std::holds_alternative<NoMemory>(compiled)) return {nullptr, come_again("memory is short")};
+    if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(form, refused->why)};
+    if (std::holds_alternative<Stopped>(compiled)) return {nullptr, refusal(form, text_of(WorkBudget::Bound::kStop))};
+    if (std::holds_alternative<NoMemory>(compiled)) return {nullptr, come_again(form, "memory is short")};
     return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
             {}};
   }
@@ -124,7 +124,7 @@ class GrammarCompiler::Worker {
   using Entries = std::list<std::shared_ptr<Entry>>;
 
   static bool same(const OutputForm& a, const OutputForm& b) {
-    return a.kind == b.kind && a.strict == b.strict && a.text == b.text;
+    return a.kind == b.kind && a.strict == b.strict && a.compact == b.compact && a.text == b.text;
   }
 
   std::shared_ptr<Entry> submit(const OutputForm& form) {
@@ -272,8 +272,10 @@ class GrammarCompiler::Worker {
   }
 
   xgrammar::CompiledGrammar compile_form(const OutputForm& form) {
-    const auto schema = [&](const std::string& text, bool strict) {
-      return compiler_.CompileJSONSchema(text, /*any_whitespace=*/true, std::nullopt, std::nullopt, strict);
+    const auto schema = [&](const std::string& text) {
+      const std::optional<int> most_blanks = form.compact ? std::nullopt : std::optional(kMostBlanks);
+      return compiler_.CompileJSONSchema(text, /*any_whitespace=*/!form.compact, std::nullopt, std::nullopt,
+                                         form.strict, most_blanks);
     };
     if (form.kind == OutputForm::Kind::kJsonSchema) check_patterns(parse_json(form.text, "the schema"));
     if (form.kind == OutputForm::Kind::kStructuralTag) {
@@ -282,9 +284,9 @@ class GrammarCompiler::Worker {
     }
     switch (form.kind) {
       case OutputForm::Kind::kJsonObject:
-        return schema(R"({"type": "object"})", false);
+        return schema(R"({"type": "object"})");
       case OutputForm::Kind::kJsonSchema:
-        return schema(form.text, form.strict);
+        return schema(form.text);
       case OutputForm::Kind::kRegex:
         return compiler_.CompileRegex(form.text);
       case OutputForm::Kind::kEbnf:

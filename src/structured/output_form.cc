@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json_member.h"
 #include "structured/schema_spelling.h"
 
 namespace calandra {
@@ -24,6 +25,8 @@ constexpr int64_t kMostCounted = 1'000;          // of one object whose properti
 constexpr int64_t kMostPatternRepeats = 20'000;  // of all patterns of a schema
 constexpr int64_t kMostRanges = 1'000;           // numbers of a schema that have bounds: each is an expression
 constexpr int64_t kMostRules = 1'000;            // of a grammar
+
+constexpr std::string_view kBlanks = "max_whitespace_cnt";  // of JSON in a structural tag
 
 constexpr std::string_view kCounts[] = {"minItems",    "maxItems",      "minContains",
                                         "maxContains", "minProperties", "maxProperties"};
@@ -118,6 +121,9 @@ struct SchemaCount {
         wrong = fmt::format("{} is above {}", std::string_view(key), kMostText);
       if ((is_count || is_length) && member.is_number() && member.to_number<double>() < 0)
         wrong = fmt::format("{} is below 0", std::string_view(key));
+      if (key == kBlanks && member.is_number() &&
+          !(member.to_number<double>() >= 1 && member.to_number<double>() <= kMostBlanks))
+        wrong = fmt::format("{} is not from 1 to {}", kBlanks, kMostBlanks);
       if (key == "pattern" && member.is_string() && !is_length_pattern(member.get_string()) && wrong.empty()) {
         wrong = too_much_of_pattern(member.get_string(), false, &pattern_repeats);
         if (pattern_repeats > kMostPatternRepeats)
@@ -161,22 +167,26 @@ OutputForm OutputForm::json_schema(const json::value& schema, bool strict) {
 
 namespace {
 
-void spell_expressions(json::value& tag) {
+// Each format of a tag: its expression, and how many blanks its JSON may have.
+void spell_formats(json::value& tag) {
   if (json::array* list = tag.if_array())
-    for (json::value& item : *list) spell_expressions(item);
+    for (json::value& item : *list) spell_formats(item);
   json::object* object = tag.if_object();
   if (object == nullptr) return;
   const json::value* type = object->if_contains("type");
   if (json::value* pattern = object->if_contains("pattern");
       type != nullptr && *type == "regex" && pattern != nullptr && pattern->is_string())
     *pattern = spelled_pattern(pattern->get_string());
-  for (auto& member : *object) spell_expressions(member.value());
+  if (type != nullptr && *type == "json_schema" && find_field(*object, kBlanks) == nullptr)
+    (*object)[kBlanks] = kMostBlanks;
+  for (auto& member : *object)
+    if (!is_schema_of_tag(member.key())) spell_formats(member.value());
 }
 
 }  // namespace
 
 OutputForm OutputForm::structural_tag(json::value tag) {
-  spell_expressions(tag);
+  spell_formats(tag);
   visit_schemas_of_tag(tag, [](json::value& schema) { schema = spelled_schema(std::move(schema)); });
   return {.kind = Kind::kStructuralTag, .text = to_json(tag)};
 }

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <utility>
 
 #include "base/json_member.h"
@@ -15,6 +17,24 @@ struct Refused {
 
 [[noreturn]] void refuse(std::string_view param, std::string message) {
   throw Refused{{400, "invalid_request_error", std::string(param), std::move(message)}};
+}
+
+// A key that is passed over is one that the client believes to be kept.
+void refuse_unknown(const json::object& object, std::string_view param, std::initializer_list<std::string_view> known) {
+  for (const auto& member : object) {
+    const std::string_view key = member.key();
+    if (!member.value().is_null() && std::find(known.begin(), known.end(), key) == known.end())
+      refuse(fmt::format("{}.{}", param, key),
+             fmt::format("{} has no {}, but {}", param, to_json(json::string(key)), fmt::join(known, ", ")));
+  }
+}
+
+// False without it.
+bool flag_of(const json::object& object, std::string_view key, std::string_view param) {
+  const json::value* value = find_field(object, key);
+  if (value != nullptr && !value->is_bool())
+    refuse(fmt::format("{}.{}", param, key), fmt::format("{} must be true or false", key));
+  return value != nullptr && value->get_bool();
 }
 
 std::string text_of(const json::value& value, std::string_view param) {
@@ -90,42 +110,76 @@ std::optional<OutputForm> response_format(const json::object& body) {
   const json::object* format = given->if_object();
   const json::value* type = format == nullptr ? nullptr : find_field(*format, "type");
   if (type == nullptr) refuse("response_format", "response_format must be an object with a type");
-  if (*type == "text") return std::nullopt;
-  if (*type == "json_object") return OutputForm{.kind = OutputForm::Kind::kJsonObject};
-  if (*type == "structural_tag") return tag_form(*given, "response_format");
+  const std::string_view name = "response_format";
+  if (*type == "text" || *type == "json_object") {
+    refuse_unknown(*format, name, {"type"});
+    if (*type == "text") return std::nullopt;
+    return OutputForm{.kind = OutputForm::Kind::kJsonObject};
+  }
+  if (*type == "structural_tag") {
+    refuse_unknown(*format, name, {"type", "format", "structures", "triggers"});
+    return tag_form(*given, name);
+  }
   if (*type != "json_schema")
-    refuse("response_format", "the type of response_format is text, json_object, json_schema or structural_tag");
+    refuse(name, "the type of response_format is text, json_object, json_schema or structural_tag");
+  refuse_unknown(*format, name, {"type", "json_schema"});
   const json::value* inner = find_field(*format, "json_schema");
-  const json::value* schema =
-      inner == nullptr || !inner->is_object() ? nullptr : find_field(inner->get_object(), "schema");
-  if (schema == nullptr) refuse("response_format", "response_format needs json_schema with a schema");
-  const json::value* strict = find_field(inner->get_object(), "strict");
-  return schema_form(*schema, strict != nullptr && *strict == json::value(true), "response_format");
+  if (inner == nullptr || !inner->is_object())
+    refuse(name, "response_format needs json_schema, an object with a schema");
+  refuse_unknown(inner->get_object(), "response_format.json_schema", {"name", "description", "schema", "strict"});
+  const json::value* schema = find_field(inner->get_object(), "schema");
+  if (schema == nullptr) refuse(name, "response_format needs json_schema with a schema");
+  return schema_form(*schema, flag_of(inner->get_object(), "strict", "response_format.json_schema"), name);
 }
 
 std::optional<OutputForm> read(const json::object& body) {
   std::optional<OutputForm> form = response_format(body);
-  const auto take = [&](OutputForm next) {
-    if (form) refuse("response_format", "only one of response_format, structured_outputs and guided_* can be set");
+  const auto take = [&](OutputForm next, std::string field) {
+    if (form) refuse(field, fmt::format("{} cannot be set beside {}: an answer has one form", field, form->field));
     form = std::move(next);
+    form->field = std::move(field);
   };
-  const auto read_group = [&](const json::object& group, std::string_view prefix) {
-    const auto name = [&](std::string_view key) { return fmt::format("{}{}", prefix, key); };
-    if (const json::value* value = find_field(group, name("json"))) take(schema_form(*value, false, name("json")));
-    if (const json::value* value = find_field(group, name("regex")))
-      take(OutputForm::regex(text_of(*value, name("regex"))));
-    if (const json::value* value = find_field(group, name("choice"))) take(choice_form(*value, name("choice")));
-    if (const json::value* value = find_field(group, name("grammar")))
-      take({.kind = OutputForm::Kind::kEbnf, .text = text_of(*value, name("grammar"))});
+  // `prefix`: of the keys; `path`: what the group is called in front of them.
+  const auto read_group = [&](const json::object& group, std::string_view prefix, std::string_view path) {
+    const auto with = [&](std::string_view key, const auto& each) {
+      const json::value* value = find_field(group, fmt::format("{}{}", prefix, key));
+      if (value != nullptr) each(*value, fmt::format("{}{}{}", path, prefix, key));
+    };
+    with("json",
+         [&](const json::value& value, const std::string& name) { take(schema_form(value, false, name), name); });
+    with("regex", [&](const json::value& value, const std::string& name) {
+      take(OutputForm::regex(text_of(value, name)), name);
+    });
+    with("choice", [&](const json::value& value, const std::string& name) { take(choice_form(value, name), name); });
+    with("grammar", [&](const json::value& value, const std::string& name) {
+      take({.kind = OutputForm::Kind::kEbnf, .text = text_of(value, name)}, name);
+    });
+    with("whitespace_pattern", [&](const json::value&, const std::string& name) {
+      refuse(name, fmt::format("{} is not supported: JSON may have up to {} blanks where it needs none, or one behind "
+                               "each comma and colon with structured_outputs.disable_any_whitespace",
+                               name, kMostBlanks));
+    });
   };
-  read_group(body, "guided_");
+  read_group(body, "guided_", "");
   if (const json::value* value = find_field(body, "structured_outputs")) {
+    const std::string_view name = "structured_outputs";
     const json::object* group = value->if_object();
-    if (group == nullptr) refuse("structured_outputs", "structured_outputs must be an object");
-    read_group(*group, "");
-    if (const json::value* flag = find_field(*group, "json_object"); flag != nullptr && *flag == json::value(true))
-      take({.kind = OutputForm::Kind::kJsonObject});
-    if (const json::value* tag = find_field(*group, "structural_tag")) take(tag_form(*tag, "structural_tag"));
+    if (group == nullptr) refuse(name, "structured_outputs must be an object");
+    refuse_unknown(*group, name,
+                   {"json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace",
+                    "whitespace_pattern"});
+    read_group(*group, "", "structured_outputs.");
+    if (flag_of(*group, "json_object", name))
+      take({.kind = OutputForm::Kind::kJsonObject}, "structured_outputs.json_object");
+    if (const json::value* tag = find_field(*group, "structural_tag"))
+      take(tag_form(*tag, "structured_outputs.structural_tag"), "structured_outputs.structural_tag");
+    if (flag_of(*group, "disable_any_whitespace", name)) {
+      if (!form || (form->kind != OutputForm::Kind::kJsonObject && form->kind != OutputForm::Kind::kJsonSchema))
+        refuse("structured_outputs.disable_any_whitespace",
+               "structured_outputs.disable_any_whitespace needs a form that is all JSON: json, json_object or the same "
+               "by response_format");
+      form->compact = true;
+    }
   }
   return form;
 }

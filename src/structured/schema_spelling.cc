@@ -217,7 +217,7 @@ std::string not_kept_beside(const json::object& object) {
 struct KeptCheck {
   const json::value& root;
   std::unordered_set<const json::value*> schemas = {};
-  std::vector<std::string_view> references = {};
+  std::vector<const json::value*> references = {};  // schemas with a $ref
   std::string wrong = {};
 
   void visit(const json::value& schema) {
@@ -234,18 +234,47 @@ struct KeptCheck {
     if (format != nullptr && object.contains("pattern") && is_known_format(*format))
       wrong = "format beside pattern is not supported";
     if (const json::value* reference = object.if_contains("$ref"); reference != nullptr && reference->is_string())
-      references.push_back(reference->get_string());
+      references.push_back(&schema);
     visit_inner(object, [this](const json::value& inner) { visit(inner); });
   }
 
-  // What is looked at nowhere else is none.
+  // Nothing: what is looked at nowhere else is no schema.
+  const json::value* target(std::string_view reference) const {
+    if (reference == "#") return &root;
+    boost::system::error_code failed;
+    const json::value* found = reference.starts_with("#/") ? root.find_pointer(reference.substr(1), failed) : nullptr;
+    return found != nullptr && schemas.contains(found) ? found : nullptr;
+  }
+
+  // The one that this is the same as, if it says only that.
+  const json::value* same_as(const json::value& schema) const {
+    if (!schema.is_object()) return nullptr;
+    const json::object& object = schema.get_object();
+    if (const json::value* reference = object.if_contains("$ref"); reference != nullptr && reference->is_string())
+      return target(reference->get_string());
+    for (const std::string_view key : {"anyOf", "oneOf", "allOf"})
+      if (const json::value* options = object.if_contains(key);
+          options != nullptr && options->is_array() && options->get_array().size() == 1)
+        return &options->get_array().front();
+    return nullptr;
+  }
+
   void check_references() {
-    for (const std::string_view reference : references) {
-      if (!wrong.empty() || reference == "#") continue;
-      boost::system::error_code failed;
-      const json::value* found = reference.starts_with("#/") ? root.find_pointer(reference.substr(1), failed) : nullptr;
-      if (found == nullptr || !schemas.contains(found))
-        wrong = fmt::format("{} leads to no schema of it", to_json(json::string(reference)));
+    std::unordered_set<const json::value*> ended;  // that come to one which says more
+    for (const json::value* reference : references) {
+      const auto name = [&] { return to_json(reference->get_object().at("$ref")); };
+      if (!wrong.empty()) return;
+      if (same_as(*reference) == nullptr) {
+        wrong = fmt::format("{} leads to no schema of it", name());
+        return;
+      }
+      std::unordered_set<const json::value*> way;
+      for (const json::value* at = reference; at != nullptr && !ended.contains(at); at = same_as(*at)) {
+        if (way.insert(at).second) continue;
+        wrong = fmt::format("{} leads only back to itself, so that no value has it", name());
+        return;
+      }
+      ended.merge(way);
     }
   }
 };
@@ -253,7 +282,19 @@ struct KeptCheck {
 }  // namespace
 
 bool is_length_pattern(std::string_view pattern) {
-  return pattern.starts_with(kAnyText) || pattern.starts_with(std::string(kAnyXmlText) + "{");
+  const auto skip = [&](std::string_view text) {
+    if (!pattern.starts_with(text)) return false;
+    pattern.remove_prefix(text.size());
+    return true;
+  };
+  const auto skip_number = [&] {
+    const size_t end = std::min(pattern.find_first_not_of("0123456789"), pattern.size());
+    pattern.remove_prefix(end);
+    return end > 0;
+  };
+  const bool of_json = skip(kAnyText);
+  return (of_json || (skip(kAnyXmlText) && skip("{"))) && skip_number() && skip(",") && skip_number() &&
+         pattern == (of_json ? "}$" : "}");
 }
 
 std::string spelled_pattern(std::string_view pattern) {

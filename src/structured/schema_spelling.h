@@ -16,7 +16,7 @@ std::string spelled_pattern(std::string_view pattern);
 // What stands in a text of a call as XML, behind which {m,n} says its length.
 inline constexpr std::string_view kAnyXmlText = "[^<]";
 
-// Whether a pattern is what lengths are spelled as: it is counted, not written out.
+// Whether a pattern is a whole one of those that lengths are spelled as: it is counted, not written out.
 bool is_length_pattern(std::string_view pattern);
 
 // Letters of a text without maxLength, and the most of any. Without any upper bound xgrammar follows each letter as
@@ -35,6 +35,8 @@ std::string not_kept(const json::value& schema);
 // Of a spelled schema and those inside of it, but for those of lengths.
 std::vector<std::string> patterns_of(const json::value& schema);
 
+inline bool is_schema_of_tag(std::string_view key) { return key == "json_schema" || key == "schema"; }
+
 // Calls `each` with the schemas of the tags of a structural tag.
 template <class Value, class F>
 void visit_schemas_of_tag(Value& tag, const F& each) {
@@ -42,8 +44,7 @@ void visit_schemas_of_tag(Value& tag, const F& each) {
     for (auto& item : *list) visit_schemas_of_tag(item, each);
   } else if (auto* object = tag.if_object()) {
     for (auto&& member : *object) {
-      const std::string_view key = member.key();
-      if (key == "json_schema" || key == "schema")
+      if (is_schema_of_tag(member.key()))
         each(member.value());
       else
         visit_schemas_of_tag(member.value(), each);

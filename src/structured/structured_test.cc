@@ -232,6 +232,7 @@ TEST(Structured, SaysMoreThanOneThing) {
       R"({"schema": {"type": "object", "anyOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}]},
           "accept": ["{\"a\": 1}", "{\"b\": 1}"], "reject": ["{}"]})",
       R"({"schema": {"$ref": "#/$defs/a%", "description": "d", "$defs": {"a%": {"type": "null"}}}, "accept": ["null"], "reject": ["1"]})",
+      R"({"schema": {"type": "array", "items": {"anyOf": [{"$ref": "#"}]}}, "accept": ["[[], [[]]]"], "reject": ["[1]"]})",
       R"({"schema": {"type": "string", "format": "date-time"}, "accept": ["\"2026-01-31T23:59:59.5Z\"", "\"2026-01-31T00:00:00+01:30\""],
           "reject": ["\"2026-02-30T00:00:00Z\"", "\"2026-01-31T23:59:60Z\"", "\"2026-01-31\""]})",
       R"({"schema": {"type": "string", "format": "ipv6"}, "accept": ["\"::\"", "\"fe80::1\"", "\"1:2:3:4:5:6:7:8\"", "\"1:2:3:4:5:6:7::\""],
@@ -257,6 +258,8 @@ TEST(Structured, SaysMoreThanOneThing) {
       R"({"type": "string", "enum": [5]})",
       R"({"$ref": "#/other", "other": {"not": {}}})",
       R"({"$ref": "https://example.com/schema"})",
+      R"({"type": "object", "properties": {"a": {"type": "null"}, "b": {"$ref": "#/$defs/c"}}, "$defs": {"c": {"$ref": "#/$defs/c"}}})",
+      R"({"type": "array", "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}})",
       R"({"type": "string", "format": "email", "pattern": "^a"})",
       R"({"type": "string", "format": "uuid", "pattern": "^a"})",
       R"({"type": "string", "format": "email", "maxLength": 5})",
@@ -356,7 +359,8 @@ TEST(Structured, ReadsWhatRequestsAskFor) {
   EXPECT_EQ(form(R"({"structured_outputs": {"json_object": true}})"), "object ");
   constexpr const char* kTagged =
       R"(tag {"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f"],"tags":[{"type":"tag",)"
-      R"("begin":"<f=a>","content":{"type":"json_schema","json_schema":{"type":"boolean"}},"end":"</f>"}]}})";
+      R"("begin":"<f=a>","content":{"type":"json_schema","json_schema":{"type":"boolean"},"max_whitespace_cnt":32},)"
+      R"("end":"</f>"}]}})";
   EXPECT_EQ(form(R"({"response_format": {"type": "structural_tag", "triggers": ["<f"],
                      "structures": [{"begin": "<f=a>", "schema": {"type": "boolean"}, "end": "</f>"}]}})"),
             kTagged);

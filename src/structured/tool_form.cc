@@ -223,7 +223,9 @@ std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const
               {"at_least_one", false},
               {"stop_after_first", wanted.one_call}};
   }
-  return OutputForm::structural_tag({{"type", "structural_tag"}, {"format", std::move(format)}});
+  OutputForm form = OutputForm::structural_tag({{"type", "structural_tag"}, {"format", std::move(format)}});
+  form.field = "tools";
+  return form;
 }
 
 }  // namespace calandra
