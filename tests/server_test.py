@@ -61,8 +61,6 @@ class WithServer(unittest.TestCase):
     def test_faults_say_what_to_do(self):
         self.assertIn('messages is empty: send at least one', self.fault_of('/v1/chat/completions', chat(messages=[])))
         form = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'enum': ['yes', 'no']}}}
-        said = self.fault_of('/v1/completions', completion(response_format=form, min_tokens=20))
-        self.assertRegex(said, 'has its output form after [0-9]+ tokens and must end there, before min_tokens = 20: leave out min_tokens')
         said = self.fault_of('/v1/completions', completion(response_format=form, allowed_token_ids=[1]))
         self.assertIn('exclude all that the output form allows', said)
         for empty in '', [], [''], [[]], ['a', '']:
@@ -111,6 +109,16 @@ class WithServer(unittest.TestCase):
                 self.assertTrue(message['content'], text)
         finally:
             bailing.end()
+
+    def test_a_form_ends_before_min_tokens(self):
+        enum = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'enum': ['yes', 'no']}}}
+        for more in ({}, {'stop_token_ids': [5]}, {'n': 2, 'temperature': 1.0}):
+            for choice in self.server.ok('/v1/completions', completion(response_format=enum, **{'min_tokens': 20, 'max_tokens': 40, **more}))['choices']:
+                self.assertIn(json.loads(choice['text']), ['yes', 'no'])
+                self.assertEqual((choice['finish_reason'], choice['stop_reason']), ('stop', None))
+        # Where it may go on it does.
+        said = self.server.ok('/v1/completions', completion(guided_regex='[ab]*', min_tokens=20, max_tokens=40, logit_bias={'1': 100}, return_token_ids=True))
+        self.assertGreaterEqual(len(said['choices'][0]['token_ids']), 20)
 
     # streams
 

@@ -21,9 +21,9 @@
 //     state is the one before the row, and becomes the finish checkpoint as ever. The first draft pass has written the
 //     entries of the drafts it kept; who got no draft has his written by a pass of its own, and the hidden rows of the
 //     launched step are set aside for it.
-//   - by a stop string, a repetition or a cancel, by a stop id behind drafts that first bring it to its min_tokens, or
-//     they are sent back to the queue: the slot has taken a token more than the host has results of. The row's result
-//     is dropped, and the slot becomes no checkpoint.
+//   - by a stop string, a repetition or a cancel, by a stop id behind drafts that first bring it to its min_tokens, by
+//     its form before these, or they are sent back to the queue: the slot has taken a token more than the host has
+//     results of. The row's result is dropped, and the slot becomes no checkpoint.
 // The pages and slots that they give back are written by later steps only, which the stream keeps behind this one.
 // While a step is launched the scheduler does not run: a request that comes waits for its end.
 //

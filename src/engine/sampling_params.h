@@ -46,7 +46,7 @@ struct SamplingParams {
 
   // Absent: as far as the model reaches (vLLM's 16 for raw completions is the caller's).
   std::optional<int32_t> max_tokens;
-  int32_t min_tokens = 0;  // before these, no stop id and no EOS is sampled
+  int32_t min_tokens = 0;  // before these, no stop id and no EOS is sampled, but where an output form ends
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;

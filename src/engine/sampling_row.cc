@@ -1,5 +1,7 @@
 #include "engine/sampling_row.h"
 
+#include <bit>
+
 #include "base/check.h"
 
 namespace calandra {
@@ -19,12 +21,21 @@ bool add_grammar(ops::SamplingBatch& batch, ops::SamplingRow& row, Grammar& gram
   return true;
 }
 
-// A bad word forbids its last token when the outputs end with the others; none before min_tokens ends the text.
+// Whether a grammar allows nothing but to end the text.
+bool must_end(std::span<const uint32_t> words, std::span<const int32_t> eos_token_ids) {
+  int64_t allowed = 0, ends = 0;
+  for (const uint32_t word : words) allowed += std::popcount(word);
+  for (const int32_t id : eos_token_ids) ends += words[id / 32] >> (id % 32) & 1;
+  return allowed > 0 && allowed == ends;
+}
+
+// A bad word forbids its last token when the outputs end with the others; none before min_tokens ends the text, unless
+// it `must_end`.
 void forbid_by_params(const SamplingParams& p, const Prefix& prefix, std::span<const int32_t> eos_token_ids,
-                      RowEdits& edits) {
+                      bool must_end, RowEdits& edits) {
   for (const std::vector<int32_t>& word : p.bad_words_token_ids)
     if (!word.empty() && prefix.outputs_end_with(std::span(word).first(word.size() - 1))) edits.forbid(word.back());
-  if (prefix.outputs() < p.min_tokens) {
+  if (prefix.outputs() < p.min_tokens && !must_end) {
     edits.forbid(p.stop_token_ids);
     if (!p.ignore_eos) edits.forbid(eos_token_ids);
   }
@@ -68,7 +79,9 @@ bool add_sampling_row(ops::SamplingBatch& batch, Sequence& s, std::span<const in
     row.counts = s.counts.append_to(batch.counts, drafts);
   }
   RowEdits edits(batch, row, p.allowed_token_ids, p.logit_bias);
-  forbid_by_params(p, prefix, context.eos_token_ids, edits);
+  const bool form_ends = s.grammar && prefix.outputs() < p.min_tokens &&
+                         must_end(std::span(batch.grammar).subspan(row.grammar), context.eos_token_ids);
+  forbid_by_params(p, prefix, context.eos_token_ids, form_ends, edits);
   if (has_thinking_budget(p, context))
     ThinkingBudget(*p.thinking_token_budget, context.thinking, s.thinking).apply(prefix, edits);
   for (const auto& processor : s.processors) processor->apply(prefix, edits);

@@ -19,8 +19,8 @@ struct SamplingContext {
 
 // Appends the row that samples the token after sequence.tokens ++ drafts from logits row `logit_row`: the same row, bit
 // for bit, as if the drafts had been appended to the sequence. While fewer than min_tokens outputs exist,
-// eos_token_ids (unless ignored) and the request's stop ids are forbidden. `want_logprobs`: as the request asks; else
-// none.
+// eos_token_ids (unless ignored) and the request's stop ids are forbidden, but where the grammar allows nothing else.
+// `want_logprobs`: as the request asks; else none.
 // Returns false, and appends nothing, when the sequence's grammar refuses one of the drafts: the row is dead, and so
 // are those with more drafts. Only `counts` and `thinking` of the sequence change, and only by its certain tokens.
 [[nodiscard]] bool add_sampling_row(ops::SamplingBatch& batch, Sequence& sequence, std::span<const int32_t> drafts,

@@ -277,6 +277,35 @@ TEST(SamplingRow, DraftsAreOutputs) {
   }
 }
 
+TEST(SamplingRow, AFormThatHasNothingMoreEndsBeforeMinTokens) {
+  class Ends final : public Grammar {  // 3 or an end, then an end
+   public:
+    bool mask(std::span<const int32_t> drafts, std::span<uint32_t> words) override {
+      for (const int32_t id : kEos) words[id / 32] |= uint32_t{1} << (id % 32);
+      if (drafts.empty()) words[0] |= uint32_t{1} << 3;
+      return true;
+    }
+    void accept(int32_t) override {}
+    bool finished() const override { return false; }
+    std::unique_ptr<Grammar> clone() const override { return std::make_unique<Ends>(); }
+  };
+  Sequence s;
+  s.tokens = {1};
+  s.prompt_size = 1;
+  s.params.min_tokens = 4;
+  s.params.stop_token_ids = {30};
+  s.grammar = std::make_unique<Ends>();
+  ops::SamplingBatch batch;
+  const Ids draft{3};
+  for (int32_t j = 0; j <= 1; ++j) ASSERT_TRUE(add_sampling_row(batch, s, std::span(draft).first(j), j, context()));
+  const auto forbidden = [&](int j) {
+    const auto& range = batch.rows[j].forbidden;
+    return Ids(batch.ids.begin() + range.begin, batch.ids.begin() + range.end);
+  };
+  EXPECT_EQ(forbidden(0), (Ids{30, 38, 39}));
+  EXPECT_EQ(forbidden(1), Ids());
+}
+
 TEST(SamplingRow, LogprobsAreLeftOutWhenNotWanted) {
   Sequence s;
   s.tokens = {1};

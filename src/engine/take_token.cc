@@ -1,7 +1,5 @@
 #include "engine/take_token.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "engine/repetition.h"
@@ -14,11 +12,6 @@ std::string nothing_left(const Sequence& s) {
   if (!s.grammar)
     return "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, min_tokens and "
            "thinking_token_budget exclude all";
-  if (s.grammar->finished() && s.outputs() < s.params.min_tokens)
-    return fmt::format(
-        "the answer has its output form after {} tokens and must end there, before min_tokens = {}: leave out "
-        "min_tokens, or ask by the form (minLength, minItems) for more",
-        s.outputs(), s.params.min_tokens);
   return "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, min_tokens and "
          "thinking_token_budget exclude all that the output form allows; leave them out beside a form";
 }
@@ -49,7 +42,10 @@ bool take_token(Choice& choice, const ops::SampledRow& sampled, std::span<const 
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
   const bool is_stop = among(s.params.stop_token_ids);
-  const bool stops = ((!s.params.ignore_eos && among(eos_token_ids)) || is_stop) && s.outputs() >= s.params.min_tokens;
+  const bool is_end = among(eos_token_ids);
+  // Before min_tokens the end is sampled only where the form has nothing else.
+  const bool may_stop = s.outputs() >= s.params.min_tokens || (is_end && s.grammar && s.grammar->finished());
+  const bool stops = ((!s.params.ignore_eos && is_end) || is_stop) && may_stop;
   std::optional<Detokenizer>& detokenizer = choice.detokenizer;
   const size_t before = text.size();
   if (detokenizer && !(stops && !s.params.include_stop_str_in_output)) text += detokenizer->push(token);
