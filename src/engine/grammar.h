@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 
 namespace calandra {
 
@@ -26,6 +27,9 @@ class Grammar {
 
   // Nothing but an end-of-text id may follow, or one was accepted.
   virtual bool finished() const = 0;
+
+  // Why masks have no token from here on; empty: they have.
+  virtual std::string_view fault() const { return {}; }
 
   // The same place of the same grammar, for a choice that goes on from here by itself.
   virtual std::unique_ptr<Grammar> clone() const = 0;

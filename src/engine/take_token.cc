@@ -1,5 +1,7 @@
 #include "engine/take_token.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "engine/repetition.h"
@@ -12,6 +14,7 @@ std::string nothing_left(const Sequence& s) {
   if (!s.grammar)
     return "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, min_tokens and "
            "thinking_token_budget exclude all";
+  if (!s.grammar->fault().empty()) return fmt::format("the output form cannot be followed: {}", s.grammar->fault());
   return "no token is left to choose from: allowed_token_ids, bad_words, logit_bias, min_tokens and "
          "thinking_token_budget exclude all that the output form allows; leave them out beside a form";
 }

@@ -191,6 +191,55 @@ TEST(CompileLimits, WhoHasWaitedForLongIsToldToComeAgain) {
   EXPECT_LE(compiler.stats().hard, 1);  // what nobody waits for is not gone on with
 }
 
+// One that takes too long ends its own answer, wherever it is stopped, and leaves nothing behind in others.
+TEST(CompileLimits, MasksEndByTheirAllocations) {
+  const OutputForm forms[] = {
+      {.kind = OutputForm::Kind::kJsonObject},
+      schema(R"({"type": "object", "properties": {"a": {"type": "string", "pattern": "^([a-z]{1,3}){0,300}$"}}})"),
+      OutputForm::regex("([a-z]{1,3}){0,3000}"),
+      {.kind = OutputForm::Kind::kEbnf, .text = "root ::= root root | [a-z{\"]"}};
+  std::vector<std::string> vocabulary = large_vocabulary();
+  vocabulary.resize(4'000);
+  int stopped = 0, whole = 0;
+  for (const OutputForm& form : forms) {
+    GrammarCompiler free(vocabulary, {kEnd}, patient({.mask_allocations = int64_t{1} << 40}));
+    const auto right = free.compile(form);
+    ASSERT_FALSE(right.error) << right.error->message;
+    const auto is_stopped = [&](int64_t most) {
+      GrammarCompiler compiler(vocabulary, {kEnd}, patient({.mask_allocations = most}));
+      const auto compiled = compiler.compile(form);
+      if (compiled.error) return true;
+      const auto known = right.grammar->clone(), tried = compiled.grammar->clone();
+      std::mt19937 random(5);
+      for (int step = 0; step < 6 && !known->finished(); ++step) {
+        std::vector<uint32_t> expected(vocabulary.size() / 32 + 1), words(expected.size());
+        known->mask({}, expected);
+        EXPECT_TRUE(tried->mask({}, words));
+        if (!tried->fault().empty()) {
+          EXPECT_EQ(words, std::vector<uint32_t>(words.size()));
+          const auto fork = tried->clone();
+          fork->accept('a');
+          EXPECT_TRUE(fork->mask({}, words) && !fork->fault().empty() && !fork->finished());
+          return true;
+        }
+        EXPECT_EQ(words, expected);
+        std::vector<int32_t> allowed;
+        for (int32_t id = 0; id < kEnd; ++id)
+          if ((words[id / 32] >> (id % 32) & 1) != 0 && id > ' ') allowed.push_back(id);
+        if (allowed.empty()) break;
+        const int32_t token = allowed[random() % allowed.size()];
+        known->accept(token);
+        tried->accept(token);
+      }
+      return false;
+    };
+    for (int64_t most = 1; most < 3'000'000; most += 1 + most / 2) ++(is_stopped(most) ? stopped : whole);
+  }
+  std::printf("masks were stopped at %d of %d limits\n", stopped, stopped + whole);
+  EXPECT_GT(stopped, 40);
+  EXPECT_GT(whole, 20);
+}
+
 std::filesystem::path large_tokenizer() {
   return std::filesystem::path(CALANDRA_SOURCE_DIR).parent_path() / "shared/data/tokenizers/qwen3_5";
 }

@@ -100,7 +100,8 @@ class GrammarCompiler::Worker {
     if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(form, refused->why)};
     if (std::holds_alternative<Stopped>(compiled)) return {nullptr, refusal(form, text_of(WorkBudget::Bound::kStop))};
     if (std::holds_alternative<NoMemory>(compiled)) return {nullptr, come_again(form, "memory is short")};
-    return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end)),
+    return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end),
+                                             limits_.mask_allocations),
             {}};
   }
 
@@ -226,7 +227,10 @@ class GrammarCompiler::Worker {
     WorkBudget budget(limits, stopping_);
     try {
       xgrammar::CompiledGrammar compiled = compile_form(form);
+      const int64_t before = budget.allocations();
       if (!begins(compiled)) refused = "no text has it";
+      if (budget.allocations() - before > limits_.mask_allocations)
+        refused = "finding its first token takes too many steps";
       result = std::move(compiled);
     } catch (const std::bad_alloc&) {  // the budget's too
       result = NoMemory();
@@ -267,7 +271,9 @@ class GrammarCompiler::Worker {
   // False for rules that only name each other.
   static bool begins(const xgrammar::CompiledGrammar& compiled) {
     std::vector<uint32_t> words(xgrammar::GetBitmaskSize(compiled.GetTokenizerInfo().GetVocabSize()));
-    MatchedGrammar(compiled, {}).mask({}, words);
+    int64_t shape = std::ssize(words);
+    DLTensor tensor{words.data(), {kDLCPU, 0}, 1, xgrammar::GetBitmaskDLType(), &shape, nullptr, 0};
+    xgrammar::GrammarMatcher(compiled).FillNextTokenBitmask(&tensor);
     return std::any_of(words.begin(), words.end(), [](uint32_t word) { return word != 0; });
   }
 

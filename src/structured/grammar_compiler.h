@@ -27,7 +27,8 @@ class GrammarCompiler {
     int64_t cache_bytes = int64_t{256} << 20;
     WorkBudget::Limits work{.time = std::chrono::seconds(5), .bytes = int64_t{256} << 20};  // of one grammar
     WorkBudget::Limits short_work{.time = std::chrono::milliseconds(250)};  // then it is one of the hard ones
-    std::chrono::seconds patience{60};  // of who waits for a grammar; it is kept if it comes later
+    int64_t mask_allocations = 400'000;  // of one mask, about 40 ms: all that are in the batch wait for it
+    std::chrono::seconds patience{60};   // of who waits for a grammar; it is kept if it comes later
   };
   // `vocabulary`: the bytes of each token, empty for those that no text may contain. The end-of-text ids end an answer.
   GrammarCompiler(const std::vector<std::string>& vocabulary, const std::vector<int32_t>& eos_token_ids, Limits limits);

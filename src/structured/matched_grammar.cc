@@ -1,14 +1,18 @@
 #include "structured/matched_grammar.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/check.h"
+#include "structured/work_budget.h"
 
 namespace calandra {
 
-MatchedGrammar::MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end)
+MatchedGrammar::MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end,
+                               int64_t most_steps)
     : matcher_(compiled),
       vocab_size_(compiled.GetTokenizerInfo().GetVocabSize()),
+      most_steps_(most_steps),
       thinking_end_(std::move(thinking_end)),
       thinking_{!thinking_end_.empty()} {}
 
@@ -37,6 +41,27 @@ bool MatchedGrammar::advance(int32_t token) {
 }
 
 bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> words) {
+  static const std::atomic<bool> never = false;
+  if (too_slow_) return true;
+  bool allowed = true;
+  WorkBudget budget({.allocations = most_steps_}, never);
+  try {
+    allowed = make_mask(drafts, words);
+  } catch (const WorkIsOver&) {
+  }
+  too_slow_ = budget.end().has_value();
+  if (!too_slow_) return allowed;
+  std::fill(words.begin(), words.end(), 0);
+  return true;
+}
+
+std::string_view MatchedGrammar::fault() const {
+  return too_slow_
+             ? "finding the tokens that may come next takes too many steps, as of repeats that may be read in many ways"
+             : "";
+}
+
+bool MatchedGrammar::make_mask(std::span<const int32_t> drafts, std::span<uint32_t> words) {
   const int64_t own_words = xgrammar::GetBitmaskSize(vocab_size_);
   CHECK_LE(own_words, static_cast<int64_t>(words.size()));
   Thinking thinking = thinking_;
@@ -70,7 +95,7 @@ bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> w
 }
 
 void MatchedGrammar::accept(int32_t token) {
-  if (ended_ || matcher_.IsTerminated()) return;
+  if (too_slow_ || ended_ || matcher_.IsTerminated()) return;
   if (thinking_.open) {
     ended_ = is_end(token);
     if (!ended_) thinking_ = behind(thinking_, token);
@@ -80,17 +105,20 @@ void MatchedGrammar::accept(int32_t token) {
 }
 
 bool MatchedGrammar::finished() const {
+  if (too_slow_) return false;
   if (ended_ || matcher_.IsTerminated()) return true;
   if (thinking_.open || !matcher_.IsCompleted()) return false;
   std::vector<uint32_t> words(xgrammar::GetBitmaskSize(vocab_size_));
-  clone()->mask({}, words);
+  const std::unique_ptr<Grammar> here = clone();
+  here->mask({}, words);
+  if (!here->fault().empty()) return false;
   for (const int end : matcher_.GetStopTokenIds()) words[end / 32] &= ~(uint32_t{1} << (end % 32));
   return std::all_of(words.begin(), words.end(), [](uint32_t word) { return word == 0; });
 }
 
 std::unique_ptr<Grammar> MatchedGrammar::clone() const {
   auto copy = std::make_unique<MatchedGrammar>(*this);
-  copy->matcher_ = matcher_.Fork();
+  if (!too_slow_) copy->matcher_ = matcher_.Fork();
   return copy;
 }
 

@@ -5,18 +5,20 @@
 
 #include "engine/grammar.h"
 
+#include <string_view>
 #include <vector>
 
 namespace calandra {
 
 class MatchedGrammar : public Grammar {
  public:
-  // `thinking_end`: the grammar begins behind these tokens; empty: at once.
-  MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end);
+  // `thinking_end`: the grammar begins behind these tokens; empty: at once. `most_steps`: allocations of one mask.
+  MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end, int64_t most_steps);
 
   bool mask(std::span<const int32_t> drafts, std::span<uint32_t> words) override;
   void accept(int32_t token) override;
   bool finished() const override;
+  std::string_view fault() const override;
   std::unique_ptr<Grammar> clone() const override;
 
  private:
@@ -25,15 +27,18 @@ class MatchedGrammar : public Grammar {
     bool open = false;
     size_t matched = 0;
   };
+  bool make_mask(std::span<const int32_t> drafts, std::span<uint32_t> words);
   Thinking behind(Thinking thinking, int32_t token) const;
   bool is_end(int32_t token) const;
   bool advance(int32_t token);
 
   xgrammar::GrammarMatcher matcher_;
   int32_t vocab_size_;
+  int64_t most_steps_;
   std::vector<int32_t> thinking_end_;
   Thinking thinking_;
-  bool ended_ = false;  // an end-of-text id was accepted inside of the reasoning
+  bool ended_ = false;     // an end-of-text id was accepted inside of the reasoning
+  bool too_slow_ = false;  // a mask took more than most_steps, and left the matcher in between
 };
 
 }  // namespace calandra
