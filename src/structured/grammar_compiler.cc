@@ -52,10 +52,27 @@ struct Stopped {};   // by GrammarCompiler::stop
 
 void check_patterns(const json::value& schema) {
   for (const std::string& pattern : patterns_of(schema))
-    if (!keeps_pattern_of_json_string(pattern))
-      throw std::invalid_argument(
-          fmt::format("the pattern {} cannot be kept, or only by quotes, backslashes or control characters",
-                      to_json(json::string(pattern))));
+    if (const std::string why = fault_of_json_string_pattern(pattern); !why.empty())
+      throw std::invalid_argument(fmt::format("the pattern {}: {}", to_json(json::string(pattern)), why));
+}
+
+// xgrammar's messages without the places in its own source and in what it makes of an expression, and without what it
+// would do if it were asked to go on.
+std::string in_plain_words(std::string text, OutputForm::Kind kind) {
+  const auto cut_to = [&](std::string_view begin, std::string_view end) {
+    const size_t at = text.starts_with(begin) ? text.find(end) : std::string::npos;
+    if (at != std::string::npos) text.erase(0, at + end.size());
+  };
+  cut_to("Check failed: ", " is false: ");
+  cut_to("Invalid structural tag error: ", ": ");
+  if (kind == OutputForm::Kind::kRegex) cut_to("EBNF parser error at line ", ": ");
+  constexpr std::pair<std::string_view, std::string_view> kWords[] = {{"Regex parsing warning", "Regex parsing error"},
+                                                                      {" It is ignored.", ""},
+                                                                      {" and is ignored", ""},
+                                                                      {"; ignoring multipleOf", ""}};
+  for (const auto& [from, to] : kWords)
+    if (const size_t at = text.find(from); at != std::string::npos) text.replace(at, from.size(), to);
+  return text;
 }
 
 RequestError refusal(const OutputForm& form, std::string_view why) {
@@ -237,7 +254,7 @@ class GrammarCompiler::Worker {
     } catch (const std::exception& error) {
       budget.end();
       warnings = nullptr;
-      refused = error.what();
+      refused = in_plain_words(error.what(), form.kind);
     }
     warnings = nullptr;
     if (const std::optional<WorkBudget::Bound> over = budget.end()) {
@@ -247,7 +264,7 @@ class GrammarCompiler::Worker {
     }
     // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
     std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
-    if (refused.empty() && !ignored.empty()) refused = std::move(ignored.front());
+    if (refused.empty() && !ignored.empty()) refused = in_plain_words(std::move(ignored.front()), form.kind);
     if (!refused.empty()) result = Refused{std::move(refused)};
     return result;
   }

@@ -38,7 +38,8 @@ bool flag_of(const json::object& object, std::string_view key, std::string_view 
 }
 
 std::string text_of(const json::value& value, std::string_view param) {
-  if (!value.is_string() || value.get_string().empty()) refuse(param, fmt::format("{} must be a string", param));
+  if (!value.is_string() || value.get_string().empty())
+    refuse(param, fmt::format("{} must be a string that is not empty", param));
   return std::string(value.get_string());
 }
 
@@ -64,7 +65,11 @@ OutputForm choice_form(const json::value& given, std::string_view param) {
   if (given.is_array() && given.get_array().size() > kMost)
     refuse(param, fmt::format("{} has more than {} texts", param, kMost));
   if (given.is_array())
-    for (const json::value& text : given.get_array()) texts.push_back(text_of(text, param));
+    for (const json::value& text : given.get_array()) {
+      if (!text.is_string() || text.get_string().empty())
+        refuse(param, fmt::format("each of {} must be a string that is not empty", param));
+      texts.emplace_back(text.get_string());
+    }
   if (texts.empty()) refuse(param, fmt::format("{} must be a list of strings", param));
   return OutputForm::choice(texts);
 }

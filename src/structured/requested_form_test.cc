@@ -165,6 +165,51 @@ TEST(RequestedForm, WhatIsNotKeptOfARequestIsRefusedByName) {
   }
 }
 
+// What a user reads is about what was sent: no place in a library's source, nothing that would be passed over.
+TEST(RequestedForm, RefusalsSayWhatIsWrong) {
+  const auto schema = [](const char* text) {
+    return json::object{
+        {"response_format", {{"type", "json_schema"}, {"json_schema", {{"schema", parse_json(text, "schema")}}}}}};
+  };
+  const auto tag = [](const char* format) {
+    return json::object{{"response_format", {{"type", "structural_tag"}, {"format", parse_json(format, "format")}}}};
+  };
+  const auto group = [](const char* key, const char* text) {
+    return json::object{{"structured_outputs", {{key, text}}}};
+  };
+  const std::pair<json::object, const char*> cases[] = {
+      {schema(R"({"type": "nonsense"})"), R"(Unsupported type "nonsense")"},
+      {schema(R"({"type": []})"), "type must not be empty"},
+      {schema(R"({"anyOf": []})"), "anyOf must not be empty"},
+      {schema(R"({"allOf": [{"type": "string"}, {"type": "string"}]})"),
+       "allOf of more than one schema is not supported"},
+      {schema(R"({"type": "string", "pattern": 5})"), "pattern must be a string"},
+      {schema(R"({"type": "string", "format": {}})"), "format must be a string"},
+      {schema(R"({"type": "string", "pattern": "(a"})"),
+       R"(the pattern "(a": Regex parsing error at position 1: The parenthesis is not closed)"},
+      {schema(R"({"type": "string", "pattern": "^\"$"})"),
+       "only texts with quotes, backslashes or control characters match it"},
+      {schema(R"x({"type": "string", "pattern": "a(?=b)"})x"), "Lookahead assertion is not supported in regex: a(?=b)"},
+      {schema(R"({"type": "number", "multipleOf": 0.1})"), "multipleOf is not supported for type:number"},
+      {group("regex", "a(?=b)"), "Lookahead is not supported yet."},
+      {group("regex", "a$b"), "'$' should be at the end of the regex, but found in the middle."},
+      {group("regex", "*a"), "Expect element, but got *"},
+      {group("grammar", "root ::= b"), R"(EBNF parser error at line 1, column 10: Rule "b" is not defined)"},
+      {tag(R"({"type": "what"})"), "Format type not recognized: what"},
+      {tag(R"({"type": "tag", "begin": "a", "content": {"type": "any_text"}})"), "Tag format must have an end field"},
+      {tag(R"x({"type": "regex", "pattern": "a(?=b)"})x"), "Lookahead is not supported yet."},
+  };
+  GrammarCompiler compiler(bytes(), {kEnd});
+  for (const auto& [body, why] : cases) {
+    const auto compiled = compiler.compile(requested(body));
+    ASSERT_TRUE(compiled.error) << to_json(body);
+    const std::string& said = compiled.error->message;
+    EXPECT_TRUE(said.ends_with(why)) << said;
+    for (const char* inner : {"Check failed", "gnor", "std::", "Invalid structural tag"})
+      EXPECT_EQ(said.find(inner), std::string::npos) << said;
+  }
+}
+
 // A client's expression that begins as ours of lengths is one like any other.
 TEST(RequestedForm, PatternsThatBeginLikeLengthsAreSpelledAndBounded) {
   const char* length = "^[^\"\\\\\\x00-\\x1f\u0080]{";

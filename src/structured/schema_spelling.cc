@@ -228,6 +228,16 @@ struct KeptCheck {
       const json::value* value = object.if_contains(keyword);
       if (value != nullptr && *value != json::value(false)) wrong = fmt::format("{} is not supported", keyword);
     }
+    for (const std::string_view key : {"pattern", "format"})
+      if (const json::value* text = object.if_contains(key); text != nullptr && !text->is_string())
+        wrong = fmt::format("{} must be a string", key);
+    for (const std::string_view key : {"type", "anyOf", "oneOf", "allOf"})
+      if (const json::value* list = object.if_contains(key);
+          list != nullptr && list->is_array() && list->get_array().empty())
+        wrong = fmt::format("{} must not be empty", key);
+    if (const json::value* all = object.if_contains("allOf");
+        all != nullptr && all->is_array() && all->get_array().size() > 1)
+      wrong = "allOf of more than one schema is not supported";
     if (wrong.empty()) wrong = not_kept_beside(object);
     const json::value* format = object.if_contains("format");
     if (format != nullptr && *format == "regex") wrong = "the format regex is not supported";

@@ -8,13 +8,14 @@
 
 namespace calandra {
 
-bool keeps_pattern_of_json_string(const std::string& pattern) {
+std::string fault_of_json_string_pattern(const std::string& pattern) {
   auto built = xgrammar::GrammarFSMBuilder::Regex(pattern, /*json_string=*/true);
-  if (built.IsErr()) return false;
+  if (built.IsErr()) return std::move(built).UnwrapErr().what();
   const auto automaton = std::move(built).Unwrap();
   std::unordered_set<int> reached;
   automaton.GetReachableStates(&reached);
-  return std::any_of(reached.begin(), reached.end(), [&](int state) { return automaton.IsEndState(state); });
+  const bool ends = std::any_of(reached.begin(), reached.end(), [&](int state) { return automaton.IsEndState(state); });
+  return ends ? "" : "only texts with quotes, backslashes or control characters match it";
 }
 
 }  // namespace calandra

@@ -5,9 +5,9 @@
 
 namespace calandra {
 
-// Whether it builds an automaton of the pattern that leaves out what may not stand in such a string as it is (quotes,
-// backslashes, control characters), and texts are left that match. Otherwise a schema would take the pattern with
-// those. Throws what xgrammar throws.
-bool keeps_pattern_of_json_string(const std::string& pattern);
+// Empty if it builds an automaton of the pattern that leaves out what may not stand in such a string as it is (quotes,
+// backslashes, control characters), and texts are left that match: otherwise a schema would take the pattern with
+// those. Else why not, with xgrammar's words of what it cannot read. Throws what xgrammar throws.
+std::string fault_of_json_string_pattern(const std::string& pattern);
 
 }  // namespace calandra
