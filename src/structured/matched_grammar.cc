@@ -10,7 +10,8 @@ namespace calandra {
 
 MatchedGrammar::MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end,
                                int64_t most_steps)
-    : matcher_(compiled),
+    : compiled_(compiled),
+      matcher_(compiled),
       vocab_size_(compiled.GetTokenizerInfo().GetVocabSize()),
       most_steps_(most_steps),
       thinking_end_(std::move(thinking_end)),
@@ -40,30 +41,31 @@ bool MatchedGrammar::advance(int32_t token) {
   return !matcher_.IsTerminated() && token >= 0 && token < vocab_size_ && matcher_.AcceptToken(token);
 }
 
-bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> words) {
-  static const std::atomic<bool> never = false;
-  if (too_slow_) return true;
-  bool allowed = true;
-  WorkBudget budget({.allocations = most_steps_}, never);
-  try {
-    allowed = make_mask(drafts, words);
-  } catch (const WorkIsOver&) {
-  }
-  too_slow_ = budget.end().has_value();
-  if (!too_slow_) return allowed;
-  std::fill(words.begin(), words.end(), 0);
-  return true;
-}
-
 std::string_view MatchedGrammar::fault() const {
-  return too_slow_
+  return too_slow_ || position_ == slow_position_
              ? "finding the tokens that may come next takes too many steps, as of repeats that may be read in many ways"
              : "";
 }
 
-bool MatchedGrammar::make_mask(std::span<const int32_t> drafts, std::span<uint32_t> words) {
+// The tokens that the matcher allows. False, with no words: it took more than most_steps and is in between places.
+bool MatchedGrammar::fill(std::span<uint32_t> words) {
+  static const std::atomic<bool> never = false;
+  auto shape = static_cast<int64_t>(words.size());
+  DLTensor tensor{words.data(), {kDLCPU, 0}, 1, xgrammar::GetBitmaskDLType(), &shape, nullptr, 0};
+  WorkBudget budget({.allocations = most_steps_}, never);
+  try {
+    matcher_.FillNextTokenBitmask(&tensor);
+  } catch (const WorkIsOver&) {
+  }
+  if (!budget.end()) return true;
+  std::fill(words.begin(), words.end(), 0);
+  return false;
+}
+
+bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> words) {
   const int64_t own_words = xgrammar::GetBitmaskSize(vocab_size_);
   CHECK_LE(own_words, static_cast<int64_t>(words.size()));
+  if (too_slow_) return true;
   Thinking thinking = thinking_;
   bool ended = ended_;
   int taken = 0;
@@ -83,10 +85,13 @@ bool MatchedGrammar::make_mask(std::span<const int32_t> drafts, std::span<uint32
     for (const int end : matcher_.GetStopTokenIds()) words[end / 32] |= uint32_t{1} << (end % 32);
   } else if (allowed && thinking.open) {
     std::fill(words.begin(), words.end(), ~uint32_t{0});
+  } else if (allowed && !fill(words.first(own_words))) {
+    // The answer ends there, if it comes to there; it may still go another way than the drafts.
+    slow_position_ = position_ + std::ssize(drafts);
+    too_slow_ = drafts.empty();
+    if (!too_slow_) return_to_accepted();
+    return true;
   } else if (allowed) {
-    int64_t shape = own_words;
-    DLTensor tensor{words.data(), {kDLCPU, 0}, 1, xgrammar::GetBitmaskDLType(), &shape, nullptr, 0};
-    matcher_.FillNextTokenBitmask(&tensor);
     // Its last word may also allow ids that the tokenizer does not have.
     if (const int rest = vocab_size_ % 32; rest > 0) words[own_words - 1] &= (uint32_t{1} << rest) - 1;
   }
@@ -95,6 +100,7 @@ bool MatchedGrammar::make_mask(std::span<const int32_t> drafts, std::span<uint32
 }
 
 void MatchedGrammar::accept(int32_t token) {
+  ++position_;
   if (too_slow_ || ended_ || matcher_.IsTerminated()) return;
   if (thinking_.open) {
     ended_ = is_end(token);
@@ -102,6 +108,12 @@ void MatchedGrammar::accept(int32_t token) {
     return;
   }
   CHECK_MSG(advance(token), "the grammar does not allow the token that was emitted");
+  accepted_.push_back(token);
+}
+
+void MatchedGrammar::return_to_accepted() {
+  matcher_ = xgrammar::GrammarMatcher(compiled_);
+  for (const int32_t token : accepted_) CHECK(matcher_.AcceptToken(token));
 }
 
 bool MatchedGrammar::finished() const {
@@ -109,9 +121,8 @@ bool MatchedGrammar::finished() const {
   if (ended_ || matcher_.IsTerminated()) return true;
   if (thinking_.open || !matcher_.IsCompleted()) return false;
   std::vector<uint32_t> words(xgrammar::GetBitmaskSize(vocab_size_));
-  const std::unique_ptr<Grammar> here = clone();
-  here->mask({}, words);
-  if (!here->fault().empty()) return false;
+  clone()->mask({}, words);  // none, if that takes too many steps
+  if (std::all_of(words.begin(), words.end(), [](uint32_t word) { return word == 0; })) return false;
   for (const int end : matcher_.GetStopTokenIds()) words[end / 32] &= ~(uint32_t{1} << (end % 32));
   return std::all_of(words.begin(), words.end(), [](uint32_t word) { return word == 0; });
 }

@@ -12,7 +12,8 @@ namespace calandra {
 
 class MatchedGrammar : public Grammar {
  public:
-  // `thinking_end`: the grammar begins behind these tokens; empty: at once. `most_steps`: allocations of one mask.
+  // `thinking_end`: the grammar begins behind these tokens; empty: at once. `most_steps`: allocations of one mask;
+  // where it takes more, mask() allows no token, and there is a fault() once that place is reached.
   MatchedGrammar(const xgrammar::CompiledGrammar& compiled, std::vector<int32_t> thinking_end, int64_t most_steps);
 
   bool mask(std::span<const int32_t> drafts, std::span<uint32_t> words) override;
@@ -27,18 +28,23 @@ class MatchedGrammar : public Grammar {
     bool open = false;
     size_t matched = 0;
   };
-  bool make_mask(std::span<const int32_t> drafts, std::span<uint32_t> words);
+  bool fill(std::span<uint32_t> words);
+  void return_to_accepted();
   Thinking behind(Thinking thinking, int32_t token) const;
   bool is_end(int32_t token) const;
   bool advance(int32_t token);
 
+  xgrammar::CompiledGrammar compiled_;
   xgrammar::GrammarMatcher matcher_;
+  std::vector<int32_t> accepted_;  // by the matcher
   int32_t vocab_size_;
   int64_t most_steps_;
   std::vector<int32_t> thinking_end_;
   Thinking thinking_;
-  bool ended_ = false;     // an end-of-text id was accepted inside of the reasoning
-  bool too_slow_ = false;  // a mask took more than most_steps, and left the matcher in between
+  int64_t position_ = 0;        // tokens accepted
+  int64_t slow_position_ = -1;  // where a mask took more than most_steps
+  bool ended_ = false;          // an end-of-text id was accepted inside of the reasoning
+  bool too_slow_ = false;       // the mask of this place took more than most_steps, and left the matcher in between
 };
 
 }  // namespace calandra
