@@ -1,5 +1,6 @@
 #include "engine/sampling_row.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "base/check.h"
@@ -23,10 +24,14 @@ bool add_grammar(ops::SamplingBatch& batch, ops::SamplingRow& row, Grammar& gram
 
 // Whether a grammar allows nothing but to end the text.
 bool must_end(std::span<const uint32_t> words, std::span<const int32_t> eos_token_ids) {
-  int64_t allowed = 0, ends = 0;
-  for (const uint32_t word : words) allowed += std::popcount(word);
-  for (const int32_t id : eos_token_ids) ends += words[id / 32] >> (id % 32) & 1;
-  return allowed > 0 && allowed == ends;
+  bool any = false;
+  for (size_t i = 0; i < words.size(); ++i)
+    for (uint32_t word = words[i]; word != 0; word &= word - 1) {
+      const auto id = static_cast<int32_t>(i * 32 + static_cast<size_t>(std::countr_zero(word)));
+      if (std::find(eos_token_ids.begin(), eos_token_ids.end(), id) == eos_token_ids.end()) return false;
+      any = true;
+    }
+  return any;
 }
 
 // A bad word forbids its last token when the outputs end with the others; none before min_tokens ends the text, unless

@@ -296,13 +296,14 @@ TEST(SamplingRow, AFormThatHasNothingMoreEndsBeforeMinTokens) {
   s.params.stop_token_ids = {30};
   s.grammar = std::make_unique<Ends>();
   ops::SamplingBatch batch;
-  const Ids draft{3};
-  for (int32_t j = 0; j <= 1; ++j) ASSERT_TRUE(add_sampling_row(batch, s, std::span(draft).first(j), j, context()));
+  const Ids draft{3}, ends{38, 39, 38};  // a model's files may name one twice
+  const SamplingContext context{ends, {}, kVocab};
+  for (int32_t j = 0; j <= 1; ++j) ASSERT_TRUE(add_sampling_row(batch, s, std::span(draft).first(j), j, context));
   const auto forbidden = [&](int j) {
     const auto& range = batch.rows[j].forbidden;
     return Ids(batch.ids.begin() + range.begin, batch.ids.begin() + range.end);
   };
-  EXPECT_EQ(forbidden(0), (Ids{30, 38, 39}));
+  EXPECT_EQ(forbidden(0), (Ids{30, 38, 39, 38}));
   EXPECT_EQ(forbidden(1), Ids());
 }
 
