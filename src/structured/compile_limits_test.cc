@@ -236,9 +236,13 @@ TEST(CompileLimits, MasksEndByTheirAllocations) {
         if (drafted != right_there) {
           EXPECT_EQ(drafted, std::vector<uint32_t>(words.size()));
           ++stopped_drafts;
-          const auto ahead = tried->clone();
+          std::vector<uint32_t> behind(words.size());
+          EXPECT_FALSE(tried->mask({{token, token}}, behind));  // where no token is left none leads on
+          const auto ahead = tried->clone(), aside = tried->clone();
           ahead->accept(token);
           EXPECT_FALSE(ahead->fault().empty());
+          aside->accept(allowed.front() == token ? allowed.back() : allowed.front());
+          EXPECT_EQ(aside->fault().empty(), allowed.size() > 1);
         }
         EXPECT_TRUE(tried->mask({}, again));
         if (!tried->fault().empty()) return true;  // what it had allocated before it has to allocate again

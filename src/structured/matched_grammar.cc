@@ -42,7 +42,7 @@ bool MatchedGrammar::advance(int32_t token) {
 }
 
 std::string_view MatchedGrammar::fault() const {
-  return too_slow_ || position_ == slow_position_
+  return too_slow_
              ? "finding the tokens that may come next takes too many steps, as of repeats that may be read in many ways"
              : "";
 }
@@ -66,6 +66,9 @@ bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> w
   const int64_t own_words = xgrammar::GetBitmaskSize(vocab_size_);
   CHECK_LE(own_words, static_cast<int64_t>(words.size()));
   if (too_slow_) return true;
+  if (!slow_drafts_.empty() && drafts.size() >= slow_drafts_.size() &&
+      std::equal(slow_drafts_.begin(), slow_drafts_.end(), drafts.begin()))
+    return drafts.size() == slow_drafts_.size();  // no token there, and so none behind it
   Thinking thinking = thinking_;
   bool ended = ended_;
   int taken = 0;
@@ -87,7 +90,7 @@ bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> w
     std::fill(words.begin(), words.end(), ~uint32_t{0});
   } else if (allowed && !fill(words.first(own_words))) {
     // The answer ends there, if it comes to there; it may still go another way than the drafts.
-    slow_position_ = position_ + std::ssize(drafts);
+    slow_drafts_.assign(drafts.begin(), drafts.end());
     too_slow_ = drafts.empty();
     if (!too_slow_) return_to_accepted();
     return true;
@@ -100,8 +103,13 @@ bool MatchedGrammar::mask(std::span<const int32_t> drafts, std::span<uint32_t> w
 }
 
 void MatchedGrammar::accept(int32_t token) {
-  ++position_;
   if (too_slow_ || ended_ || matcher_.IsTerminated()) return;
+  if (!slow_drafts_.empty()) {
+    const bool on_the_way = slow_drafts_.front() == token;
+    slow_drafts_.erase(slow_drafts_.begin(), on_the_way ? slow_drafts_.begin() + 1 : slow_drafts_.end());
+    too_slow_ = on_the_way && slow_drafts_.empty();
+    if (too_slow_) return;
+  }
   if (thinking_.open) {
     ended_ = is_end(token);
     if (!ended_) thinking_ = behind(thinking_, token);

@@ -41,10 +41,9 @@ class MatchedGrammar : public Grammar {
   int64_t most_steps_;
   std::vector<int32_t> thinking_end_;
   Thinking thinking_;
-  int64_t position_ = 0;        // tokens accepted
-  int64_t slow_position_ = -1;  // where a mask took more than most_steps
-  bool ended_ = false;          // an end-of-text id was accepted inside of the reasoning
-  bool too_slow_ = false;       // the mask of this place took more than most_steps, and left the matcher in between
+  bool ended_ = false;                // an end-of-text id was accepted inside of the reasoning
+  bool too_slow_ = false;             // the mask of this place took more than most_steps; the matcher is of no use
+  std::vector<int32_t> slow_drafts_;  // from here to a place whose mask took more than most_steps; empty: none is known
 };
 
 }  // namespace calandra
