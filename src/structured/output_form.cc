@@ -122,8 +122,8 @@ struct SchemaCount {
       if ((is_count || is_length) && member.is_number() && member.to_number<double>() < 0)
         wrong = fmt::format("{} is below 0", std::string_view(key));
       if (key == kBlanks && member.is_number() &&
-          !(member.to_number<double>() >= 1 && member.to_number<double>() <= kMostBlanks))
-        wrong = fmt::format("{} is not from 1 to {}", kBlanks, kMostBlanks);
+          !(member.is_int64() && member.get_int64() >= 1 && member.get_int64() <= kMostBlanks))
+        wrong = fmt::format("{} is no whole number from 1 to {}", kBlanks, kMostBlanks);
       if (key == "pattern" && member.is_string() && !is_length_pattern(member.get_string()) && wrong.empty()) {
         wrong = too_much_of_pattern(member.get_string(), false, &pattern_repeats);
         if (pattern_repeats > kMostPatternRepeats)

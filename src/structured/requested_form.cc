@@ -170,10 +170,9 @@ std::optional<OutputForm> read(const json::object& body) {
     const std::string_view name = "structured_outputs";
     const json::object* group = value->if_object();
     if (group == nullptr) refuse(name, "structured_outputs must be an object");
-    refuse_unknown(*group, name,
-                   {"json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace",
-                    "whitespace_pattern"});
     read_group(*group, "", "structured_outputs.");
+    refuse_unknown(*group, name,
+                   {"json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace"});
     if (flag_of(*group, "json_object", name))
       take({.kind = OutputForm::Kind::kJsonObject}, "structured_outputs.json_object");
     if (const json::value* tag = find_field(*group, "structural_tag"))

@@ -185,6 +185,7 @@ TEST(RequestedForm, RefusalsSayWhatIsWrong) {
        "allOf of more than one schema is not supported"},
       {schema(R"({"type": "string", "pattern": 5})"), "pattern must be a string"},
       {schema(R"({"type": "string", "format": {}})"), "format must be a string"},
+      {schema(R"({"type": "object", "required": [1]})"), "required must be a list of strings"},
       {schema(R"({"type": "string", "pattern": "(a"})"),
        R"(the pattern "(a": Regex parsing error at position 1: The parenthesis is not closed)"},
       {schema(R"({"type": "string", "pattern": "^\"$"})"),
@@ -196,6 +197,8 @@ TEST(RequestedForm, RefusalsSayWhatIsWrong) {
       {group("regex", "*a"), "Expect element, but got *"},
       {group("grammar", "root ::= b"), R"(EBNF parser error at line 1, column 10: Rule "b" is not defined)"},
       {tag(R"({"type": "what"})"), "Format type not recognized: what"},
+      {tag(R"({"type": "json_schema", "json_schema": {}, "max_whitespace_cnt": 2.5})"),
+       "max_whitespace_cnt is no whole number from 1 to 32"},
       {tag(R"({"type": "tag", "begin": "a", "content": {"type": "any_text"}})"), "Tag format must have an end field"},
       {tag(R"x({"type": "regex", "pattern": "a(?=b)"})x"), "Lookahead is not supported yet."},
   };

@@ -231,6 +231,9 @@ struct KeptCheck {
     for (const std::string_view key : {"pattern", "format"})
       if (const json::value* text = object.if_contains(key); text != nullptr && !text->is_string())
         wrong = fmt::format("{} must be a string", key);
+    if (const json::value* names = object.if_contains("required"); names != nullptr && names->is_array())
+      for (const json::value& name : names->get_array())
+        if (!name.is_string()) wrong = "required must be a list of strings";
     for (const std::string_view key : {"type", "anyOf", "oneOf", "allOf"})
       if (const json::value* list = object.if_contains(key);
           list != nullptr && list->is_array() && list->get_array().empty())
