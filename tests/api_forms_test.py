@@ -264,11 +264,20 @@ class Forms(unittest.TestCase):
         self.assertRegex(json.loads(text)['error']['message'], rf'^prompt is too long: .*maximum context length is {LONGEST} tokens')
         self.assertGreater(self.server.ok('/v1/messages/count_tokens', long)['input_tokens'], LONGEST)
 
-    def test_faults_of_responses_name_its_fields(self):
+    def test_faults_name_the_fields_of_the_form(self):
         for param, body in {'max_output_tokens': {'max_output_tokens': 0}, 'input': {'input': 'word ' * LONGEST},
-                            'text.format': {'text': {'format': {'type': 'x'}}}, 'temperature': {'temperature': -1}}.items():
+                            'text.format': {'text': {'format': {'type': 'x'}}}, 'temperature': {'temperature': -1},
+                            'text.format.schema': {'text': {'format': {'type': 'json_object', 'schema': CITY}}},
+                            'text.format.strictly': {'text': {'format': {'type': 'json_schema', 'name': 'n', 'schema': CITY, 'strictly': True}}},
+                            'text.format.strict': {'text': {'format': {'type': 'json_schema', 'name': 'n', 'schema': CITY, 'strict': 'yes'}}}}.items():
             status, _, text = self.server.ask('/v1/responses', responses(**body))
-            self.assertEqual((status, json.loads(text)['error']['param']), (400, param), text)
+            error = json.loads(text)['error']
+            self.assertEqual((status, error['param']), (400, param), text)
+            self.assertNotIn('response_format.', error['message'])
+        form = {'type': 'json_schema', 'schema': CITY, 'strictly': True}
+        status, _, text = self.server.ask('/v1/messages', messages(output_config={'format': form}))
+        self.assertEqual(status, 400)
+        self.assertIn('output_config.format has no \\"strictly\\"', text.decode())
         status, _, text = self.server.ask('/v1/responses', responses(input='word ' * LONGEST, truncation='auto'))  # nothing is dropped
         self.assertEqual((status, json.loads(text)['error']['code']), (400, 'context_length_exceeded'))
         self.assertEqual(self.server.ok('/v1/responses', responses(truncation='auto'))['truncation'], 'auto')

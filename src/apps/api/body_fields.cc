@@ -14,8 +14,8 @@ void wrong_type(std::string_view param, std::string_view rule) {
 }
 
 void rename_param(RequestError& error, std::string_view from, std::string_view to) {
-  if (error.param != from) return;
-  error.param = to;
+  if (error.param != from && !error.param.starts_with(fmt::format("{}.", from))) return;
+  error.param.replace(0, from.size(), to);
   if (error.message.starts_with(from)) error.message.replace(0, from.size(), to);
 }
 

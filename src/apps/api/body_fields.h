@@ -26,7 +26,7 @@ std::string string_field(const json::object& body, std::string_view name);
 const json::object* object_field(const json::object& body, std::string_view name);
 const json::array* array_field(const json::object& body, std::string_view name);
 
-// The fault of a field, told to those who know it by another name.
+// The fault of a field, or of one inside of it, told to those who know it by another name.
 void rename_param(RequestError& error, std::string_view from, std::string_view to);
 
 // Agents list what their usual server could do by itself, and work without it.

@@ -11,6 +11,7 @@ namespace {
 
 server::HttpReply refusal(RequestError error) {
   rename_param(error, "stop", "stop_sequences");
+  rename_param(error, "response_format.json_schema", "output_config.format");
   rename_param(error, "response_format", "output_config.format");
   rename_param(error, "reasoning_effort", "output_config.effort");
   return server::error_reply(error, "/v1/messages");

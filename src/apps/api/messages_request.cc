@@ -224,7 +224,10 @@ void read_output_config(const json::object& config, json::object& chat) {
     refuse_field("output_config", "output_config must have a format of the type json_schema with a schema");
   if (!schema->is_object() && !schema->is_bool())
     refuse_field("output_config", "the schema of output_config must be a JSON schema");
-  chat["response_format"] = {{"type", "json_schema"}, {"json_schema", {{"schema", *schema}, {"strict", true}}}};
+  json::object inner = *format;
+  inner.erase("type");
+  inner["strict"] = true;
+  chat["response_format"] = {{"type", "json_schema"}, {"json_schema", std::move(inner)}};
 }
 
 // Agents ask for all thoughts to be kept, which changes nothing.

@@ -193,14 +193,13 @@ void read_text(const json::object& text, json::object& chat) {
   string_field(text, "verbosity");  // templates have no word for it
   const json::object* format = object_field(text, "format");
   if (format == nullptr) return;
-  json::object form{{"type", string_field(*format, "type")}};
-  if (form["type"] == "json_schema") {
-    json::object schema;
-    for (const std::string_view name : {"name", "description", "schema", "strict"})
-      if (const json::value* value = find_field(*format, name)) schema[name] = *value;
-    form["json_schema"] = std::move(schema);
+  json::object form = *format;
+  if (string_field(form, "type") != "json_schema") {
+    chat["response_format"] = std::move(form);
+    return;
   }
-  chat["response_format"] = std::move(form);
+  form.erase("type");
+  chat["response_format"] = {{"type", "json_schema"}, {"json_schema", std::move(form)}};
 }
 
 // A server's own switch of thinking, where the body has none for the template.
@@ -335,6 +334,7 @@ RequestError in_words_of_responses(RequestError error) {
   constexpr std::pair<std::string_view, std::string_view> kNames[] = {{"messages", "input"},
                                                                       {"max_completion_tokens", "max_output_tokens"},
                                                                       {"max_tokens", "max_output_tokens"},
+                                                                      {"response_format.json_schema", "text.format"},
                                                                       {"response_format", "text.format"},
                                                                       {"reasoning_effort", "reasoning.effort"}};
   for (const auto& [chat, own] : kNames) rename_param(error, chat, own);
