@@ -247,7 +247,7 @@ class GrammarCompiler::Worker {
       const int64_t before = budget.allocations();
       if (!begins(compiled)) refused = "no text has it";
       if (budget.allocations() - before > limits_.mask_allocations)
-        refused = "finding its first token takes too many steps";
+        refused = "finding its first token takes too many steps, as of repeats that may be read in many ways";
       result = std::move(compiled);
     } catch (const std::bad_alloc&) {  // the budget's too
       result = NoMemory();
