@@ -10,6 +10,9 @@
 
 namespace calandra {
 
+// Pages that so many tokens take.
+inline int64_t pages_for(int64_t tokens, int64_t page_tokens) { return (tokens + page_tokens - 1) / page_tokens; }
+
 class PagePool {
  public:
   // `specs` per layer, in layer order; layers without paged tensors keep none. `page_tokens` is 16 in production, 1 in

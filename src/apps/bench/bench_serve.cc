@@ -184,7 +184,7 @@ void print(const BenchServeFlags& flags, const std::string& model, const Outcome
   if (kinds.size() > kShownErrors) put("    and {} other kinds\n", kinds.size() - kShownErrors);
 }
 
-// The file of --save-result, opened before the load, which may take long.
+// The file of --save-result, tried before the load, which may take long. What it has stays until the result is there.
 class ResultFile {
  public:
   explicit ResultFile(const BenchServeFlags& flags) {
@@ -193,24 +193,24 @@ class ResultFile {
     path_ = std::filesystem::absolute(std::filesystem::path(flags.result_dir) / name);
     std::error_code failed;  // told by the file
     std::filesystem::create_directories(path_.parent_path(), failed);
-    file_.open(path_);
-    check();
+    std::ofstream file(path_, std::ios::app);
+    check(file);
   }
 
-  void write(const json::object& line) {
-    file_ << to_json(line) << '\n';
-    file_.close();
-    check();
+  void write(const json::object& line) const {
+    std::ofstream file(path_);
+    file << to_json(line) << '\n';
+    file.close();
+    check(file);
     log_info("the result is in {}", path_.string());
   }
 
  private:
-  void check() const {
-    if (!file_) throw LoadError(fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)));
+  void check(const std::ofstream& file) const {
+    if (!file) throw LoadError(fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)));
   }
 
   std::filesystem::path path_;
-  std::ofstream file_;
 };
 
 }  // namespace

@@ -68,15 +68,17 @@ __device__ __forceinline__ void store_warp_sums(const GemmArgs& a, const Tile& t
       }
       transpose_words(words, t);
       const int row = tile.rows.row + (j + t / 2) * 8 + g, column = n + t % 2 * 8;
-      if (row >= tile.rows.end || column >= p.N) continue;
-      const int64_t to = row_of_output(row);
-      if (p.residual != nullptr) {
-        const uint4 r = *reinterpret_cast<const uint4*>(p.residual + to * p.residual_stride + column);
-        words[0] = add_pairs(r.x, words[0]), words[1] = add_pairs(r.y, words[1]);
-        words[2] = add_pairs(r.z, words[2]), words[3] = add_pairs(r.w, words[3]);
+      if (row < tile.rows.end && column < p.N) {
+        const int64_t to = row_of_output(row);
+        if (p.residual != nullptr) {
+          const uint4 r = *reinterpret_cast<const uint4*>(p.residual + to * p.residual_stride + column);
+          words[0] = add_pairs(r.x, words[0]), words[1] = add_pairs(r.y, words[1]);
+          words[2] = add_pairs(r.z, words[2]), words[3] = add_pairs(r.w, words[3]);
+        }
+        bf16_t* out = static_cast<bf16_t*>(p.out.data) + to * p.out_stride + column;
+        *reinterpret_cast<uint4*>(out) = {words[0], words[1], words[2], words[3]};
       }
-      *reinterpret_cast<uint4*>(static_cast<bf16_t*>(p.out.data) + to * p.out_stride + column) = {words[0], words[1],
-                                                                                                  words[2], words[3]};
+      __syncwarp();  // the next transposes are whole warps'
     }
     return;
   }
