@@ -121,8 +121,10 @@ void SoloAnswer::generate(const SoloRules& rules, SoloSampler& sampler, Sequence
     if (s.grammar) s.grammar->accept(token);
     answer.token_ids.push_back(token);
     if (p.logprobs) answer.logprobs.push_back(row.logprobs);
-    const bool enough = s.outputs() >= p.min_tokens, is_stop = among(token, p.stop_token_ids);
-    if (enough && (is_stop || (!p.ignore_eos && among(token, rules.eos_token_ids)))) {
+    const bool enough = s.outputs() >= p.min_tokens, is_stop = among(token, p.stop_token_ids),
+               is_end = among(token, rules.eos_token_ids);
+    // Before min_tokens an end is there only where a grammar has nothing else.
+    if ((enough || (is_end && s.grammar)) && (is_stop || (!p.ignore_eos && is_end))) {
       answer.finish_reason = FinishReason::kStop;
       if (is_stop) answer.stop_token = token;
       return;
