@@ -115,7 +115,7 @@ class EngineLimits {
       limits.max_num_batched_tokens = std::max(limits.max_num_batched_tokens, limits.max_num_seqs * (1 + drafts_));
     return limits;
   }
-  int64_t pages_for(int64_t tokens) const { return (tokens + plain_.block_size - 1) / plain_.block_size; }
+  int64_t pages_for(int64_t tokens) const { return calandra::pages_for(tokens, plain_.block_size); }
   int64_t given_pages() const {
     return std::min<int64_t>(*flags_.kv_cache_memory_bytes / std::max<int64_t>(1, units_.page_bytes),
                              std::numeric_limits<int32_t>::max());

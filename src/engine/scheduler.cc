@@ -46,9 +46,7 @@ void Scheduler::drop_plan() {
   plan_.clear();
 }
 
-int64_t Scheduler::pages_for(int64_t tokens) const {
-  return (tokens + runner_.limits().block_size - 1) / runner_.limits().block_size;
-}
+int64_t Scheduler::pages_for(int64_t tokens) const { return calandra::pages_for(tokens, runner_.limits().block_size); }
 
 std::span<const TokenKey> Scheduler::keys_of(Choice& choice, int64_t tokens) {
   const Sequence& s = choice.sequence;

@@ -9,8 +9,8 @@
 //             rows, 48 more to carry
 #pragma once
 
+#include "backends/cuda/device/f8_operand.cuh"
 #include "backends/cuda/device/gemm.cuh"
-#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
 
 namespace calandra::cuda {
@@ -22,21 +22,7 @@ constexpr int kF8Threads = (1 + kF8Groups) * kWarpgroup;
 
 namespace gemm_detail {
 
-constexpr int kF8Outputs = kF8Columns / kF8Groups;  // of a warpgroup
-constexpr int kF8Width = 64;                        // rows of x at once
-
-// What thread 4 g + t of a warp has of 128 inputs of its 16 outputs, whose tile a copy has written: 16 bytes c of
-// output n at c ^ n % 8.
-__device__ __forceinline__ void weights_of_stage(const std::byte* tile, uint32_t (&w)[kF8Depth / 16][4]) {
-  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const std::byte* from = tile + g * kF8Depth + t * 2;
-#pragma unroll
-  for (int j = 0; j < kF8Depth / 16; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      w[j][e] =
-          bf16x2_of_e4m3<0>(*reinterpret_cast<const uint16_t*>(from + (j ^ g) * 16 + e / 2 * 8 + e % 2 * 8 * kF8Depth));
-}
+constexpr int kF8Width = 64;  // rows of x at once
 
 // Of an 8 x 8 matrix of 16 bits, of which thread 4 g + t has columns 2 t and 2 t + 1 of row g: those of its transpose.
 __device__ __forceinline__ uint32_t transposed(uint32_t pair) {
@@ -94,6 +80,8 @@ __device__ __forceinline__ void store_warp_sums(const GemmArgs& a, const Tile& t
 }
 
 }  // namespace gemm_detail
+
+static_assert(kF8Depth == kF8OperandInputs);
 
 template <int kRows>
 struct GemmF8Stage {
@@ -158,8 +146,8 @@ __global__ void __launch_bounds__(kF8Threads, 1) gemm_f8(const __grid_constant__
         if (block + 1 < blocks) scale[0] = scale_of(n + g, block + 1), scale[1] = scale_of(n + g + 8, block + 1);
         barrier_wait(&full[stage], phase);
         const std::byte *from = ring + stage * Stage::kBytes, *x = from + Stage::kW;
-        uint32_t w[kF8Depth / 16][4];
-        weights_of_stage(from + warp * 16 * kF8Depth, w);
+        uint32_t w[kF8OperandInputs / 16][4];
+        f8_operand(from + warp * 16 * kF8Depth, w);
 #pragma unroll
         for (int r0 = 0; r0 < kRows; r0 += kF8Width) {
           float d[kF8Width / 2];

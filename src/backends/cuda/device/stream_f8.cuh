@@ -15,14 +15,14 @@
 
 #include <cooperative_groups.h>
 
+#include "backends/cuda/device/f8_operand.cuh"
 #include "backends/cuda/device/few_rows_args.cuh"
-#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 
 namespace calandra::cuda {
 
-constexpr int kStreamOutputs = 128, kStreamInputs = 128;  // of a stage
-constexpr int kStreamGroups = 2;                          // warpgroups that multiply
+constexpr int kStreamOutputs = 128, kStreamInputs = kF8OperandInputs;  // of a stage
+constexpr int kStreamGroups = 2;                                       // warpgroups that multiply
 constexpr int kStreamThreads = kStreamGroups * kWarpgroup;
 constexpr int kMostStreamRows = 128, kMostStreamParts = 8;  // rows of x; parts of K
 
@@ -103,21 +103,11 @@ struct WarpStage {
   }
 };
 
-// The same by a warpgroup, whose every warp calls it; `weights` are the warp's too.
+// The same by a warpgroup, whose every warp calls it.
 template <int kRows>
 struct WarpgroupStage {
   static constexpr int kWidth = kRows < 64 ? kRows : 64;  // rows at once
 
-  __device__ __forceinline__ static void convert(const std::byte* weights, uint32_t (&w)[kStreamInputs / 16][4]) {
-    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-    const std::byte* from = weights + g * kStreamInputs + t * 2;
-#pragma unroll
-    for (int j = 0; j < kStreamInputs / 16; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        w[j][e] = bf16x2_of_e4m3<0>(
-            *reinterpret_cast<const uint16_t*>(from + (j ^ g) * 16 + e / 2 * 8 + e % 2 * 8 * kStreamInputs));
-  }
   // Rows r0 to r0 + kWidth - 1.
   __device__ __forceinline__ static void multiply(const uint32_t (&w)[kStreamInputs / 16][4], const std::byte* x,
                                                   int r0, float (&d)[kWidth / 2]) {
@@ -202,7 +192,7 @@ __global__ void __launch_bounds__(kStreamThreads, StreamStage<kRows>::kBlocks)
     } else {
       using Warpgroup = WarpgroupStage<kRows>;
       uint32_t w[kStreamInputs / 16][4];
-      Warpgroup::convert(weights, w);
+      f8_operand(weights, w);
 #pragma unroll
       for (int r0 = 0; r0 < kRows; r0 += Warpgroup::kWidth) {
         float d[Warpgroup::kWidth / 2];
