@@ -342,10 +342,10 @@ void EngineCore::finish_step(Plan plan) {
     if (planned.rows > 1 || read_prompt || ends_well || (!ahead && scheduler_->will_publish(planned)))
       complete_.push_back(&choice);
   }
-  if (speculator_ && !complete_.empty()) {
-    if (ahead) look_ahead_->set_aside();
-    speculator_->complete_entries(complete_);
-  }
+  if (speculator_ && !complete_.empty())
+    speculator_->complete_entries(complete_, [&] {
+      if (ahead) look_ahead_->set_aside();
+    });
   for (const Scheduler::Planned& planned : plan) {
     Choice& choice = *planned.choice;
     if (choice.sequence.computed < choice.sequence.prompt_size || choice.embeds.empty()) continue;

@@ -47,14 +47,21 @@ const ModelRunner::StepRows* ModelRunner::step_rows(const Sequence& s) const {
 void ModelRunner::keep_step_rows(const Sequence& s, int64_t begin, int64_t count, int64_t row) {
   if (limits_.hidden_ring == 0 || count < limits_.hidden_ring) return;
   const bool before = begin > 0 && s.ring_begin < begin;
-  if (before) backend_.copy_bytes(kept_[row_before(s)].data(), kept_[ring_row(s, begin - 1)].data(), kept_[0].bytes());
+  if (before) {
+    from_rows_.push_back(ring_row(s, begin - 1));
+    to_rows_.push_back(row_before(s));
+  }
   step_rows_[s.lane] = {steps_, begin, begin + count, row, before};
 }
 
-void ModelRunner::copy_step_rows(const Sequence& s, const Tensor& hidden) {
-  if (const StepRows* rows = step_rows(s); rows != nullptr)
-    backend_.copy_bytes(kept_[step_row(rows->row)].data(), hidden[rows->row].data(),
-                        (rows->end - rows->begin) * kept_[0].bytes());
+// Listed, so that the device copies them behind the step: nobody waits for it here.
+void ModelRunner::list_step_rows(const Sequence& s) {
+  const StepRows* rows = step_rows(s);
+  if (rows == nullptr) return;
+  for (int64_t row = rows->row; row < rows->row + rows->end - rows->begin; ++row) {
+    from_rows_.push_back(static_cast<int32_t>(row));
+    to_rows_.push_back(step_row(row));
+  }
 }
 
 // Rows of drafts took the places of the oldest ones, accepted or not.

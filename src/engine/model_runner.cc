@@ -365,16 +365,18 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
     keep_step_rows(*part.sequence, part.sequence->computed, count, row);
     row += count;
   }
+  copy_listed_rows(kept_, kept_);  // which the step overwrites
   const Tensor hidden = run_forward(step, taps);
   for (const Part& part : parts) {
     Sequence& s = *part.sequence;
-    copy_step_rows(s, hidden);
+    list_step_rows(s);
     s.computed += part.rows;
     if (s.source >= 0 && s.source != s.slot) slots_->release(s.source);
     s.source = s.slot;
     s.accepted = 0;
     ring_written(s, part.draft_count());
   }
+  copy_listed_rows(hidden, kept_);
   return hidden;
 }
 

@@ -240,7 +240,7 @@ class ModelRunner {
   ExecContext context(Taps* taps);
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void keep_step_rows(const Sequence& sequence, int64_t begin, int64_t count, int64_t row);
-  void copy_step_rows(const Sequence& sequence, const Tensor& hidden);
+  void list_step_rows(const Sequence& sequence);
   ops::VerifiedTokens verified(int64_t count) const;
   // Places in kept_rows_.
   int32_t ring_row(const Sequence& sequence, int64_t token) const;

@@ -258,12 +258,14 @@ Tensor Speculator::write(std::span<const Entries> entries, int64_t rows) {
   return runner_.draft(parts_, runner_.gather_hidden(hidden_), 0);
 }
 
-void Speculator::complete_entries(std::span<Choice* const> choices) {
+void Speculator::complete_entries(std::span<Choice* const> choices, const std::function<void()>& before_pass) {
   if (!uses_mtp()) return;
   const int64_t most_rows = runner_.limits().max_num_batched_tokens;
   entries_.clear();
   int64_t rows = 0;
+  bool first = true;
   const auto flush = [&] {
+    if (rows > 0 && std::exchange(first, false) && before_pass) before_pass();
     if (rows > 0) write(entries_, rows);
     entries_.clear();
     rows = 0;

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <optional>
 #include <span>
 #include <utility>
@@ -48,7 +49,8 @@ class Speculator {
   // After the step was launched: waits for drafts of which drafts_at was told. False: there are none.
   bool finish();
   // Writes the MTP entries [mtp_end, computed) of choices, as far as their hidden rows are there and drafts pay.
-  void complete_entries(std::span<Choice* const> choices);
+  // `before_pass` is called before the first pass, if there is one.
+  void complete_entries(std::span<Choice* const> choices, const std::function<void()>& before_pass = {});
   // The first `accepted` of the choice's drafts were.
   void observe(Choice& choice, int accepted);
   // How long a step took, from its launch to its tokens.
