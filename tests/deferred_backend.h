@@ -153,11 +153,9 @@ class DeferredBackend : public Base {
                  const Tensor& to_rows) override {
     later([=, this]() mutable { Base::copy_rows(ctx, from, from_rows, to, to_rows); });
   }
-  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override {
-    later([=, this]() mutable { Base::commit_slots(ctx, hidden, slots, batch); });
-  }
-  void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) override {
-    later([=, this]() mutable { Base::write_ring(ctx, hidden, ring, batch); });
+  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
+                    const Batch& batch) override {
+    later([=, this]() mutable { Base::commit_slots(ctx, hidden, slots, ring, batch); });
   }
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override {

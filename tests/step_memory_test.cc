@@ -41,7 +41,8 @@ class WatchedModel : public CausalLM {
   Tensor forward(ExecContext& ctx, const Batch& batch, ModelCaches& caches) const override {
     return watched(ctx, [&] {
       const Tensor hidden = model_.forward(ctx, batch, caches);
-      ops::commit_slots(ctx, hidden, caches.slots, batch);  // the runner does it again
+      Tensor ring;
+      ops::commit_slots(ctx, hidden, caches.slots, ring, batch);  // the runner does it again
       return hidden;
     });
   }

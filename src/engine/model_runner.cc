@@ -102,7 +102,8 @@ Workspace measure(const CausalLM& model, Backend& backend, const RunnerLimits& l
   batch.max_drafts = limits.pending_capacity;
   backend.plan(ctx, batch);
   const Tensor hidden = model.forward(ctx, batch, caches);
-  ops::commit_slots(ctx, hidden, caches.slots, batch);
+  Tensor ring;
+  ops::commit_slots(ctx, hidden, caches.slots, ring, batch);
   const int64_t rows = std::min(ModelRunner::kLogitRows, limits.max_num_batched_tokens);
   const Tensor index(nullptr, DType::kI32, {rows}, backend.device());
   model.logits(ctx, ops::gather_rows(ctx, hidden, index));
@@ -333,8 +334,7 @@ Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
   ExecContext ctx = context(taps);
   return run(ctx, step, RecordedSteps::kForward, nullptr, [&] {
     const Tensor rows = model_.forward(ctx, step.batch, caches_);
-    ops::commit_slots(ctx, rows, caches_.slots, step.batch);
-    if (limits_.hidden_ring > 0) ops::write_ring(ctx, rows, ring_, step.batch);
+    ops::commit_slots(ctx, rows, caches_.slots, ring_, step.batch);
     return rows;
   });
 }

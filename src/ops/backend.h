@@ -148,8 +148,8 @@ class Backend {
   virtual void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Tensor& slope, LightningState& state, const Tensor& accepted,
                                    const Batch& batch, Tensor& out) = 0;
-  virtual void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) = 0;
-  virtual void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) = 0;
+  virtual void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
+                            const Batch& batch) = 0;
   // experts; route and grouped_linear are called in a dry run as well, to allocate scratch in the workspace
   virtual void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
                      ops::Routing& out) = 0;

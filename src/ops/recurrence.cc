@@ -97,27 +97,22 @@ Tensor gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, c
   return out;
 }
 
-void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) {
+void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring, const Batch& batch) {
   const Scope scope("commit_slots");
   const Dims d = match_shapes("commit_slots", {{hidden, "T D", std::nullopt},
                                                {slots.N, "slots", DType::kI32},
                                                {slots.accepted, "slots", DType::kI32},
                                                {slots.hidden, "slots M1 D", hidden.dtype()}});
   CHECK_GE(d["M1"], 1);
+  if (!ring.empty())
+    match_shapes("commit_slots", {{hidden, "T D", std::nullopt},
+                                  {ring, "lanes R D", hidden.dtype()},
+                                  {batch.token_index, "T", DType::kI32},
+                                  {batch.row_sequence, "T", DType::kI32},
+                                  {batch.seq_len, "B", DType::kI32},
+                                  {batch.lane, "B", DType::kI32}});
   check_segments("commit_slots", batch, d["T"]);
-  if (!ctx.dry_run && !hidden.empty()) ctx.backend.commit_slots(ctx, hidden, slots, batch);
-}
-
-void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) {
-  const Scope scope("write_ring");
-  match_shapes("write_ring", {{hidden, "T D", std::nullopt},
-                              {ring, "lanes R D", hidden.dtype()},
-                              {batch.token_index, "T", DType::kI32},
-                              {batch.row_sequence, "T", DType::kI32},
-                              {batch.seq_len, "B", DType::kI32},
-                              {batch.active, "B", DType::kI32},
-                              {batch.lane, "B", DType::kI32}});
-  if (!ctx.dry_run && !hidden.empty()) ctx.backend.write_ring(ctx, hidden, ring, batch);
+  if (!ctx.dry_run && !hidden.empty()) ctx.backend.commit_slots(ctx, hidden, slots, ring, batch);
 }
 
 }  // namespace calandra::ops

@@ -59,12 +59,9 @@ Tensor gated_delta_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& z, c
 // rows. For segment s with c certain rows:  N[dst] = N[src] + (first segment ? accepted[src] : 0) + c  (N of the empty
 // state is 0), accepted[dst] = 0, hidden[dst][0] = the row of its last certain token (of src's row number accepted[src]
 // when c = 0), hidden[dst][1 + j] = the row of draft j.
-//   hidden [T, D], after the final norm
-void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch);
-
-// Keeps the last R rows of every active sequence, drafts included, each at the place of its token in the sequence's
-// ring:  ring[lane[b], token_index[t] mod R] = hidden[t]  for its rows t with token_index[t] >= seq_len[b] - R.
-//   hidden [T, D]   ring [lanes, R, D] as hidden, lanes may have a stride
-void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch);
+// The last R rows of every active sequence, drafts included, stay in its ring, each at the place of its token:
+// ring[lane[b], token_index[t] mod R] = hidden[t]  for its rows t with token_index[t] >= seq_len[b] - R.
+//   hidden [T, D], after the final norm   ring [lanes, R, D] as hidden, lanes may have a stride; empty: there are none
+void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring, const Batch& batch);
 
 }  // namespace calandra::ops

@@ -98,7 +98,8 @@ std::vector<HiddenRow> HashRig::step(const std::vector<RigPart>& parts, const Ch
   workspace_.reset();
   ExecContext ctx{backend_, workspace_, communicator_};
   const Tensor hidden = model.forward(ctx, batch, caches_);
-  ops::commit_slots(ctx, hidden, caches_.slots, batch);
+  Tensor ring;
+  ops::commit_slots(ctx, hidden, caches_.slots, ring, batch);
   return rows_of(hidden);
 }
 

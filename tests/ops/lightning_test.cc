@@ -72,7 +72,8 @@ class Slots {
           ops::lightning_attention(ctx, part(0), part(1), part(2), weights.slope, op, counts.accepted, batch),
           ops::lightning_mixer(ctx, x.slice(1, 0, 3 * HD), x.slice(1, 3 * HD, 4 * HD), weights, table, mixer,
                                counts.accepted, batch, d.out)};
-      ops::commit_slots(ctx, hidden, counts, batch);
+      Tensor ring;
+      ops::commit_slots(ctx, hidden, counts, ring, batch);
       return y;
     });
   }

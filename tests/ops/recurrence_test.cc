@@ -80,7 +80,8 @@ class Slots {
           ops::causal_conv1d_silu(ctx, qkv, weights.conv1d, conv, counts.accepted, batch),
           ops::gated_delta_rule(ctx, q, k, v, g, beta, delta, counts.accepted, batch),
           ops::gated_delta_mixer(ctx, qkv, z, b, a, weights, mixer_conv, mixer_delta, counts.accepted, batch)};
-      ops::commit_slots(ctx, hidden, counts, batch);
+      Tensor ring;
+      ops::commit_slots(ctx, hidden, counts, ring, batch);
       return y;
     });
   }
@@ -306,8 +307,9 @@ TEST_P(RecurrenceOps, RingsHaveTheLastRowOfEveryToken) {
                    memory = random(pool, dtype, {kLanes, R + 1, D}, 2),
                    before = random(pool, dtype, {kLanes, R + 1, D}, 2);
       Tensor ring = memory.slice(1, 0, R);
+      SlotCounts counts{pool.ints({0, 0, 0, 0, 0}), pool.ints({0, 0, 0, 0, 0}), pool.zeros(dtype, {5, 4, D})};
       tested.run([&](ExecContext& ctx) {
-        ops::write_ring(ctx, hidden, ring, batch);
+        ops::commit_slots(ctx, hidden, counts, ring, batch);
         return 0;
       });
       for (int lane = 0; lane < kLanes; ++lane)

@@ -123,8 +123,8 @@ class CudaBackend final : public Backend {
   void lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate, const ops::LightningWeights& weights,
                        const Tensor& table, LightningState& state, const Tensor& accepted, const Batch& batch,
                        Tensor& out) override;
-  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override;
-  void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) override;
+  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
+                    const Batch& batch) override;
   // experts
   void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
              ops::Routing& out) override;

@@ -4,8 +4,8 @@
 //                        memory.
 //   log_decay, l2_norm   one number, one head of a row a warp
 //   gated_delta_rule     device/recur.cuh; prompts in bf16: delta_chunks.h
-//   commit_slots         one block a sequence
-//   write_ring           one block a row, 16 bytes a thread where rows are aligned to that, two otherwise
+//   commit_slots         one block a sequence for its slots, behind those one a row for the rings; a follower. Bound by
+//                        latency.
 #include <algorithm>
 
 #include "backends/cuda/delta_chunks.h"
@@ -138,25 +138,54 @@ __global__ void __launch_bounds__(kThreads) l2_normed(Rows<const T> x, int64_t T
   for (int i = lane; i < D; i += kWarp) out[head * D + i] = __fmul_rn(to_float(in[i]), scale);
 }
 
+// from == nullptr: zeros. Several numbers are on their way at once, since the rows may be the same one.
+template <class T>
+__device__ __forceinline__ void copy_row(T* to, const T* from, int64_t D) {
+  constexpr int kTogether = 8;
+  for (int64_t i = threadIdx.x; i < D; i += kThreads * kTogether) {
+    T x[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j)
+      x[j] = from != nullptr && i + j * kThreads < D ? from[i + j * kThreads] : from_float<T>(0);
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j)
+      if (i + j * kThreads < D) to[i + j * kThreads] = x[j];
+  }
+}
+
+template <class T>
+struct Rings {
+  T* data;
+  int64_t lane_stride;
+  int R;
+  const int32_t *token_index, *row_sequence, *seq_len, *lane;
+};
+
+template <class T>
+__device__ void keep_in_ring(const SegmentedBatch& batch, const T* row, int t, const Rings<T>& ring, int64_t D) {
+  const int b = ring.row_sequence[t], index = ring.token_index[t];
+  if (batch.active[b] && index >= ring.seq_len[b] - ring.R)
+    copy_row(ring.data + ring.lane[b] * ring.lane_stride + index % ring.R * D, row, D);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    commit(SegmentedBatch batch, Rows<const T> hidden, int32_t* N, int32_t* accepted, T* kept, int M1, int64_t D) {
+    commit(SegmentedBatch batch, int sequences, Rows<const T> hidden, int32_t* N, int32_t* accepted, T* kept, int M1,
+           int64_t D, const __grid_constant__ Rings<T> ring) {
+  begin_as_follower();
   const int b = blockIdx.x;
+  if (b >= sequences) return keep_in_ring(batch, hidden[b - sequences], b - sequences, ring, D);
   if (!batch.runs(b)) return;
   const auto row_of = [&](int slot, int row) { return kept + (int64_t{slot} * M1 + row) * D; };
   for (int s = batch.first(b); batch.belongs(s, b); ++s) {
     const Segment segment = batch.at(s, b);
     const int certain = segment.drafts_begin - segment.begin, before = segment.src >= 0 ? N[segment.src] : 0;
-    for (int64_t i = threadIdx.x; i < D; i += kThreads) {
-      T first = from_float<T>(0);
-      if (certain > 0)
-        first = hidden[segment.drafts_begin - 1][i];
-      else if (segment.src >= 0)
-        first = row_of(segment.src, segment.folded)[i];
-      row_of(segment.dst, 0)[i] = first;
-      for (int t = segment.drafts_begin; t < segment.end && 1 + t - segment.drafts_begin < M1; ++t)
-        row_of(segment.dst, 1 + t - segment.drafts_begin)[i] = hidden[t][i];
-    }
+    const T* last = certain > 0        ? hidden[segment.drafts_begin - 1]
+                    : segment.src >= 0 ? row_of(segment.src, segment.folded)
+                                       : nullptr;
+    copy_row(row_of(segment.dst, 0), last, D);
+    for (int t = segment.drafts_begin; t < segment.end && 1 + t - segment.drafts_begin < M1; ++t)
+      copy_row(row_of(segment.dst, 1 + t - segment.drafts_begin), hidden[t], D);
     __syncthreads();  // N and accepted of src, which may be dst, have been read
     if (threadIdx.x == 0) {
       N[segment.dst] = before + segment.folded + certain;
@@ -164,23 +193,6 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
   }
-}
-
-struct RingArgs {
-  const int32_t *token_index, *row_sequence, *seq_len, *active, *lane;
-  int64_t lane_stride, width;  // in units
-  int R;
-};
-
-// U: the unit that is copied.
-template <class U>
-__global__ void __launch_bounds__(kThreads)
-    keep_last(Rows<const U> hidden, U* ring, const __grid_constant__ RingArgs a) {
-  begin_as_follower();
-  const int t = blockIdx.x, b = a.row_sequence[t], index = a.token_index[t];
-  if (!a.active[b] || index < a.seq_len[b] - a.R) return;
-  U* const to = ring + a.lane[b] * a.lane_stride + index % a.R * a.width;
-  for (int64_t i = threadIdx.x; i < a.width; i += kThreads) to[i] = hidden[t][i];
 }
 
 }  // namespace
@@ -278,39 +290,23 @@ void CudaBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const Tens
   });
 }
 
-void CudaBackend::commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) {
+void CudaBackend::commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
+                               const Batch& batch) {
   const SegmentedBatch segments(batch, slots.accepted);
+  const int64_t B = batch.sequences();
   on_type(hidden.dtype(), [&]<class T>(T) {
-    commit<T><<<static_cast<unsigned>(batch.sequences()), kThreads, 0, stream_of(ctx)>>>(
-        segments, rows_of<T>(hidden), slots.N.as<int32_t>(), slots.accepted.as<int32_t>(),
-        static_cast<T*>(slots.hidden.data()), static_cast<int>(slots.hidden.size(1)), hidden.size(1));
+    Rings<T> rings{};
+    if (!ring.empty())
+      rings = {static_cast<T*>(ring.data()),     ring.stride(0),
+               static_cast<int>(ring.size(1)),   batch.token_index.as<int32_t>(),
+               batch.row_sequence.as<int32_t>(), batch.seq_len.as<int32_t>(),
+               batch.lane.as<int32_t>()};
+    launch_follower(commit<T>, dim3(static_cast<unsigned>(B + (ring.empty() ? 0 : hidden.size(0)))), dim3(kThreads), 0,
+                    stream_of(ctx), segments, static_cast<int>(B), rows_of<T>(hidden), slots.N.as<int32_t>(),
+                    slots.accepted.as<int32_t>(), static_cast<T*>(slots.hidden.data()),
+                    static_cast<int>(slots.hidden.size(1)), hidden.size(1), rings);
   });
   launched(ctx, "commit_slots");
-}
-
-void CudaBackend::write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) {
-  const auto ints = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
-  const auto element = static_cast<int64_t>(size_of(hidden.dtype()));
-  const auto as = [&](auto unit) {
-    using U = decltype(unit);
-    const auto units = [&](int64_t elements) { return elements * element / static_cast<int64_t>(sizeof(U)); };
-    const RingArgs args{.token_index = ints(batch.token_index),
-                        .row_sequence = ints(batch.row_sequence),
-                        .seq_len = ints(batch.seq_len),
-                        .active = ints(batch.active),
-                        .lane = ints(batch.lane),
-                        .lane_stride = units(ring.stride(0)),
-                        .width = units(hidden.size(1)),
-                        .R = static_cast<int>(ring.size(1))};
-    launch_follower(keep_last<U>, dim3(static_cast<unsigned>(hidden.size(0))), dim3(kThreads), 0, stream_of(ctx),
-                    Rows<const U>{static_cast<const U*>(hidden.data()), units(hidden.stride(0))},
-                    static_cast<U*>(ring.data()), args);
-  };
-  if (hidden.size(1) * element % 16 == 0 && rows_aligned(hidden, 16) && rows_aligned(ring, 16))
-    as(uint4{});
-  else
-    as(uint16_t{});
-  launched(ctx, "write_ring");
 }
 
 }  // namespace calandra

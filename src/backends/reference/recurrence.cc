@@ -156,7 +156,8 @@ void ReferenceBackend::gated_delta_rule(ExecContext& ctx, const Tensor& q, const
   for_each_segment(batch, accepted, run, [&](int64_t t) { zero_row(out, t); });
 }
 
-void ReferenceBackend::commit_slots(ExecContext&, const Tensor& hidden, SlotCounts& slots, const Batch& batch) {
+void ReferenceBackend::commit_slots(ExecContext&, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
+                                    const Batch& batch) {
   int32_t* N = slots.N.as<int32_t>();
   const auto run = [&](const Segment& segment) {
     const int64_t certain = segment.drafts_begin - segment.begin;
@@ -174,9 +175,7 @@ void ReferenceBackend::commit_slots(ExecContext&, const Tensor& hidden, SlotCoun
     slots.accepted.as<int32_t>()[segment.dst] = 0;
   };
   for_each_segment(batch, slots.accepted, run, [](int64_t) {});
-}
-
-void ReferenceBackend::write_ring(ExecContext&, const Tensor& hidden, Tensor& ring, const Batch& batch) {
+  if (ring.empty()) return;
   const int64_t R = ring.size(1);
   for (int64_t t = 0; t < hidden.size(0); ++t) {
     const int32_t b = batch.row_sequence.as<int32_t>()[t], index = batch.token_index.as<int32_t>()[t];

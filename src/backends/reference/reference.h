@@ -64,8 +64,8 @@ class ReferenceBackend : public Backend {
                         Tensor& out) override;
   void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
                            LightningState& state, const Tensor& accepted, const Batch& batch, Tensor& out) override;
-  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, const Batch& batch) override;
-  void write_ring(ExecContext& ctx, const Tensor& hidden, Tensor& ring, const Batch& batch) override;
+  void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
+                    const Batch& batch) override;
   // experts
   void route(ExecContext& ctx, const Tensor& logits, const Tensor& bias, const ops::RouterOptions& options,
              ops::Routing& out) override;
