@@ -67,6 +67,13 @@ Ratio ratio_of(const Way& plain, const Way& with, double Logarithms::*time) {
   return {std::exp(sum / count), std::exp(sum / count - spread), std::exp(sum / count + spread)};
 }
 
+// Geometric mean over the sets, in milliseconds.
+double tpot_ms(const Way& way) {
+  double sum = 0;
+  for (const Logarithms& set : way.sets) sum += set.token_time;
+  return std::exp(sum / static_cast<double>(way.sets.size())) * 1e3;
+}
+
 // One answer of every sequence. `rounds`: how many count alike; 0: this one does not count.
 void run_round(Arm& arm, std::span<const BenchConversation> prompts, const Request& request, int64_t rounds,
                const std::function<void(Request&)>& change, std::vector<std::vector<int32_t>>& answers) {
@@ -145,6 +152,7 @@ void report(const Way& way, const Way& plain, int64_t batch, const Options& opti
                             {"speedup", wall.mean},
                             {"speedup_low", wall.low},
                             {"speedup_high", wall.high},
+                            {"tpot_ms", tpot_ms(way)},
                             {"tpot_speedup", tokens.mean},
                             {"tpot_speedup_low", tokens.low},
                             {"tpot_speedup_high", tokens.high},
@@ -156,12 +164,10 @@ void report(const Way& way, const Way& plain, int64_t batch, const Options& opti
                             {"accepted_tokens", way.accepted_tokens}});
     return;
   }
-  put("  {:>5}  {:<10} {:>9.1f} tok/s  {:.3f}x ({:.3f} to {:.3f})  TPOT {:.3f}x ({:.3f} to {:.3f})  CPU {:.3f}x "
-      "({:.3f} "
-      "to {:.3f})  {} steps, {} of {} "
-      "drafts\n",
-      batch, way.name, speed, wall.mean, wall.low, wall.high, tokens.mean, tokens.low, tokens.high, cpu.mean, cpu.low,
-      cpu.high, way.steps, way.accepted_tokens, way.draft_tokens);
+  put("  {:>5}  {:<10} {:>9.1f} tok/s  {:.3f}x ({:.3f} to {:.3f})  TPOT {:.3f} ms, {:.3f}x ({:.3f} to {:.3f})  "
+      "CPU {:.3f}x ({:.3f} to {:.3f})  {} steps, {} of {} drafts\n",
+      batch, way.name, speed, wall.mean, wall.low, wall.high, tpot_ms(way), tokens.mean, tokens.low, tokens.high,
+      cpu.mean, cpu.low, cpu.high, way.steps, way.accepted_tokens, way.draft_tokens);
   flush_output();
 }
 
