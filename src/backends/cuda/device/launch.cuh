@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include "backends/cuda/cuda_check.h"
+
 namespace calandra::cuda {
 
 constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
@@ -56,9 +58,9 @@ template <auto kKernel>
 void allow_shared(size_t bytes) {
   static thread_local int told = -1;  // the last device
   int device = -1;
-  cudaGetDevice(&device);
+  CUDA_CHECK(cudaGetDevice(&device));
   if (device == told) return;
-  cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   told = device;
 }
 
@@ -68,7 +70,7 @@ template <auto kKernel>
 int64_t resident_blocks(int threads) {
   static const int of_multiprocessor = [threads] {
     int blocks = 1;
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, 0);
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, 0));
     return blocks;
   }();
   return of_multiprocessor * kMultiprocessors;
