@@ -1,13 +1,13 @@
 // Rotary positions, paged attention and the attention of vision towers (ops/attention.h, ops/vision.h).
-//   rope_table, rope, store_kv   one number or pair a thread; bound by memory
+//   rope_table, rope, store_kv   one number or pair a thread; no shared memory; bound by memory
 //   paged_attention     bf16 on tensor cores: chunks of prompts by device/attend_queries.cuh, heads of more than 128
-//                       numbers by device/attend_wide.cuh, sequences of few rows by device/attend_few.cuh; f32 by
+//                       numbers by device/sm90_attend_wide.cuh, sequences of few rows by device/attend_few.cuh; f32 by
 //                       device/attend.cuh
 //   attention_mixer     few rows of few sequences: heads, keys and gate inside the kernels of paged_attention
 //   segment_attention   bf16 on tensor cores, f32 by device/attend.cuh
 #include "backends/cuda/device/attend_few.cuh"
 #include "backends/cuda/device/attend_queries.cuh"
-#include "backends/cuda/device/attend_wide.cuh"
+#include "backends/cuda/device/sm90_attend_wide.cuh"
 #include "backends/cuda/device/types.cuh"
 
 namespace calandra {
@@ -182,7 +182,7 @@ bool tiles_serve(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   return is_bf16(q) && is_bf16(out) && q.size(-1) <= 256 && alike && aligned(q) && aligned(k) && aligned(v);
 }
 
-// For attend_parts.
+// For attend_part.
 RangeScratch scratch_of_few(ExecContext& ctx, const AttendShape& shape, const Batch& batch) {
   return {ctx, shape, batch.max_seq_len, kFewRange, std::max<int64_t>(1, kMultiprocessors / shape.Hkv), kFewParts};
 }
@@ -208,9 +208,9 @@ void run_tiles(cudaStream_t stream, const Source& source, QueryTiles tiles, cons
   on_tile_width(q.size(2), [&](auto D) {
     if constexpr (D == kWideDim) {
       tiles.size = kWideQueries;
-      attend_wide(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads, shape, to);
+      run_attend_wide(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads, shape, to);
     } else {
-      attend_queries<D>(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads, shape, to);
+      run_attend_queries<D>(stream, source, tiles, rows_of<bf16_t>(q), q.size(0), key_heads, shape, to);
     }
   });
 }
@@ -290,15 +290,15 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
     }
     on_tile_width(Dh, [&](auto D) {
       if (scratch.split())
-        attend_parts<D>(stream_of(ctx), source, start, B, most_rows, shape.Hkv, rows_of<bf16_t>(q),
-                        TileShape{H, Dh, scale}, scratch.results());
+        run_attend_part<D>(stream_of(ctx), source, start, B, most_rows, shape.Hkv, rows_of<bf16_t>(q),
+                           TileShape{H, Dh, scale}, scratch.results());
       else
-        attend_few<D>(stream_of(ctx), source, start, B, most_rows, shape.Hkv, rows_of<bf16_t>(q),
-                      TileShape{H, Dh, scale}, static_cast<bf16_t*>(out.data()));
+        run_attend_few<D>(stream_of(ctx), source, start, B, most_rows, shape.Hkv, rows_of<bf16_t>(q),
+                          TileShape{H, Dh, scale}, static_cast<bf16_t*>(out.data()));
     });
     launched(ctx, "paged_attention");
     if (!scratch.split()) return;
-    join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, {}, output_of(out));
+    run_join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, {}, output_of(out));
     return launched(ctx, "paged_attention join");
   }
   on_type(q.dtype(), [&]<class T>(T) {
@@ -307,10 +307,10 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
       const PagedSource<T> source{Pages<T>(pages.k), Pages<T>(pages.v), PagedBatch(batch), first_keys(first_key),
                                   false};
       const HeadRows<T> queries{rows_of<T>(q), {nullptr, 0}};
-      attend_rows<E, kHeadsOfBlock, 0>(stream_of(ctx), source, queries, shape, scratch, aligned, output_of(out));
+      run_attend_rows<E, kHeadsOfBlock, 0>(stream_of(ctx), source, queries, shape, scratch, aligned, output_of(out));
       launched(ctx, "paged_attention");
       if (!scratch.split()) return;
-      join_ranges(stream_of(ctx), source, shape, scratch, {}, output_of(out));
+      run_join_ranges(stream_of(ctx), source, shape, scratch, {}, output_of(out));
       launched(ctx, "paged_attention join");
     });
   });
@@ -330,13 +330,13 @@ void CudaBackend::attention_mixer(ExecContext& ctx, const Tensor& q, const Tenso
     const RangeScratch scratch = scratch_of_few(ctx, shape, batch);
     if (scratch.split()) {
       on_tile_width(Dh, [&](auto D) {
-        attend_parts<D>(stream_of(ctx), source, batch.query_start.as<int32_t>(), batch.sequences(), batch.max_query_len,
-                        shape.Hkv, ProjectedHeads<bf16_t>(q, k, v, norm, table), TileShape{H, Dh, scale},
-                        scratch.results());
+        run_attend_part<D>(stream_of(ctx), source, batch.query_start.as<int32_t>(), batch.sequences(),
+                           batch.max_query_len, shape.Hkv, ProjectedHeads<bf16_t>(q, k, v, norm, table),
+                           TileShape{H, Dh, scale}, scratch.results());
       });
       launched(ctx, "attention_mixer");
       const Rows<const bf16_t> gates = gate.rank() != 0 ? rows_of<bf16_t>(gate) : Rows<const bf16_t>{};
-      join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, gates, output_of(out));
+      run_join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, gates, output_of(out));
       return launched(ctx, "attention_mixer join");
     }
   }
@@ -360,7 +360,7 @@ void CudaBackend::segment_attention(ExecContext& ctx, const Tensor& q, const Ten
       const bool aligned = lanes_aligned(k, Dh, E) && lanes_aligned(v, Dh, E);
       const SegmentSource<T> source{rows_of<T>(k), rows_of<T>(v), segment_start.as<int32_t>(), segments, Dh};
       const HeadRows<T> queries{rows_of<T>(q), {nullptr, 0}};
-      attend_rows<E, 1, 0>(stream_of(ctx), source, queries, shape, RangeScratch(), aligned, output_of(out));
+      run_attend_rows<E, 1, 0>(stream_of(ctx), source, queries, shape, RangeScratch(), aligned, output_of(out));
       launched(ctx, "segment_attention");
     });
   });

@@ -2,7 +2,7 @@
 // before the delta rule as one kernel, with the operations of its parts in recurrence.cu, then the rule with its norm.
 //   conv_and_gates   one channel of a sequence a thread: its window, its rows in order, then the windows and pending
 //                    inputs of the slots that its segments write; behind the channels' blocks one for the gates of the
-//                    sequence's rows. Bound by latency.
+//                    sequence's rows. No shared memory. Bound by latency.
 //   delta_decode     device/delta_decode.cuh
 // Both read slots before they wait for the kernel in front (device/pipeline.cuh): between two mixers of the same slots
 // there must be a product, as in every layer, or a kernel that is no follower.

@@ -1,8 +1,11 @@
 // Multi-head latent attention, absorbed (ops/latent_attention.h):
-//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; bf16 weights by device/head_products.cuh
+//   store_latents   one number a thread; bound by memory
+//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; bf16 weights by device/head_products.cuh, for
+//                   oracles others by a warp for each row of a head's weight
 //   attention       scores q_lat . c + q_pe . k_pe, then sum_u p_u c_u, [T, H, L] f32: bf16 of the releases' sizes by
 //                   device/attend_latents.cuh, others by device/attend.cuh, where a read of a latent serves four heads
 //   head_products   the values, W_UV of the sum
+// Kernels of this file have no shared memory.
 #include "backends/cuda/device/attend_latents.cuh"
 #include "backends/cuda/device/head_products.cuh"
 #include "backends/cuda/device/types.cuh"
@@ -179,7 +182,7 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
       const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
       const auto join = [&](const auto& source) {
         if (!scratch.split()) return;
-        join_ranges(stream_of(ctx), source, shape, scratch, {}, output_of(sum));
+        run_join_ranges(stream_of(ctx), source, shape, scratch, {}, output_of(sum));
         launched(ctx, "latent_attention join");
       };
       if (tiled) {
@@ -189,12 +192,12 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
                                static_cast<int>(H)};
         const auto q_lat = rows_of<float>(std::as_const(q));
         if (batch.max_query_len > source.batch.few_rows) {
-          attend_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe), T, scale, sum.as<float>());
+          run_attend_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe), T, scale, sum.as<float>());
           launched(ctx, "latent_attention tiles");
         }
-        attend_few_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe),
-                           std::min<int64_t>(batch.max_query_len, source.batch.few_rows), scale, scratch.results(),
-                           sum.as<float>());
+        run_attend_few_latents(stream_of(ctx), source, tiles, q_lat, rows_of<bf16_t>(q_pe),
+                               std::min<int64_t>(batch.max_query_len, source.batch.few_rows), scale, scratch.results(),
+                               sum.as<float>());
         launched(ctx, "latent_attention");
         join(LatentSource<bf16_t>{source.latent_pages, source.rope_pages, source.batch, first, true});
       } else {
@@ -207,8 +210,8 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
             const bool aligned = fits(pages.latent, L, E) && fits(pages.k_pe, R, kRope);
             const LatentSource<N> source{Pages<N>(pages.latent), Pages<N>(pages.k_pe), PagedBatch(batch), first, false};
             const HeadRows<float, N> queries{rows_of<float>(std::as_const(q)), rows_of<N>(q_pe)};
-            attend_rows<E, kHeadsOfBlock, kRope>(stream_of(ctx), source, queries, shape, scratch, aligned,
-                                                 output_of(sum));
+            run_attend_rows<E, kHeadsOfBlock, kRope>(stream_of(ctx), source, queries, shape, scratch, aligned,
+                                                     output_of(sum));
             launched(ctx, "latent_attention");
             join(source);
           });

@@ -1,8 +1,9 @@
 // Projections (ops/dense.h) and products with experts (ops/moe.h).
 //
 // bf16 activations with bf16 or f8 weights: few rows device/few_rows.cuh, 16 rows at a time, each weight read once for
-// them; many rows device/gemm.cuh and gemm_f8.cuh, up to 128 of them with f8 weights device/stream_f8.cuh. What follows
-// a product (a residual; of few rows and in stream_f8 SwiGLU) is done where its sum is.
+// them; many rows device/sm90_gemm.cuh and sm90_gemm_f8.cuh, up to 128 of them with f8 weights
+// device/sm90_stream_f8.cuh. What follows a product (a residual; of few rows and in stream_f8 SwiGLU) is done where its
+// sum is.
 //
 // Everything else (f32 activations, f32 and f16 weights, odd blocks of scales): one warp sums one output of up to four
 // rows, 32 inputs at a time. For oracles and small parts of a model.

@@ -1,10 +1,10 @@
-// Launches of device/gemm.cuh. The tile is chosen by how many there are; it changes no bit.
+// Launches of device/sm90_gemm.cuh. The tile is chosen by how many there are; it changes no bit.
 #include "backends/cuda/linear_gemm.h"
 
 #include <limits>
 
-#include "backends/cuda/device/gemm_f8.cuh"
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/sm90_gemm_f8.cuh"
 #include "backends/cuda/device/types.cuh"
 #include "backends/cuda/packed_rows.h"
 #include "backends/cuda/tensor_map.h"

@@ -1,10 +1,10 @@
-// The launch of device/gemm.cuh: products that share it are one launch.
+// The launch of device/sm90_gemm.cuh: products that share it are one launch.
 #pragma once
 
 #include <array>
 
 #include "backends/cuda/cuda_backend.h"
-#include "backends/cuda/device/gemm.cuh"
+#include "backends/cuda/device/sm90_gemm.cuh"
 
 namespace calandra::cuda {
 

@@ -1,4 +1,4 @@
-// Launches of device/stream_f8.cuh.
+// Launches of device/sm90_stream_f8.cuh.
 #include "backends/cuda/linear_stream.h"
 
 #include <limits>

@@ -1,8 +1,8 @@
-// The launch of device/stream_f8.cuh: products that share it are one launch.
+// The launch of device/sm90_stream_f8.cuh: products that share it are one launch.
 #pragma once
 
 #include "backends/cuda/cuda_backend.h"
-#include "backends/cuda/device/stream_f8.cuh"
+#include "backends/cuda/device/sm90_stream_f8.cuh"
 
 namespace calandra::cuda {
 

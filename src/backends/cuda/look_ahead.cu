@@ -1,5 +1,5 @@
 // Launches behind a step whose tokens the host does not know yet (ops/look_ahead.h). One thread for each token, row or
-// sequence: a launch's latency.
+// sequence, no shared memory: a launch's latency.
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/device/rows.cuh"
 

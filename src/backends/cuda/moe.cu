@@ -1,12 +1,14 @@
 // Mixture of experts (ops/moe.h) but its products, which are in linear.cu.
-//   route         one warp a row (device/route.cuh)
-//   moe_combine   one number a thread; bound by memory
+//   route         one warp a row, its scores in shared memory (device/route.cuh)
+//   moe_combine   one number a thread; no shared memory; bound by memory
 //   sparse_moe    few rows. What reads x is one launch (router, shared gate and up, shared gate); then route and the
 //                 experts' gate and up, of up to four tokens in one launch whose blocks each route for themselves; then
 //                 all products with D outputs and every sum, of up to eight tokens in one launch
-//                 (device/experts_down.cuh), else in two (join_outputs: four numbers a thread, bound by latency).
+//                 (device/experts_down.cuh), else in two.
 //                 Many rows: choices are sorted by expert once (moe_gemm.cu), and what lies between the products stays
 //                 in that order.
+//   join_outputs  the sums of sparse_moe: four numbers a thread; no shared memory; few rows are bound by latency, many
+//                 by memory, with three quarters of its speed (bench/results/cuda_prefill.md)
 #include "backends/cuda/device/experts_down.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/pipeline.cuh"

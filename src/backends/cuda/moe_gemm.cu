@@ -1,8 +1,8 @@
-// Products with experts of many rows (ops/moe.h): rows are sorted by expert and copied, then device/gemm.cuh.
+// Products with experts of many rows (ops/moe.h): rows are sorted by expert and copied, then device/sm90_gemm.cuh.
 //   sort_rows     one block: counts the rows of each expert, gives each expert its range, lists the tiles. The order of
 //                 an expert's rows is left to chance and changes no bit: a row's sums know nothing of other rows.
-//                 Bound by latency of atomics in shared memory: 2 for each row.
-//   gather_rows   a warp a row; bound by memory
+//                 Bound by latency of atomics in shared memory, a word for each expert: 2 for each row.
+//   gather_sorted a warp a row; no shared memory; bound by memory
 #include "backends/cuda/moe_gemm.h"
 
 #include "backends/cuda/device/reduce.cuh"

@@ -1,4 +1,4 @@
-// Products of many rows with their experts, by device/gemm.cuh.
+// Products of many rows with their experts, by device/sm90_gemm.cuh.
 #pragma once
 
 #include "backends/cuda/cuda_backend.h"

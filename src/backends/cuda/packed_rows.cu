@@ -1,4 +1,5 @@
-// NaNs of f8 weights (packed_rows.h). A warp has one block of a row's scales; bound by memory, once at the start.
+// NaNs of f8 weights (packed_rows.h). A warp has one block of a row's scales; no shared memory; bound by memory, once
+// at the start.
 #include "backends/cuda/packed_rows.h"
 
 #include "backends/cuda/device/reduce.cuh"

@@ -1,8 +1,8 @@
-// Causal convolution and the gated delta rule (ops/recurrence.h).
+// Causal convolution and the gated delta rule (ops/recurrence.h). No shared memory but in device/recur.cuh.
 //   causal_conv1d_silu   four neighbouring channels a thread, 16 to 64 rows in order; then one channel of a sequence a
 //                        thread for the windows and pending inputs, behind the rows, which read the old ones. Bound by
-//                        memory.
-//   log_decay, l2_norm   one number, one head of a row a warp
+//                        memory, with 30 % of its speed in prompts of 9B (bench/results/cuda_prefill.md).
+//   log_decay, l2_norm   one number a thread, one head of a row a warp; bound by memory
 //   gated_delta_rule     device/recur.cuh; prompts in bf16: delta_chunks.h
 //   commit_slots         one block a sequence for its slots, behind those one a row for the rings; a follower. Bound by
 //                        latency.

@@ -1,7 +1,9 @@
 // Ops of vision towers (ops/vision.h) but attention, which is in attention.cu.
-//   layer_norm      one block a row: mean, then the sum of squared differences, then the products; bound by memory
+//   layer_norm      one block a row: mean, then the sum of squared differences, then the products; 32 bytes of shared
+//                   memory for the sums of its 8 warps
 //   gelu            one number a thread
 //   weighted_rows   one number a thread, J reads of table rows
+// No shared memory elsewhere. Bound by memory.
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/types.cuh"
 

@@ -8,7 +8,7 @@
 // (online softmax, weights rounded to bf16 for the product); at the end of a range the warps' results are joined in
 // order. 210 kB of shared memory for D 256.
 //
-// With few sequences (attend_part_kernel) the 16 keys of each tile that belong to one of the 4 warps have a block of
+// With few sequences (attend_part) the 16 keys of each tile that belong to one of the 4 warps have a block of
 // their own in each range: it has all its keys under way at once, its warps have parts of the values, and what it
 // leaves in memory is joined by join_ranges. It can make its queries, and the keys and values of the step's own rows,
 // of what the projections left (device/projected_heads.cuh): older keys are then read before the wait for the kernel in
@@ -56,7 +56,7 @@ struct PartShared {
 };
 constexpr int64_t kNoKey = -1, kFresh = -2;  // kFresh: of a row of this step, not in its page yet
 
-// What a block of attend_part_kernel makes of projections: its queries and the keys of the step's rows, [fresh, to),
+// What a block of attend_part makes of projections: its queries and the keys of the step's rows, [fresh, to),
 // that are its own. Their values, too, but those before `from`, which nobody sees. A warp has a head.
 template <int D, class Source>
 __device__ __forceinline__ void bring_heads(const Source& source, const ProjectedHeads<bf16_t>& heads,
@@ -101,8 +101,8 @@ __device__ __forceinline__ void bring_heads(const Source& source, const Projecte
 // bf16_t>, whose keys are in their pages, or ProjectedHeads<bf16_t>.
 template <int D, class Source, class Queries>
 __global__ void __launch_bounds__(PartShared<D>::kThreads)
-    attend_part_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
-                       const __grid_constant__ Queries q, TileShape s, RangeResults results) {
+    attend_part(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
+                const __grid_constant__ Queries q, TileShape s, RangeResults results) {
   constexpr bool kProjected = std::is_same_v<Queries, ProjectedHeads<bf16_t>>;
   extern __shared__ __align__(16) std::byte few_shared[];
   using Shared = PartShared<D>;
@@ -200,8 +200,8 @@ __global__ void __launch_bounds__(PartShared<D>::kThreads)
 // Source as for attend_queries. blockIdx: key head and 16 queries, sequence.
 template <int D, class Source>
 __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
-    attend_few_kernel(const __grid_constant__ Source source, const int32_t* start, int G, int parts,
-                      Rows<const bf16_t> q, TileShape s, bf16_t* out) {
+    attend_few(const __grid_constant__ Source source, const int32_t* start, int G, int parts, Rows<const bf16_t> q,
+               TileShape s, bf16_t* out) {
   extern __shared__ __align__(16) std::byte few_shared[];
   using Shared = FewShared<D>;
   constexpr int kStride = Shared::kStride, kChunks = D / 8, kThreads = Shared::kThreads,
@@ -340,19 +340,21 @@ void launch_few(cudaStream_t stream, int threads, size_t bytes, int64_t blocks_o
 
 // Into `out`.
 template <int D, class Source>
-void attend_few(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
-                int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape, bf16_t* out) {
-  launch_few<attend_few_kernel<D, Source>>(stream, FewShared<D>::kThreads, sizeof(FewShared<D>), 1, source, start,
-                                           sequences, most_rows, key_heads, q, shape, out);
+void run_attend_few(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences,
+                    int64_t most_rows, int64_t key_heads, const Rows<const bf16_t>& q, const TileShape& shape,
+                    bf16_t* out) {
+  launch_few<attend_few<D, Source>>(stream, FewShared<D>::kThreads, sizeof(FewShared<D>), 1, source, start, sequences,
+                                    most_rows, key_heads, q, shape, out);
 }
 
 // Into `results`, for join_ranges.
 template <int D, class Source, class Queries>
-void attend_parts(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences, int64_t most_rows,
-                  int64_t key_heads, const Queries& q, const TileShape& shape, const RangeResults& results) {
-  launch_few<attend_part_kernel<D, Source, Queries>>(stream, PartShared<D>::kThreads, sizeof(PartShared<D>),
-                                                     results.ranges * results.parts, source, start, sequences,
-                                                     most_rows, key_heads, q, shape, results);
+void run_attend_part(cudaStream_t stream, const Source& source, const int32_t* start, int64_t sequences,
+                     int64_t most_rows, int64_t key_heads, const Queries& q, const TileShape& shape,
+                     const RangeResults& results) {
+  launch_few<attend_part<D, Source, Queries>>(stream, PartShared<D>::kThreads, sizeof(PartShared<D>),
+                                              results.ranges * results.parts, source, start, sequences, most_rows,
+                                              key_heads, q, shape, results);
 }
 
 }  // namespace calandra::cuda

@@ -31,8 +31,8 @@ struct LatentShared {
 // kFew: sequences that the source does not run; blockIdx: 64 queries, sequence, range if `results` has ranges.
 template <bool kFew, class Source>
 __global__ void __launch_bounds__(kLatentThreads, 1)
-    attend_latents_kernel(const __grid_constant__ Source source, QueryTiles tiles, Rows<const float> q,
-                          Rows<const bf16_t> q_rope, float softmax_scale, RangeResults results, float* out) {
+    attend_latents(const __grid_constant__ Source source, QueryTiles tiles, Rows<const float> q,
+                   Rows<const bf16_t> q_rope, float softmax_scale, RangeResults results, float* out) {
   extern __shared__ __align__(16) std::byte latent_shared[];
   LatentShared& shared = *reinterpret_cast<LatentShared*>(latent_shared);
   constexpr int kHalf = kLatent / 2;
@@ -241,9 +241,9 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
 }
 
 template <class Source>
-void attend_latents(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const float>& q,
-                    const Rows<const bf16_t>& q_rope, int64_t rows, float scale, float* out) {
-  constexpr auto kKernel = attend_latents_kernel<false, Source>;
+void run_attend_latents(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const float>& q,
+                        const Rows<const bf16_t>& q_rope, int64_t rows, float scale, float* out) {
+  constexpr auto kKernel = attend_latents<false, Source>;
   allow_shared<kKernel>(sizeof(LatentShared));
   kKernel<<<tiles.numbers(rows), kLatentThreads, sizeof(LatentShared), stream>>>(source, tiles, q, q_rope, scale,
                                                                                  RangeResults{}, out);
@@ -251,10 +251,10 @@ void attend_latents(cudaStream_t stream, const Source& source, const QueryTiles&
 
 // most_rows: of a sequence of few rows.
 template <class Source>
-void attend_few_latents(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const float>& q,
-                        const Rows<const bf16_t>& q_rope, int64_t most_rows, float scale, const RangeResults& results,
-                        float* out) {
-  constexpr auto kKernel = attend_latents_kernel<true, Source>;
+void run_attend_few_latents(cudaStream_t stream, const Source& source, const QueryTiles& tiles,
+                            const Rows<const float>& q, const Rows<const bf16_t>& q_rope, int64_t most_rows,
+                            float scale, const RangeResults& results, float* out) {
+  constexpr auto kKernel = attend_latents<true, Source>;
   allow_shared<kKernel>(sizeof(LatentShared));
   const dim3 grid(blocks_for(most_rows * tiles.heads, kTileQueries), static_cast<unsigned>(tiles.groups),
                   results.ranges > 0 ? static_cast<unsigned>(results.ranges) : 1);

@@ -6,7 +6,8 @@
 // arrive while the scores are computed and the next keys while the values are summed. Scores, maximum, sum and values
 // of a query stay in registers (online softmax in f32); weights are rounded to bf16 for the second product, their sum
 // is not. Keys that a query does not see take part with weight 0, which changes no bit: a query's result depends on its
-// keys alone, neither on the other rows nor on where the chunk was cut. Bound by the tensor cores.
+// keys alone, neither on the other rows nor on where the chunk was cut. Bound by the tensor cores,
+// with a fifth of the peak that only wgmma reaches (heads of 256, bench/results/cuda_prefill.md).
 #pragma once
 
 #include "backends/cuda/device/mma.cuh"
@@ -26,8 +27,8 @@ constexpr size_t attend_queries_bytes() {
 // not see.
 template <int D, class Source>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    attend_queries_kernel(const __grid_constant__ Source source, QueryTiles tiles, Rows<const bf16_t> q, TileShape s,
-                          bf16_t* out) {
+    attend_queries(const __grid_constant__ Source source, QueryTiles tiles, Rows<const bf16_t> q, TileShape s,
+                   bf16_t* out) {
   extern __shared__ __align__(16) std::byte attend_shared[];
   constexpr int kStride = D + kTilePadding, kChunks = D / 8;
   bf16_t* queries = reinterpret_cast<bf16_t*>(attend_shared);
@@ -111,10 +112,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 }
 
 template <int D, class Source>
-void attend_queries(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const bf16_t>& q,
-                    int64_t rows, int64_t key_heads, const TileShape& shape, bf16_t* out) {
+void run_attend_queries(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const bf16_t>& q,
+                        int64_t rows, int64_t key_heads, const TileShape& shape, bf16_t* out) {
   constexpr size_t kBytes = attend_queries_bytes<D>();
-  constexpr auto kKernel = attend_queries_kernel<D, Source>;
+  constexpr auto kKernel = attend_queries<D, Source>;
   allow_shared<kKernel>(kBytes);
   kKernel<<<dim3(tiles.numbers(rows), static_cast<unsigned>(key_heads)), kTileThreads, kBytes, stream>>>(source, tiles,
                                                                                                          q, shape, out);

@@ -1,5 +1,8 @@
-// The kernels around attend.cuh and their launches: one block per row, group of query heads and, with few rows, range.
-// Rows that a source skips are another kernel's.
+// The kernels around attend.cuh and their launches. Rows that a source skips are another kernel's.
+//   attend_rows   one block per row, group of query heads and, with few rows, range; shared memory as attend.cuh says
+//   join_ranges   one block per row, head and kAttendThreads values; no shared memory. Bound by the latency of its
+//   reads,
+//                 which are one after the other where there are many ranges.
 #pragma once
 
 #include <algorithm>
@@ -82,7 +85,7 @@ struct AttendShape {
   int64_t group() const { return H / Hkv; }
   // Blocks of one row.
   int64_t parts(int heads) const { return Hkv * ((group() + heads - 1) / heads); }
-  // Rows whose blocks of attend_kernel fill the device.
+  // Rows whose blocks of attend_rows fill the device.
   int64_t most_rows() const { return std::max<int64_t>(1, 2 * kMultiprocessors / parts(kHeadsOfBlock)); }
 };
 
@@ -122,7 +125,7 @@ class RangeScratch {
 
 template <class Source, class In, int E, int G, int X>
 __global__ void __launch_bounds__(kAttendThreads)
-    attend_kernel(Source source, In in, AttendShape s, RangeResults results, bool aligned, Output out) {
+    attend_rows(Source source, In in, AttendShape s, RangeResults results, bool aligned, Output out) {
   const int64_t row = blockIdx.x, chunks = (s.H / s.Hkv + G - 1) / G, head = blockIdx.y / chunks,
                 first = head * (s.H / s.Hkv) + blockIdx.y % chunks * G;
   if (source.skips(row)) return;
@@ -181,7 +184,7 @@ __global__ void __launch_bounds__(kAttendThreads)
 // bf16 rows [T, H D] whose sigmoid multiplies them, rounded as ops::sigmoid_mul does; null: none.
 template <int kParts, class Source>
 __global__ void __launch_bounds__(kAttendThreads)
-    join_kernel(Source source, AttendShape s, RangeResults results, Rows<const bf16_t> gate, Output out) {
+    join_ranges(Source source, AttendShape s, RangeResults results, Rows<const bf16_t> gate, Output out) {
   constexpr int kAhead = 8;  // a multiple of kParts
   let_next_grid_begin();
   const int64_t row = blockIdx.x, head = blockIdx.y, d = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x;
@@ -220,19 +223,19 @@ __global__ void __launch_bounds__(kAttendThreads)
 }
 
 template <int E, int G, int X, class Source, class In>
-void attend_rows(cudaStream_t stream, const Source& source, const In& in, const AttendShape& shape,
-                 const RangeScratch& scratch, bool aligned, Output out) {
+void run_attend_rows(cudaStream_t stream, const Source& source, const In& in, const AttendShape& shape,
+                     const RangeScratch& scratch, bool aligned, Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.parts(G)),
                   scratch.split() ? static_cast<unsigned>(scratch.results().ranges) : 1);
-  attend_kernel<Source, In, E, G, X>
+  attend_rows<Source, In, E, G, X>
       <<<grid, kAttendThreads, 0, stream>>>(source, in, shape, scratch.results(), aligned, out);
 }
 
 template <int kParts = 1, class Source>
-void join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
-                 Rows<const bf16_t> gate, Output out) {
+void run_join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
+                     Rows<const bf16_t> gate, Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
-  launch_follower(join_kernel<kParts, Source>, grid, dim3(kAttendThreads), 0, stream, source, shape, scratch.results(),
+  launch_follower(join_ranges<kParts, Source>, grid, dim3(kAttendThreads), 0, stream, source, shape, scratch.results(),
                   gate, out);
 }
 

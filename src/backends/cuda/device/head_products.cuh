@@ -28,8 +28,8 @@ constexpr size_t head_products_bytes() {
 // `row_stride`: numbers from row to row of a weight. kRows: 16 or 64.
 template <class X, int kRows>
 __global__ void __launch_bounds__(kProductThreads)
-    head_products_kernel(Rows<const X> x, const bf16_t* weight, int64_t head_stride, int64_t row_stride, int64_t T,
-                         int64_t N, int64_t K, Output out) {
+    head_tiles(Rows<const X> x, const bf16_t* weight, int64_t head_stride, int64_t row_stride, int64_t T, int64_t N,
+               int64_t K, Output out) {
   extern __shared__ __align__(16) std::byte product_shared[];
   constexpr bool kSplit = std::is_same_v<X, float>;
   constexpr int kColumns16 = kRows == 16 ? 1 : kProductOutputs / 16;  // 16 outputs each, of a warp
@@ -105,11 +105,11 @@ void run_head_tiles(cudaStream_t stream, const Rows<const X>& x, const bf16_t* w
                     int64_t row_stride, int64_t T, int64_t H, int64_t N, int64_t K, Output out) {
   const auto columns = static_cast<unsigned>(N / kProductOutputs), heads = static_cast<unsigned>(H);
   if (T <= 16) {
-    const auto kernel = head_products_kernel<X, 16>;
+    const auto kernel = head_tiles<X, 16>;
     kernel<<<dim3(columns, heads, 1), kProductThreads, head_products_bytes<X, 16>(), stream>>>(
         x, weight, head_stride, row_stride, T, N, K, out);
   } else {
-    constexpr auto kKernel = head_products_kernel<X, 64>;
+    constexpr auto kKernel = head_tiles<X, 64>;
     allow_shared<kKernel>(head_products_bytes<X, 64>());
     kKernel<<<dim3(columns, heads, blocks_for(T, 64)), kProductThreads, head_products_bytes<X, 64>(), stream>>>(
         x, weight, head_stride, row_stride, T, N, K, out);

@@ -6,12 +6,12 @@
 //   order     of a sum: 128 inputs in steps of 16, times their scale in f32, added to the sums of the blocks before
 //   memory    192 kB of shared memory: stages of 32, 48 or 80 kB
 //   bound by  the tensor cores, and shared memory, which at their peak has 64 bytes a cycle to give them and, with 256
-//             rows, 48 more to carry
+//             rows, 48 more to carry; half of their bf16 peak in prompts of 27B (bench/results/cuda_gemm.md)
 #pragma once
 
 #include "backends/cuda/device/f8_operand.cuh"
-#include "backends/cuda/device/gemm.cuh"
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/sm90_gemm.cuh"
 
 namespace calandra::cuda {
 

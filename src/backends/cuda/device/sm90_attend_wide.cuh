@@ -4,7 +4,8 @@
 // 64 at absolute positions: two tiles of keys and two of values are in shared memory beside the queries (192 kB), the
 // next while one is worked on. Scores, maximum, sum and values of a query stay in registers; what is said there of the
 // rounding of weights and of the bits of a query holds here too. While one warpgroup takes the exponentials, the other
-// one has the tensor cores, by which it is bound, and by the reads of shared memory.
+// one has the tensor cores, by which it is bound, and by the reads of shared memory: a third of the tensor cores' peak
+// in prompts of 8,192 tokens (bench/results/cuda_prefill.md).
 #pragma once
 
 #include "backends/cuda/device/query_tiles.cuh"
@@ -32,11 +33,10 @@ __device__ __forceinline__ int place_of_piece(int rows, int r, int c) {
 constexpr size_t kAttendWideBytes =
     1024 + wide_detail::kQueryBytes + 4 * wide_detail::kKeyBytes + 2 * sizeof(int64_t) * kTileKeys;
 
-// Source: as attend_queries_kernel has it. Heads of s.Dh <= 256 numbers, a multiple of 8.
+// Source: as attend_queries has it. Heads of s.Dh <= 256 numbers, a multiple of 8.
 template <class Source>
-__global__ void __launch_bounds__(kWideThreads, 1)
-    attend_wide_kernel(const __grid_constant__ Source source, QueryTiles tiles, Rows<const bf16_t> q, TileShape s,
-                       bf16_t* out) {
+__global__ void __launch_bounds__(kWideThreads, 1) attend_wide(const __grid_constant__ Source source, QueryTiles tiles,
+                                                               Rows<const bf16_t> q, TileShape s, bf16_t* out) {
   using namespace wide_detail;
   extern __shared__ std::byte memory[];
   std::byte* queries = memory + (1024 - shared_address(memory) % 1024) % 1024;
@@ -124,9 +124,9 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 }
 
 template <class Source>
-void attend_wide(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const bf16_t>& q,
-                 int64_t rows, int64_t key_heads, const TileShape& shape, bf16_t* out) {
-  constexpr auto kKernel = attend_wide_kernel<Source>;
+void run_attend_wide(cudaStream_t stream, const Source& source, const QueryTiles& tiles, const Rows<const bf16_t>& q,
+                     int64_t rows, int64_t key_heads, const TileShape& shape, bf16_t* out) {
+  constexpr auto kKernel = attend_wide<Source>;
   allow_shared<kKernel>(kAttendWideBytes);
   kKernel<<<dim3(tiles.numbers(rows), static_cast<unsigned>(key_heads)), kWideThreads, kAttendWideBytes, stream>>>(
       source, tiles, q, shape, out);

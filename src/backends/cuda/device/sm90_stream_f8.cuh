@@ -2,15 +2,15 @@
 // speed for any number of rows up to 128. The rows of x are the columns of the tensor cores' products here, so that few
 // of them waste little, and each weight is turned into bf16, exactly, once for all rows.
 //   work      a block has 128 outputs and a part of K; the blocks of the parts are a cluster. One thread copies tiles
-//   of
-//             W, of its scales and of x (TMA) into a ring of stages of 128 inputs. Each of eight warps has 16 outputs:
-//             up to 32 rows by products of its own (mma), more by those of a warpgroup (wgmma), weights in registers.
+//             of W, of its scales and of x (TMA) into a ring of stages of 128 inputs. Each of eight warps has 16
+//             outputs: up to 32 rows by products of its own (mma), more by those of a warpgroup (wgmma), weights in
+//             registers.
 //   order     of a sum: the products of 128 inputs, times their scale in f32, added to the blocks before; then the
-//   parts
-//             of K in order, through the shared memory of the cluster. How many parts there are depends on the sizes of
-//             the weights and on which kRows it is, and so do the bits.
+//             parts of K in order, through the shared memory of the cluster. How many parts there are depends on the
+//             sizes of the weights and on which kRows it is, and so do the bits.
 //   memory    two to four stages of 20 to 50 kB; two or three blocks share a multiprocessor, but with more than 64 rows
-//   bound by  the read of the weights; the first stages are read before the kernel in front has ended
+//   bound by  the read of the weights, with 60 % of the bandwidth for 32 rows and half for 64 (27B's gate and up,
+//             bench/results/cuda_small_kernels.md); the first stages are read before the kernel in front has ended
 #pragma once
 
 #include <cooperative_groups.h>
