@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/check.h"
 
@@ -26,6 +27,7 @@ constexpr double kMostTrialCost = 0.3;  // of the step: what is predicted to be 
 constexpr double kLeastCost = 0.01;     // of a plain step, for a probe or a trial: predictions are not exact
 constexpr double kMostSaved = 2;        // plain steps, so that probes come one by one
 constexpr double kMostCredit = 0.5;     // plain steps, for probes of sequences whose last one was accepted
+constexpr int kRoom = 64;       // choices without drafts, or without room for any, before it is wanted less, or again
 constexpr int kStands = 8;      // steps that a choice of no drafts stands for, twice as many if they read prompts
 constexpr int kMostProbes = 8;  // sequences probed together: a draft pass costs little more for several
 
@@ -171,6 +173,7 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
   }
   drafting_ = best_depth > 0;
   if (!drafting_) return;
+  since_drafts_ = 0;
   interest_ = 1;
   entry_seconds_ *= kKeepDrafted;
   drafted_seconds_ = kKeepDrafted * drafted_seconds_ + seconds(chosen_);
@@ -262,13 +265,26 @@ void DraftLength::pay_for_probes(std::span<const DraftCandidate> candidates, std
 bool DraftLength::fills(const StepShape& pass) {
   if (!options_.adaptive || !decided_) return true;
   const double cost = drafting_seconds({&pass, 1});
-  if (drafting_) {
-    entry_seconds_ += cost;
-    return true;
-  }
-  if (fill_seconds_ < cost) return false;
-  fill_seconds_ -= cost;
+  if (!drafting_ && fill_seconds_ < cost) return false;
+  filling_seconds_ += cost;
+  pay_for_filling(cost);
   return true;
+}
+
+void DraftLength::observe_filling(std::optional<double> seconds) {
+  const double predicted = std::exchange(filling_seconds_, 0);
+  if (seconds && decided_) pay_for_filling(*seconds - predicted);
+}
+
+void DraftLength::pay_for_filling(double seconds) {
+  if (drafting_)
+    entry_seconds_ += seconds;
+  else
+    fill_seconds_ -= seconds;
+}
+
+bool DraftLength::wants_room() const {
+  return !options_.adaptive || !decided_ || since_drafts_ < kRoom || without_room_ >= kRoom;
 }
 
 // No drafts stay the best for some steps, unless others can be had or something was learned of them: a choice costs as
@@ -277,6 +293,7 @@ bool DraftLength::fills(const StepShape& pass) {
 bool DraftLength::stands(std::span<const DraftCandidate> candidates, bool reads_prompts) {
   int64_t could_be = 0;
   for (const DraftCandidate& candidate : candidates) could_be += candidate.most_drafts;
+  without_room_ = could_be > 0 ? 0 : without_room_ + 1;
   const bool same = std::ssize(candidates) == idle_sequences_ && could_be == idle_drafts_;
   idle_sequences_ = std::ssize(candidates);
   idle_drafts_ = could_be;
@@ -299,6 +316,7 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
   if (step_correction_.guesses(plain_.step.rows)) return;
   fill_seconds_ += interest_ * kFillShare * plain_seconds_;
   decided_ = true;
+  ++since_drafts_;
   if (stands(candidates, reads_prompts)) {
     probe_seconds_ += interest_ * kProbeShare * plain_seconds_;
     if (!reads_prompts) trial_seconds_ += kTrialShare * plain_seconds_;

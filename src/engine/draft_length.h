@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -49,6 +50,13 @@ class DraftLength {
   // made, and else for a bounded share of time, so that some sequences show what drafts would be worth; a small one
   // once it is known that they do not pay.
   bool fills(const StepShape& pass);
+  // How long the host took over the passes since fills() said so; nothing, if that is no measure. On a device it is
+  // most of their time, as they are launched one by one, and more than their shapes tell.
+  void observe_filling(std::optional<double> seconds);
+
+  // Whether a step that also reads prompts is to keep rows for drafts, which the prompts then lack: while there were
+  // drafts lately, and now and then where no other steps show what they would be worth.
+  bool wants_room() const;
 
   // The last choice was no drafts, only to measure how long that takes.
   bool measures_plain() const { return measuring_plain_; }
@@ -84,6 +92,7 @@ class DraftLength {
   double seconds(const Plan& plan) const;
   void rank(std::span<const DraftCandidate> candidates);
   bool reaches_pass(int64_t rows) const;
+  void pay_for_filling(double seconds);
   double doubt(int64_t rows) const;
   void choose_best(std::span<const DraftCandidate> candidates, std::vector<int>& k);
   bool measure_plain();
@@ -106,7 +115,10 @@ class DraftLength {
   bool measuring_plain_ = false;  // in the last choice
   int64_t drafted_steps_ = 0;     // since drafts began
   int64_t next_plain_ = 0;        // how many of them there are before a step without
+  int64_t since_drafts_ = 0;      // choices since the last one with drafts,
+  int64_t without_room_ = 0;      // and how many of the last ones could have none
   double fill_seconds_ = 0;       // saved up for entries that no draft waits for
+  double filling_seconds_ = 0;    // predicted of those that were not measured yet
   double entry_seconds_ = 0;      // what they took while drafts were made,
   double drafted_seconds_ = 0;    // of so much time
   double probe_seconds_ = 0;      // saved up for probes

@@ -335,9 +335,9 @@ TEST(DraftLength, WhatIsKnownIsMeasuredLess) {
 }
 
 // Entries that no draft waits for are written while drafts pay, else now and then, and hardly ever where none is ever
-// accepted.
+// accepted, however much longer they take than their shapes tell.
 TEST(DraftLength, EntriesAreWrittenWhereDraftsPay) {
-  for (const double acceptance : {0.0, 0.9}) {
+  for (const auto& [acceptance, longer] : {std::pair(0.0, 1), {0.0, 20}, {0.9, 1}}) {
     const Machine machine = cpu(1, 1);
     DraftLength length(machine.target, machine.draft_pass,
                        {.speed = {machine.bytes_per_second, machine.flops_per_second}});
@@ -355,11 +355,13 @@ TEST(DraftLength, EntriesAreWrittenWhereDraftsPay) {
       length.observe_step(step, machine.step_seconds(step), length.measures_plain());
       if (k[0] > 0) length.observe_drafts(sequence, k[0], acceptance > 0 ? k[0] : 0);
       const bool fills = length.fills(prompt);
+      const double took = longer * length.drafting_seconds({&prompt, 1});
+      if (fills) length.observe_filling(took);
       if (i < (acceptance > 0 ? 100 : 100000)) continue;
       seconds += machine.step_seconds(step);
       if (!fills) continue;
       ++filled;
-      filling += length.drafting_seconds({&prompt, 1});
+      filling += took;
     }
     if (acceptance > 0) {
       EXPECT_GE(filled, 3890);  // but for trials
@@ -562,6 +564,34 @@ TEST(DraftLength, EntriesOfPromptsCountAgainstDrafts) {
       EXPECT_GE(filled, 600);
     else
       EXPECT_LE(filled, 60);
+  }
+}
+
+// Prompts leave rows to drafts that are made. Where none pay they do so only where nothing else would show it.
+TEST(DraftLength, RoomIsWantedForDraftsThatPay) {
+  const Machine machine = cpu(1, 1);
+  for (const bool pay : {false, true}) {
+    DraftLength length(machine.target, machine.draft_pass,
+                       {.most_drafts = 2, .speed = {machine.bytes_per_second, machine.flops_per_second}});
+    EXPECT_TRUE(length.wants_room()) << "nothing was decided yet";
+    measure(length, 1, machine.context);
+    SequenceAcceptance sequence;
+    std::vector<int> k;
+    const auto wanted = [&](int choices, int most_drafts) {
+      int count = 0;
+      for (int i = 0; i < choices; ++i) {
+        length.choose(std::vector<DraftCandidate>{{&sequence, machine.context, most_drafts, 0}}, false, k);
+        if (k[0] > 0) length.observe_drafts(sequence, k[0], pay ? k[0] : 0);
+        count += length.wants_room();
+      }
+      return count;
+    };
+    wanted(1000, 2);
+    EXPECT_EQ(wanted(100, 2), pay ? 100 : 0);
+    if (pay) continue;
+    EXPECT_EQ(wanted(63, 0), 0);
+    EXPECT_EQ(wanted(1, 0), 1);
+    EXPECT_EQ(wanted(1, 2), 0);
   }
 }
 

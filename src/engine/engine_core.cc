@@ -297,7 +297,7 @@ bool EngineCore::step() {
   encoder_budget_ = options_.encoder_budget;
   LookAhead::Launched* const launched = look_ahead_ && look_ahead_->pending() ? &look_ahead_->begin() : nullptr;
   const bool ahead = launched != nullptr && !launched->plan.empty();
-  const Plan plan = ahead ? Plan(launched->plan) : scheduler_->schedule();
+  const Plan plan = ahead ? Plan(launched->plan) : scheduler_->schedule(!speculator_ || speculator_->wants_room());
   if (plan.empty()) {
     const bool ended = !cancelled_.empty();  // a picture that could not be encoded
     end_cancelled();

@@ -153,14 +153,14 @@ bool Scheduler::grow(Choice& choice, int64_t tokens) {
   return true;
 }
 
-std::span<Scheduler::Planned> Scheduler::schedule() {
-  plan_step();
+std::span<Scheduler::Planned> Scheduler::schedule(bool room_for_drafts) {
+  plan_step(room_for_drafts);
   // Who ran alone may have lost its pages to its own pinned checkpoint; it starts again at once.
-  if (plan_.empty() && preempted_) plan_step();
+  if (plan_.empty() && preempted_) plan_step(room_for_drafts);
   return plan_;
 }
 
-void Scheduler::plan_step() {
+void Scheduler::plan_step(bool room_for_drafts) {
   drop_plan();
   preempted_ = false;
   int64_t budget = runner_.limits().max_num_batched_tokens;
@@ -170,7 +170,7 @@ void Scheduler::plan_step() {
     plan_.push_back({&choice, 1});
     --budget;
   }
-  plan_drafts();
+  plan_drafts(room_for_drafts);
   for (const Planned& planned : plan_) budget -= planned.most_drafts;
   int64_t reading = 0;
   for (const Choice* choice : running_) reading += !choice->decodes();
@@ -184,13 +184,16 @@ void Scheduler::plan_step() {
 // What decoding left, but never more than half of it while others read prompts.
 int64_t Scheduler::draft_budget(int64_t decoding) const {
   const int64_t budget = runner_.limits().max_num_batched_tokens - decoding;
-  return decoding < std::ssize(running_) || !waiting_.empty() ? budget / 2 : budget;
+  return others_than(decoding) ? budget / 2 : budget;
 }
 
+// Are there others than those that decode?
+bool Scheduler::others_than(int64_t decoding) const { return decoding < std::ssize(running_) || !waiting_.empty(); }
+
 // Drafts never take a page that is not free.
-void Scheduler::plan_drafts() {
-  if (options_.most_drafts == 0) return;
+void Scheduler::plan_drafts(bool beside_prompts) {
   int64_t left = std::ssize(plan_), budget = draft_budget(left);
+  if (options_.most_drafts == 0 || (!beside_prompts && others_than(left))) return;
   for (Planned& planned : plan_) {
     const Choice& choice = *planned.choice;
     Sequence& s = planned.choice->sequence;

@@ -64,8 +64,8 @@ class Scheduler {
     std::vector<ModelRunner::Cut> cuts = {};  // states that become checkpoints
     std::vector<bool> finite = {};            // of each cut; filled in by whoever runs the step
   };
-  // The next step. Empty when nobody can run.
-  std::span<Planned> schedule();
+  // The next step. Empty when nobody can run. `room_for_drafts`: also beside prompts.
+  std::span<Planned> schedule(bool room_for_drafts = true);
   // After forward: sources that were read are let go.
   void after_forward();
   // After the choices of a step took their tokens, with complete entries: states that it wrote for checkpoints enter
@@ -76,7 +76,7 @@ class Scheduler {
   bool reserve(Choice& choice, int64_t tokens);
   // Of a planned choice: will publish() share its pages, once it has run `more` tokens more?
   bool will_publish(const Planned& planned, int64_t more = 0) const;
-  // Rows that drafts of `decoding` choices may take.
+  // Rows that drafts of `decoding` choices may take, where they may have some.
   int64_t draft_budget(int64_t decoding) const;
 
   std::span<Choice* const> running() const { return running_; }
@@ -99,7 +99,7 @@ class Scheduler {
   std::optional<int32_t> take_slot(const Choice& choice);
   bool grow(Choice& choice, int64_t tokens);
   void drop_plan();
-  void plan_step();
+  void plan_step(bool room_for_drafts);
   void plan_rest(int64_t budget);
   void admit(int64_t& budget);
   bool start(Choice& choice, const PrefixMatch& match);
@@ -110,8 +110,9 @@ class Scheduler {
   void choose_cuts(Choice& choice, const PrefixMatch& match);
   void plan_prompt(Choice& choice, int64_t& budget, bool others);
   void plan_cuts();
-  void plan_drafts();
+  void plan_drafts(bool beside_prompts);
   std::span<const TokenKey> keys_of(Choice& choice, int64_t tokens);
+  bool others_than(int64_t decoding) const;
   int64_t pages_for(int64_t tokens) const;
 
   ModelRunner& runner_;

@@ -22,7 +22,8 @@ Speculator::Speculator(ModelRunner& runner, const SpeculativeConfig& config, con
       chains_(chains),
       length_(runner.model().step_cost(), pass_cost(runner.model(), config),
               {config.num_speculative_tokens, config.adaptive, first_guess(runner.backend().device())}),
-      timer_(runner, clock) {
+      timer_(runner, clock),
+      entry_timer_(runner, clock) {
   CHECK_LE(config.num_speculative_tokens, runner.limits().pending_capacity);
   CHECK(!uses_mtp() || runner.limits().hidden_ring > 0);
 }
@@ -270,6 +271,7 @@ void Speculator::complete_entries(std::span<Choice* const> choices, const std::f
     entries_.clear();
     rows = 0;
   };
+  entry_timer_.launch();
   for (Choice* choice : choices) {
     Entries left = entries_of(*choice, choice->sequence.computed);
     StepShape pass;
@@ -285,6 +287,7 @@ void Speculator::complete_entries(std::span<Choice* const> choices, const std::f
     }
   }
   flush();
+  if (!first) length_.observe_filling(entry_timer_.seconds());
 }
 
 }  // namespace calandra

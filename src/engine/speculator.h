@@ -42,6 +42,8 @@ class Speculator {
   Speculator(ModelRunner& runner, const SpeculativeConfig& config, const SamplingContext& context, const Clock& clock,
              bool chains);
 
+  // Whether a step that also reads prompts is to leave rows to drafts.
+  bool wants_room() const { return length_.wants_room(); }
   // The most drafts of a choice.
   int most_drafts() const { return config_.num_speculative_tokens; }
   // Chooses how many drafts each planned choice gets, and makes them: Choice::drafts, or drafts_at.
@@ -129,6 +131,7 @@ class Speculator {
   size_t started_ = 0;                        // positions whose drafts were started,
   size_t read_ = 0;                           // and read
   StepTimer timer_;                           // of the passes
+  StepTimer entry_timer_;                     // of those of complete_entries
   bool plain_ = false, plain_ahead_ = false;  // DraftLength::measures_plain of the step at hand, and the one behind
   std::vector<int32_t> tokens_, tokens_at_;   // of the entries of a pass ahead
   std::vector<StepShape> passes_;
