@@ -79,6 +79,7 @@ void bench_bailing(OpBench& bench, const bailing_v2_5::Config& c) {
   else
     bench_attention(bench, c.num_attention_heads, c.num_key_value_heads, c.head_dim);
   bench_norm(bench, D);
+  bench_sampler(bench, c.vocab_size);
   bench_mixture(bench, {D, c.num_experts, c.moe_intermediate_size, c.shared_intermediate_size}, c.router);
 }
 

@@ -67,6 +67,7 @@ void bench_qwen3_5(OpBench& bench, const qwen3_5::Config& c) {
   bench_delta(bench, c);
   bench_attention(bench, c.num_attention_heads, c.num_key_value_heads, c.head_dim);
   bench_norm(bench, D);
+  bench_sampler(bench, c.vocab_size);
   if (c.num_experts > 0)
     bench_mixture(bench, {D, c.num_experts, c.moe_intermediate_size, c.shared_expert_intermediate_size, true},
                   c.router);

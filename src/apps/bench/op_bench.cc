@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <random>
 #include <set>
 
 #include "apps/output.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "ops/sampling.h"
 #include "weights/dummy_weights.h"
 
 namespace calandra::apps {
@@ -170,6 +172,54 @@ void bench_linear(OpBench& bench, const char* what, int64_t N, int64_t K) {
       bench.run(name(rows), nullptr, {bytes, flops}, [&](ExecContext& ctx) { ops::linear(ctx, x, pack); });
     }
   }
+}
+
+// Logits as of a model that is sure of little: normally distributed. The roofline is one read of them.
+void bench_sampler(OpBench& bench, int64_t vocab_size) {
+  const struct {
+    const char* name;
+    void (*change)(ops::SamplingRow& row, ops::SamplingBatch& batch);
+  } kinds[] = {
+      {"greedy", [](ops::SamplingRow& row, ops::SamplingBatch&) { row.temperature = 0; }},
+      {"temperature", [](ops::SamplingRow&, ops::SamplingBatch&) {}},
+      {"top_k 50 top_p 0.95",
+       [](ops::SamplingRow& row, ops::SamplingBatch&) {
+         row.top_k = 50;
+         row.top_p = 0.95f;
+       }},
+      {"min_p 0.05 penalties logprobs 5",
+       [](ops::SamplingRow& row, ops::SamplingBatch& batch) {
+         row.min_p = 0.05f;
+         row.repetition_penalty = 1.1f;
+         row.num_logprobs = 5;
+         row.counts.begin = static_cast<int32_t>(batch.counts.size());
+         for (int32_t id = 0; id < 1000; ++id) batch.counts.push_back({7 * id, id % 3});
+         row.counts.end = static_cast<int32_t>(batch.counts.size());
+       }},
+  };
+  for (const int64_t rows : {1, 16, 64})
+    for (const auto& [kind, change] : kinds) {
+      const std::string name = fmt::format("sample {} [{}, {}]", kind, rows, vocab_size);
+      if (!bench.wants(name)) continue;
+      OperandMemory memory(bench.backend());
+      const Tensor logits = memory.zeros(DType::kF32, {rows, vocab_size});
+      std::vector<float> values(static_cast<size_t>(rows * vocab_size));
+      std::mt19937 random(1);
+      std::normal_distribution<float> normal(0, 3);
+      for (float& value : values) value = normal(random);
+      bench.backend().copy_bytes(logits.data(), values.data(), values.size() * sizeof(float));
+      ops::SamplingBatch batch;
+      for (int64_t i = 0; i < rows; ++i) {
+        ops::SamplingRow row;
+        row.logit_row = static_cast<int32_t>(i);
+        row.seed = static_cast<uint64_t>(i);
+        change(row, batch);
+        batch.rows.push_back(row);
+      }
+      ops::SamplingResult result;
+      bench.run(name, nullptr, {static_cast<double>(values.size() * sizeof(float)), 0},
+                [&](ExecContext& ctx) { ops::sample(ctx, logits, batch, result); });
+    }
 }
 
 void bench_norm(OpBench& bench, int64_t hidden_size) {
