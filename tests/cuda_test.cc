@@ -439,12 +439,13 @@ TEST_F(Cuda, DeltaRuleOfPrompts) {
   }
 }
 
-// The same of lightning attention, whose inputs and results are f32.
+// The same of lightning attention, whose inputs and results are f32: by tensor cores in a model of bf16, and as exactly
+// as f32 allows in one of f32.
 TEST_F(Cuda, LightningAttentionOfPrompts) {
   constexpr int64_t kH = 2, kD = 128, kSlots = 8, kM = 4;
   const Tensor slope = pool.zeros(DType::kF32, {kH});
   set_element(slope, 0, 0, 0.84f), set_element(slope, 1, 0, 0.004f);
-  const auto run = [&](OpRunner& on, const std::vector<SequenceStep>& steps) {
+  const auto run = [&](OpRunner& on, const std::vector<SequenceStep>& steps, DType activations) {
     LightningState state{random(pool, DType::kF32, {kSlots, kH, kD, kD}, 1),
                          random(pool, DType::kF32, {kSlots, kM, kH, kD}, 2),
                          random(pool, DType::kF32, {kSlots, kM, kH, kD}, 3)};
@@ -457,7 +458,7 @@ TEST_F(Cuda, LightningAttentionOfPrompts) {
         for (int64_t i = 0; i < x.size(1); ++i) set_element(x, row, i, noise(s.stream, t * 1024 + i));
     const auto part = [&](int i) { return x.slice(1, i * kH * kD, (i + 1) * kH * kD).view({batch.rows(), kH, kD}); };
     const Tensor y = on.run([&](ExecContext& ctx) {
-      return ops::lightning_attention(ctx, part(0), part(1), part(2), slope, state, accepted, batch);
+      return ops::lightning_attention(ctx, part(0), part(1), part(2), slope, state, accepted, batch, activations);
     });
     return Results{y, state.S, state.pending_k, state.pending_v};
   };
@@ -467,14 +468,18 @@ TEST_F(Cuda, LightningAttentionOfPrompts) {
       {.stream = 3, .first = 0, .segments = {20}, .slots = {5, 5}, .active = 0},
       {.stream = 4, .first = 0, .segments = {64}, .slots = {-1, 3}},
       {.stream = 5, .first = 0, .segments = {18}, .drafts = 2, .slots = {6, 6}}};
-  const Results got = run(*device, rich), want = run(reference, rich);
-  for (size_t i = 0; i < got.size(); ++i)
-    EXPECT_TRUE(close_to(got[i], want[i], {.c = 16, .reduction = 165 + kD}, "lightning_attention", "cuda")) << i;
-  const Results whole = run(*device, {{.stream = 1, .first = 0, .segments = {300}, .slots = {-1, 0}}});
-  for (const int cut : {64, 128, 256}) {
-    const Results parts = run(*device, {{.stream = 1, .first = 0, .segments = {cut, 300 - cut}, .slots = {-1, 7, 0}}});
-    EXPECT_EQ(row_bytes(parts[0]), row_bytes(whole[0])) << cut;
-    EXPECT_EQ(row_bytes(parts[1], 0, 1), row_bytes(whole[1], 0, 1)) << cut;
+  for (const auto& [activations, c] : {std::pair(DType::kBF16, 16.0), {DType::kF32, 4.0}}) {
+    const Results got = run(*device, rich, activations), want = run(reference, rich, activations);
+    for (size_t i = 0; i < got.size(); ++i)
+      EXPECT_TRUE(close_to(got[i], want[i], {.c = c, .reduction = 165 + kD}, "lightning_attention", "cuda")) << i;
+    const std::vector<SequenceStep> all = {{.stream = 1, .first = 0, .segments = {300}, .slots = {-1, 0}}};
+    const Results whole = run(*device, all, activations);
+    for (const int cut : {64, 128, 256}) {
+      const Results parts =
+          run(*device, {{.stream = 1, .first = 0, .segments = {cut, 300 - cut}, .slots = {-1, 7, 0}}}, activations);
+      EXPECT_EQ(row_bytes(parts[0]), row_bytes(whole[0])) << cut;
+      EXPECT_EQ(row_bytes(parts[1], 0, 1), row_bytes(whole[1], 0, 1)) << cut;
+    }
   }
 }
 

@@ -147,7 +147,7 @@ class Backend {
                                 Tensor& out) = 0;
   virtual void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Tensor& slope, LightningState& state, const Tensor& accepted,
-                                   const Batch& batch, Tensor& out) = 0;
+                                   const Batch& batch, DType activations, Tensor& out) = 0;
   virtual void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
                             const Batch& batch) = 0;
   // experts; route and grouped_linear are called in a dry run as well, to allocate scratch in the workspace

@@ -224,7 +224,8 @@ void Backend::lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor&
   const Tensor k_normed = with_norm ? ops::rms_norm(ctx, k, weights.k_norm, weights.eps, 0) : k;
   const Tensor q_rotated = weights.rope ? ops::rope(ctx, q_normed, table) : q_normed;
   const Tensor k_rotated = weights.rope ? ops::rope(ctx, k_normed, table) : k_normed;
-  const Tensor o = ops::lightning_attention(ctx, q_rotated, k_rotated, v, weights.slope, state, accepted, batch);
+  const Tensor o =
+      ops::lightning_attention(ctx, q_rotated, k_rotated, v, weights.slope, state, accepted, batch, out.dtype());
 
   const Tensor groups = o.view({T, G, W}), g_norm = weights.g_norm.view({G, W});
   Tensor gated = out.view({T, G, W});

@@ -7,7 +7,7 @@
 namespace calandra::ops {
 
 Tensor lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
-                           LightningState& state, const Tensor& accepted, const Batch& batch) {
+                           LightningState& state, const Tensor& accepted, const Batch& batch, DType activations) {
   const Scope scope("lightning_attention");
   const Dims d = match_shapes("lightning_attention", {{q, "T H Dk", DType::kF32},
                                                       {k, "T H Dk", DType::kF32},
@@ -19,7 +19,8 @@ Tensor lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, c
                                                       {accepted, "slots", DType::kI32}});
   check_segments("lightning_attention", batch, d["T"]);
   Tensor out = ctx.workspace.alloc(DType::kF32, v.shape());
-  if (!ctx.dry_run && !v.empty()) ctx.backend.lightning_attention(ctx, q, k, v, slope, state, accepted, batch, out);
+  if (!ctx.dry_run && !v.empty())
+    ctx.backend.lightning_attention(ctx, q, k, v, slope, state, accepted, batch, activations, out);
   return out;
 }
 

@@ -13,8 +13,10 @@ namespace calandra::ops {
 //   S <- lambda S + k_t v_t^T;   o_t = S^T q_t Dk^(-1/2)
 // Cutting a sequence into segments, steps, or drafts that are later accepted gives the same bits.
 //   q, k [T, H, Dk]   v [T, H, Dv] f32   slope [H] f32 > 0   returns [T, H, Dv] f32
+// `activations`: the type that the model keeps numbers in. A backend need not be more exact than bf16 deserves: its
+// products may be of numbers with 16 bits of mantissa.
 Tensor lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
-                           LightningState& state, const Tensor& accepted, const Batch& batch);
+                           LightningState& state, const Tensor& accepted, const Batch& batch, DType activations);
 
 struct LightningWeights {
   Tensor q_norm, k_norm;  // [Dk] f32, plain; absent: no norm

@@ -68,10 +68,10 @@ class Slots {
     const Tensor hidden = pool.zeros(DType::kF32, {T, 1});
     return on.run([&](ExecContext& ctx) {
       ctx.backend.plan(ctx, batch);
-      const Results y = {
-          ops::lightning_attention(ctx, part(0), part(1), part(2), weights.slope, op, counts.accepted, batch),
-          ops::lightning_mixer(ctx, x.slice(1, 0, 3 * HD), x.slice(1, 3 * HD, 4 * HD), weights, table, mixer,
-                               counts.accepted, batch, d.out)};
+      const Results y = {ops::lightning_attention(ctx, part(0), part(1), part(2), weights.slope, op, counts.accepted,
+                                                  batch, DType::kF32),
+                         ops::lightning_mixer(ctx, x.slice(1, 0, 3 * HD), x.slice(1, 3 * HD, 4 * HD), weights, table,
+                                              mixer, counts.accepted, batch, d.out)};
       Tensor ring;
       ops::commit_slots(ctx, hidden, counts, ring, batch);
       return y;
@@ -270,8 +270,9 @@ TEST_P(LightningOps, NumbersMadeByHand) {
     fill(state.S, 0, 0, NAN);
     const Tensor accepted = pool.ints({0});
     const Batch batch = batch_of(pool, {{.stream = 1, .first = 0, .segments = {3}, .slots = {-1, 0}}});
-    const Tensor y = tested.run(
-        [&](ExecContext& ctx) { return ops::lightning_attention(ctx, q, k, v, slope, state, accepted, batch); });
+    const Tensor y = tested.run([&](ExecContext& ctx) {
+      return ops::lightning_attention(ctx, q, k, v, slope, state, accepted, batch, DType::kF32);
+    });
     const Tensor want = wide({1, 1, 3.2130613f, 1.2130613f, 2.3166996f, 4.1036383f});
     EXPECT_TRUE(close_to(y, want, {.c = 8}, "lightning_attention", name()));
     const Tensor S = pool.zeros(DType::kF32, {D, D});
@@ -293,8 +294,9 @@ TEST_P(LightningOps, AFastDecayForgetsEverything) {
     for (int64_t i = 0; i < D; ++i) k[t].as<float>()[i] = 0;
   const Tensor accepted = pool.ints({0});
   const Batch batch = batch_of(pool, {{.stream = 1, .first = 0, .segments = {static_cast<int>(T)}, .slots = {-1, 0}}});
-  const Tensor y = tested.run(
-      [&](ExecContext& ctx) { return ops::lightning_attention(ctx, q, k, v, slope, state, accepted, batch); });
+  const Tensor y = tested.run([&](ExecContext& ctx) {
+    return ops::lightning_attention(ctx, q, k, v, slope, state, accepted, batch, DType::kF32);
+  });
   for (int64_t i = 0; i < D; ++i) {
     EXPECT_NE(element(y, 0, i), 0);
     EXPECT_EQ(element(y, T - 1, i), 0);

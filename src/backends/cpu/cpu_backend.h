@@ -107,7 +107,8 @@ class CpuBackend : public ReferenceBackend {
                          const ops::GatedDeltaWeights& weights, ConvState& conv, DeltaState& delta,
                          const Tensor& accepted, const Batch& batch, Tensor& out) override;
   void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
-                           LightningState& state, const Tensor& accepted, const Batch& batch, Tensor& out) override;
+                           LightningState& state, const Tensor& accepted, const Batch& batch, DType activations,
+                           Tensor& out) override;
   void lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Tensor& gate, const ops::LightningWeights& weights,
                        const Tensor& table, LightningState& state, const Tensor& accepted, const Batch& batch,
                        Tensor& out) override;

@@ -209,10 +209,10 @@ size_t CpuBackend::lightning_bytes(int threads) { return static_cast<size_t>(thr
 
 void CpuBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                      const Tensor& slope, LightningState& state, const Tensor& accepted,
-                                     const Batch& batch, Tensor& out) {
+                                     const Batch& batch, DType activations, Tensor& out) {
   if (!supported(state)) {
     note_slow("lightning_attention", "head_dim of a multiple of 16 up to 256");
-    return ReferenceBackend::lightning_attention(ctx, q, k, v, slope, state, accepted, batch, out);
+    return ReferenceBackend::lightning_attention(ctx, q, k, v, slope, state, accepted, batch, activations, out);
   }
   const GivenInputs inputs{q, k, v};
   LightningRun<GivenInputs>(lightning_, inputs, slope, state, accepted, batch, out.as<float>())

@@ -1,5 +1,5 @@
 // Lightning attention (ops/lightning.h): device/recur.cuh without its read before the write; prompts by
-// device/lightning_chunks.cuh.
+// device/lightning_chunks.cuh where activations are bf16.
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/lightning_chunks.cuh"
 #include "backends/cuda/device/types.cuh"
@@ -21,7 +21,7 @@ using namespace cuda;
 
 void CudaBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                       const Tensor& slope, LightningState& state, const Tensor& accepted,
-                                      const Batch& batch, Tensor& out) {
+                                      const Batch& batch, DType activations, Tensor& out) {
   const int H = static_cast<int>(q.size(1));
   const RecurShape shape{H,
                          H,
@@ -31,7 +31,7 @@ void CudaBackend::lightning_attention(ExecContext& ctx, const Tensor& q, const T
                          static_cast<float>(1 / std::sqrt(static_cast<double>(q.size(2))))};
   CHECK_LE(shape.Dk, 128);
   const SegmentedBatch segments(batch, accepted);
-  const bool chunked = !options_.deterministic && chunks_serve(q, k, v, shape, batch);
+  const bool chunked = !options_.deterministic && activations == DType::kBF16 && chunks_serve(q, k, v, shape, batch);
   const int B = static_cast<int>(batch.sequences());
   const RecurInputs<float> in{rows_of<float>(q),           rows_of<float>(k), rows_of<float>(v),
                               slope.as<float>(),           nullptr,           state.pending_k.as<float>(),

@@ -73,7 +73,8 @@ void CudaBackend::lightning_mixer(ExecContext& ctx, const Tensor& qkv, const Ten
     launched(ctx, "lightning heads");
   }
   const auto heads = [&](int64_t part) { return x.slice(1, part * H * D, (part + 1) * H * D).view({T, H, D}); };
-  const Tensor o = ops::lightning_attention(ctx, heads(0), heads(1), heads(2), weights.slope, state, accepted, batch);
+  const Tensor o =
+      ops::lightning_attention(ctx, heads(0), heads(1), heads(2), weights.slope, state, accepted, batch, out.dtype());
   if (ctx.dry_run) return;
   Tensor gated = out.view({T, G, W});
   gated_rms_norm(ctx, o.view({T, G, W}), gate.view({T, G, W}), weights.g_norm.view({G, W}), weights.eps,

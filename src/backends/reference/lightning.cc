@@ -34,7 +34,7 @@ struct LightningHead {
 
 void ReferenceBackend::lightning_attention(ExecContext&, const Tensor& q, const Tensor& k, const Tensor& v,
                                            const Tensor& slope, LightningState& state, const Tensor& accepted,
-                                           const Batch& batch, Tensor& out) {
+                                           const Batch& batch, DType, Tensor& out) {
   const int64_t H = q.size(1), Dk = q.size(2), Dv = v.size(2);
   const auto run = [&](const Segment& segment) {
     const auto row = [](const Tensor& x, int64_t t) { return x[t].as<float>(); };

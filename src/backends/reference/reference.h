@@ -63,7 +63,8 @@ class ReferenceBackend : public Backend {
                         const Tensor& beta, DeltaState& state, const Tensor& accepted, const Batch& batch,
                         Tensor& out) override;
   void lightning_attention(ExecContext& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& slope,
-                           LightningState& state, const Tensor& accepted, const Batch& batch, Tensor& out) override;
+                           LightningState& state, const Tensor& accepted, const Batch& batch, DType activations,
+                           Tensor& out) override;
   void commit_slots(ExecContext& ctx, const Tensor& hidden, SlotCounts& slots, Tensor& ring,
                     const Batch& batch) override;
   // experts
