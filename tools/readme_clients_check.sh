@@ -13,8 +13,8 @@ eval "$path_line"
 $serve_line &
 server=$!
 trap 'kill "$server"; wait "$server"' EXIT
-for _ in $(seq 100); do
-  (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null && break
+for _ in $(seq 300); do
+  curl --silent --fail --output /dev/null http://127.0.0.1:8000/health && break
   sleep 0.2
 done
 
