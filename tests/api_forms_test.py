@@ -11,6 +11,7 @@ import signal
 import sys
 import unittest
 
+import gtest_report
 from serve_harness import LONG, LONGEST, MODEL, ROOT, Server
 
 SCRIPTS = ROOT / 'tests' / 'scripted' / 'scripts.json'
@@ -394,4 +395,4 @@ class Ends(unittest.TestCase):
 
 if __name__ == '__main__':
     SCRIPTED = sys.argv.pop(1)
-    unittest.main()
+    sys.exit(gtest_report.main())

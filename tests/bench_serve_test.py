@@ -14,6 +14,7 @@ import tempfile
 import threading
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import MODEL, Server
 
@@ -282,4 +283,4 @@ class OddServers(unittest.TestCase):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
-    unittest.main()
+    sys.exit(gtest_report.main())

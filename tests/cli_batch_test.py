@@ -270,4 +270,4 @@ class CliBatch(CliCase):
 
 
 if __name__ == '__main__':
-    sys.exit(main(CliBatch))
+    sys.exit(main())

@@ -103,4 +103,4 @@ class CliBench(CliCase):
 
 
 if __name__ == '__main__':
-    sys.exit(main(CliBench))
+    sys.exit(main())

@@ -143,4 +143,4 @@ class CliChat(CliCase):
 
 
 if __name__ == '__main__':
-    sys.exit(main(CliChat))
+    sys.exit(main())

@@ -1,6 +1,4 @@
-"""What the tests of the command line share: runs of the built program on the demo models. With GTEST_OUTPUT=xml:FOLDER/ cases are
-written there as GoogleTest does.
-"""
+"""What the tests of the command line share: runs of the built program on the demo models."""
 import os
 import pathlib
 import shutil
@@ -9,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import unittest
-import xml.etree.ElementTree as ElementTree
+
+import gtest_report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, 'CALANDRA_DEMO_DIR': str(ROOT / 'demo'), 'CALANDRA_THREADS': '1', 'CALANDRA_BACKEND': 'cpu'}
@@ -66,29 +65,7 @@ class CliCase(unittest.TestCase):
         return model
 
 
-class XmlResult(unittest.TextTestResult):
-    """Keeps what a GoogleTest report says of each case."""
-    def __init__(self, *args, **more):
-        super().__init__(*args, **more)
-        self.cases = []
-
-    def stopTest(self, test):
-        case = ElementTree.Element('testcase', name=test.id().split('.')[-1], classname=type(test).__name__, status='run')
-        self.cases.append(case)
-        for broken, text in self.failures + self.errors:
-            if getattr(broken, 'test_case', broken) is test:
-                ElementTree.SubElement(case, 'failure', message=text)
-                break
-        super().stopTest(test)
-
-
-def main(cases):
-    """Runs the test cases of a class; the program is the first argument."""
-    Program.path = os.path.abspath(sys.argv[1])
-    result = unittest.TextTestRunner(resultclass=XmlResult, verbosity=1).run(unittest.defaultTestLoader.loadTestsFromTestCase(cases))
-    output = os.environ.get('GTEST_OUTPUT', '')
-    if output.startswith('xml:'):
-        suites = ElementTree.Element('testsuites')
-        ElementTree.SubElement(suites, 'testsuite', name=cases.__name__).extend(result.cases)
-        ElementTree.ElementTree(suites).write(os.path.join(output[4:], pathlib.Path(sys.argv[0]).stem + '.xml'))
-    return 0 if result.wasSuccessful() else 1
+def main():
+    """Runs the test cases; the program is the first argument."""
+    Program.path = os.path.abspath(sys.argv.pop(1))
+    return gtest_report.main()

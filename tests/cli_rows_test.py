@@ -128,4 +128,4 @@ class CliRows(CliCase):
 
 
 if __name__ == '__main__':
-    sys.exit(main(CliRows))
+    sys.exit(main())

@@ -364,4 +364,4 @@ class Cli(CliCase):
 
 
 if __name__ == '__main__':
-    sys.exit(main(Cli))
+    sys.exit(main())

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import CHECKS, LONG, LONGEST, MODEL, ROOT, Server
 
@@ -356,4 +357,4 @@ class Scripted(WithClients):
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
     SCRIPTED = [sys.argv.pop(1), str(SCRIPTS)]
-    unittest.main()
+    sys.exit(gtest_report.main())

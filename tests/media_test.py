@@ -22,6 +22,7 @@ import tempfile
 import unittest
 import zlib
 
+import gtest_report
 import serve_harness
 from serve_harness import ENVIRONMENT, MODEL, ROOT, Server
 
@@ -432,4 +433,4 @@ if __name__ == '__main__':
     if '--full' in sys.argv:
         FULL = True
         sys.argv.remove('--full')
-    unittest.main()
+    sys.exit(gtest_report.main())

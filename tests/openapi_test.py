@@ -11,6 +11,7 @@ import re
 import sys
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import MODEL, ROOT, Server, chat, completion
 
@@ -277,4 +278,4 @@ class Document(unittest.TestCase):
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
     SCRIPTED = sys.argv.pop(1)
-    unittest.main()
+    sys.exit(gtest_report.main())

@@ -11,6 +11,7 @@ import threading
 import time
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import ROOT, Server, completion
 
@@ -216,4 +217,4 @@ class Board(unittest.TestCase):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
-    unittest.main(verbosity=2)
+    sys.exit(gtest_report.main())

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import LONG, LONGEST, MODEL, ROOT, Server, chat, completion
 
@@ -352,4 +353,4 @@ class Admins(unittest.TestCase):
 if __name__ == '__main__':
     serve_harness.PROGRAM, SCRIPTED = sys.argv.pop(1), sys.argv.pop(1)
     STALLS = int(os.environ.get('CALANDRA_STALLS', STALLS))
-    unittest.main(verbosity=2)
+    sys.exit(gtest_report.main())

@@ -37,6 +37,16 @@ def make_certificate(folder):
     return certificate, key
 
 
+def model_with_template(template):
+    """A new folder with the demo model under this chat template."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix='calandra_template_'))
+    for file in (ROOT / 'demo' / 'demo-qwen3_5').iterdir():
+        if file.name != 'chat_template.jinja':
+            (folder / file.name).symlink_to(file)
+    (folder / 'chat_template.jinja').write_text(template)
+    return folder
+
+
 class Server:
     """A server on a free port; its log and its access lines are kept."""
 

@@ -13,13 +13,13 @@ import re
 import shutil
 import socket
 import sys
-import tempfile
 import unicodedata
 import unittest
 
+import gtest_report
 import serve_harness
 import server_faults_test as faults
-from serve_harness import MODEL, Server, chat, completion
+from serve_harness import MODEL, Server, chat, completion, model_with_template
 from server_faults_test import body_of, quantity
 
 # Templates that would not end, or would take all memory, of any such size N; and those that no reader may follow down to their end.
@@ -221,12 +221,8 @@ class Templates(unittest.TestCase):
     """C3: bombs in the template of the model itself."""
 
     def start(self, template):
-        folder = pathlib.Path(tempfile.mkdtemp(prefix='calandra_template_'))
+        folder = model_with_template(template)
         self.addCleanup(shutil.rmtree, folder)
-        for file in (serve_harness.ROOT / 'demo' / 'demo-qwen3_5').iterdir():
-            if file.name != 'chat_template.jinja':
-                (folder / file.name).symlink_to(file)
-        (folder / 'chat_template.jinja').write_text(template)
         return Server(str(folder), '--served-model-name', MODEL)
 
     def bodies(self, **kwargs):
@@ -270,4 +266,4 @@ if __name__ == '__main__':
     if '--full' in sys.argv:
         faults.FULL = True
         sys.argv.remove('--full')
-    unittest.main()
+    sys.exit(gtest_report.main())

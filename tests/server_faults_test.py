@@ -19,6 +19,7 @@ import threading
 import time
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import MODEL, Server, chat, completion
 from swarm import Client, Swarm, events_of, get, parse, post
@@ -583,4 +584,4 @@ if __name__ == '__main__':
     if '--full' in sys.argv:
         FULL = True
         sys.argv.remove('--full')
-    unittest.main()
+    sys.exit(gtest_report.main())

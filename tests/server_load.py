@@ -2,6 +2,7 @@
 """Loads of `serve` on the hash model, by hand: what a token costs the server, and a soak. Recorded in bench/results/server_load.md.
 
     server_load.py HASH_SERVER streams [STREAMS] [TOKENS]
+    server_load.py HASH_SERVER latency [STREAMS] [TOKENS] [MILLISECONDS]
     server_load.py HASH_SERVER queue [REQUESTS]
     server_load.py HASH_SERVER soak [REQUESTS]
     server_load.py HASH_SERVER beside [ROUNDS]
@@ -14,6 +15,7 @@ import random
 import re
 import socket
 import sys
+import tempfile
 import time
 
 import serve_harness
@@ -56,6 +58,57 @@ def streams(count=256, tokens=1000):
                   f'gaps between parts p50 {percentile(gaps, 0.5) * 1e3:.1f} ms, p99 {percentile(gaps, 0.99) * 1e3:.1f} ms', flush=True)
     finally:
         server.end()
+
+
+def token_arrivals(client):
+    """When the event with each token came whole; one event may have several."""
+    head, _, body = bytes(client.reply).partition(b'\r\n\r\n')
+    read, when = 0, []
+    for at, size in client.arrivals:
+        read += size
+        when.append((read, at))
+    times, place, part = [], len(head) + 4, 0
+    for event in re.finditer(rb'data: (\{.*\})\n\n', body):
+        while when[part][0] < place + event.end():
+            part += 1
+        for choice in json.loads(event[1])['choices']:
+            times += [when[part][1]] * len(choice.get('token_ids') or [])
+    return times
+
+
+def latency(count=256, tokens=1000, milliseconds=0):
+    """How long after the end of the step that made it a token is with its client. The end is the beginning of the next step, which
+    reads the token; of an answer's last token nothing is said. Clock and tokens of steps are told by hash_server itself, whose steps
+    sleep until so many milliseconds are over: without, they follow each other faster than the clients here can read."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = pathlib.Path(folder) / 'steps'
+        serve_harness.ENVIRONMENT |= {'HASH_SERVER_STEPS': str(steps), 'HASH_SERVER_STEP_SECONDS': str(milliseconds / 1e3)}
+        server = Server('--max-num-seqs', str(count), '--no-enable-prefix-caching')
+        try:
+            steps.open('r+').truncate()
+            first, length = 1000, 8  # each prompt begins with a token of its own
+            clients = [Client(post('/v1/completions', completion(prompt=[first + i] + [50] * (length - 1), max_tokens=tokens, ignore_eos=True, stream=True,
+                                                                 return_token_ids=True, seed=i, temperature=1.0))) for i in range(count)]
+            Swarm(server.port, count).run(clients)
+        finally:
+            server.end()
+        stream_of, ends = {}, [{} for _ in clients]  # of a lane; of each stream's tokens
+        for line in steps.read_text().splitlines():
+            clock, *sequences = line.split()
+            for lane, index, token in (map(int, sequence.split(':')) for sequence in sequences):
+                if index == 0:
+                    stream_of[lane] = token - first
+                elif index >= length:
+                    ends[stream_of[lane]][index - length] = float(clock)
+    added, whole_steps = [], []
+    for client, end in zip(clients, ends):
+        arrivals = token_arrivals(client)
+        assert len(arrivals) == tokens and len(end) == tokens - 1, (len(arrivals), len(end))
+        added += [arrivals[k] - end[k] for k in end]
+        whole_steps += [end[k + 1] - end[k] for k in range(tokens - 2)]
+    print(f'{count} streams, {len(added)} tokens: with the client p50 {percentile(added, 0.5) * 1e3:.2f} ms, p99 {percentile(added, 0.99) * 1e3:.2f} ms, '
+          f'at most {max(added) * 1e3:.2f} ms, at least {min(added) * 1e3:.2f} ms after the end of its step; a step takes '
+          f'p50 {percentile(whole_steps, 0.5) * 1e3:.2f} ms, p99 {percentile(whole_steps, 0.99) * 1e3:.2f} ms', flush=True)
 
 
 def queue(count=10_000):
@@ -216,4 +269,4 @@ def beside(rounds=6):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv[1]
-    {'streams': streams, 'queue': queue, 'soak': soak, 'beside': beside}[sys.argv[2]](*map(int, sys.argv[3:]))
+    {'streams': streams, 'latency': latency, 'queue': queue, 'soak': soak, 'beside': beside}[sys.argv[2]](*map(int, sys.argv[3:]))

@@ -9,6 +9,8 @@ import concurrent.futures
 import http.client
 import json
 import pathlib
+import re
+import shutil
 import signal
 import socket
 import ssl
@@ -17,10 +19,14 @@ import sys
 import tempfile
 import unittest
 
+import gtest_report
 import serve_harness
-from serve_harness import CHECKS, LONG, LONGEST, MODEL, Server, chat, completion, make_certificate
+from serve_harness import CHECKS, LONG, LONGEST, MODEL, ROOT, Server, chat, completion, make_certificate, model_with_template
 
-CHECKS_TO_SKIP = ('qwen_template',)  # the demo has a template of its own
+CHECKS_TO_SKIP = ('qwen_template',)  # the demo has a template of its own, which takes a chat without a user
+# As Qwen3.5's.
+REFUSES_WITHOUT_USER = ("{%- if not messages | selectattr('role', 'equalto', 'user') | list -%}"
+                        "{{- raise_exception('No user query found in messages.') -}}{%- endif -%}")
 
 
 class WithServer(unittest.TestCase):
@@ -38,8 +44,12 @@ class WithServer(unittest.TestCase):
         if not CHECKS.is_dir():
             self.skipTest('no recorded checks beside the repository')
         done = subprocess.run([sys.executable, str(CHECKS / 'run_checks.py'), *arguments], capture_output=True, text=True, timeout=540)
-        print(done.stdout.strip().splitlines()[-1], flush=True)
+        counts = done.stdout.strip().splitlines()[-1]
+        print(counts, flush=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for number, what in re.findall(r'(\d+) (passed|skipped)', counts):
+            gtest_report.record(self, f'recorded_checks_{what}', int(number))
+        return counts
 
     def test_recorded_checks(self):
         self.run_checks(f'http://127.0.0.1:{self.server.port}', '--skip', *CHECKS_TO_SKIP)
@@ -48,6 +58,17 @@ class WithServer(unittest.TestCase):
         server = Server('--api-key', 'secret')
         try:
             self.run_checks(f'http://127.0.0.1:{server.port}', '--checks', str(CHECKS / 'checks_auth.json'), '--model', MODEL, '--skip', *CHECKS_TO_SKIP)
+        finally:
+            server.end()
+
+    def test_recorded_check_of_a_chat_without_a_user(self):
+        template = (ROOT / 'demo' / 'demo-qwen3_5' / 'chat_template.jinja').read_text()
+        folder = model_with_template(REFUSES_WITHOUT_USER + template)
+        self.addCleanup(shutil.rmtree, folder)
+        server = Server(str(folder), '--served-model-name', MODEL)
+        try:
+            counts = self.run_checks(f'http://127.0.0.1:{server.port}', '--only', 'chat/error/no_user_message')
+            self.assertEqual(counts, '1 passed, 0 failed, 0 skipped')
         finally:
             server.end()
 
@@ -303,4 +324,4 @@ class Ends(unittest.TestCase):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
-    unittest.main()
+    sys.exit(gtest_report.main())

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import unittest
 
+import gtest_report
+
 TINY = {'hidden_size': 128, 'intermediate_size': 192, 'vocab_size': 9000, 'num_attention_heads': 2, 'num_key_value_heads': 1, 'head_dim': 64,
         'linear_key_head_dim': 32, 'linear_value_head_dim': 32, 'linear_num_key_heads': 2, 'linear_num_value_heads': 4, 'eos_token_id': 1,
         'rope_parameters': {'mrope_section': [3, 3, 2]}}
@@ -83,4 +85,4 @@ class Startup(unittest.TestCase):
 
 if __name__ == '__main__':
     PROGRAM, WRITER = sys.argv[1:3]
-    unittest.main(argv=sys.argv[:1] + sys.argv[3:])
+    sys.exit(gtest_report.main(sys.argv[3:]))

@@ -8,6 +8,7 @@ import json
 import sys
 import unittest
 
+import gtest_report
 import serve_harness
 from serve_harness import Server, chat
 
@@ -137,4 +138,4 @@ class ToolChoice(unittest.TestCase):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
-    unittest.main()
+    sys.exit(gtest_report.main())

@@ -14,6 +14,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import gtest_report
 import serve_harness
 from serve_harness import ROOT, Server
 
@@ -230,4 +231,4 @@ class Files(unittest.TestCase):
 
 if __name__ == '__main__':
     serve_harness.PROGRAM = sys.argv.pop(1)
-    unittest.main()
+    sys.exit(gtest_report.main())

@@ -3,7 +3,8 @@
 
     web_page_test.py PROGRAM SCRIPTED_SERVER [--shots FOLDER]
 
-Says "skipped" and exits with 77 where there is no browser. --shots keeps pictures of the page.
+Says "skipped" and exits with 77 where there is no browser. --shots keeps pictures of the page,
+light and dark.
 """
 import argparse
 import json
@@ -14,7 +15,6 @@ import signal
 import struct
 import sys
 import tempfile
-import threading
 import time
 import unittest
 import zlib
@@ -73,32 +73,6 @@ def red_png(path):
     path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 64, 64, 8, 2, 0, 0, 0)) +
                      chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
     return str(path)
-
-
-class Slowed:
-    """A server that runs a small part of the time, so that an answer lasts."""
-
-    def __init__(self, server):
-        self.pid = server.process.pid
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.run)
-
-    def run(self):
-        while not self.over.wait(0.001):
-            os.kill(self.pid, signal.SIGSTOP)
-            self.over.wait(0.4)
-            os.kill(self.pid, signal.SIGCONT)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def end(self):
-        self.over.set()
-        self.thread.join()
-
-    def __exit__(self, *_):
-        self.end()
 
 
 class Page(unittest.TestCase):
@@ -170,7 +144,9 @@ class Page(unittest.TestCase):
     def shot(self, name):
         if ARGUMENTS.shots:
             os.makedirs(ARGUMENTS.shots, exist_ok=True)
-            self.browser.save_screenshot(os.path.join(ARGUMENTS.shots, name + '.png'))
+            for scheme in ('dark', 'light'):
+                self.scheme(scheme)
+                self.browser.save_screenshot(os.path.join(ARGUMENTS.shots, f'{name}-{scheme}.png'))
 
     def scheme(self, value):
         self.browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': value}]})
@@ -254,7 +230,7 @@ class Page(unittest.TestCase):
         for scheme in ('light', 'dark'):
             self.scheme(scheme)
             ground[scheme] = self.browser.execute_script('return getComputedStyle(document.body).backgroundColor')
-            self.shot(scheme)
+        self.shot('markdown')
         self.assertNotEqual(ground['light'], ground['dark'])
         self.one('#theme').click()  # from automatic to light, whatever the system says
         self.assertEqual(self.browser.execute_script('return getComputedStyle(document.body).backgroundColor'), ground['light'])
@@ -299,7 +275,7 @@ class Page(unittest.TestCase):
         self.one('#open-status').click()
         self.assertTrue(self.one('#status').is_displayed())
 
-    def test_a_picture_is_sent_or_the_refusal_shown(self):
+    def test_a_picture_is_refused_by_a_model_of_text(self):
         self.one('#attach-file').send_keys(red_png(self.folder / 'red.png'))
         self.until(lambda: len(self.all('#attached img')) == 1, 'the attached picture')
         self.say('What is this?')
@@ -308,26 +284,59 @@ class Page(unittest.TestCase):
         self.until(lambda: self.one('.message.assistant .fault').text, 'the refusal of a model without pictures')
         self.shot('refused')
 
-    def test_the_server_goes_away_and_comes_back(self):
-        with Slowed(self.server) as slowed:
-            self.say('[[endless]]')
-            self.until(lambda: 'on and on' in self.answers()[0].text, 'the answer')
-            slowed.end()
-            self.server.process.kill()
-        port = self.server.port
-        self.server.end()
+    def test_a_picture_is_answered(self):
+        images = serve_harness.ROOT / 'demo' / 'demo-qwen3_5' / 'images'
+        case = json.loads((images / 'expected.json').read_text())['cases'][0]
+        server = Server()  # the demo model, which sees
         try:
+            self.browser.get(f'http://127.0.0.1:{server.port}/')
+            self.until(lambda: self.one('#model').text == serve_harness.MODEL, 'the model')
+            self.one('#open-settings').click()
+            self.one('#set-temperature').send_keys('0')
+            self.one('#settings .primary').click()
+            self.one('#attach-file').send_keys(str(images / case['file']))
+            self.until(lambda: len(self.all('#attached img')) == 1, 'the attached picture')
+            self.say(case['question'])
+            self.ended()
+            self.assertEqual(self.one('.message.assistant > .prose').text, case['output'])
+            shown = 'return arguments[0].complete && arguments[0].naturalWidth'
+            self.assertEqual(self.browser.execute_script(shown, self.one('.message.user img')), case['width'])
+            self.shot('picture')
+        finally:
+            server.end()
+
+    def test_the_server_goes_away_and_comes_back(self):
+        def start(port=0):
+            return Server(program=self.program, port=port, longest=serve_harness.LONGEST)  # whose endless answers last
+        self.server = start()
+        try:
+            self.open()
+            # It runs in slices, and not while the page is looked at, so that its answer is not at its end when it is killed.
+            os.kill(self.server.process.pid, signal.SIGSTOP)
+            self.say('[[endless]]')
+
+            def begun():
+                os.kill(self.server.process.pid, signal.SIGCONT)
+                time.sleep(0.01)
+                os.kill(self.server.process.pid, signal.SIGSTOP)
+                time.sleep(0.2)
+                return 'on and on' in self.answers()[0].text
+            self.until(begun, 'the answer')
+            self.server.process.kill()
+            self.server.end()
             self.until(lambda: 'does not answer' in self.one('#banner').text, 'that the server is away')
             self.until(lambda: 'cut off' in self.answers()[0].text, 'that the answer is broken')
             self.shot('away')
+            self.server = start(self.server.port)
+            self.until(lambda: 'is back' in self.one('#banner').text, 'that the server is back')
+            before = len(self.answers()[0].text)
+            self.one('.message.assistant button[aria-label="Continue the answer"]').click()
+            self.until(lambda: len(self.answers()[0].text) > before + 100, 'that it goes on')
+            self.one('#input').send_keys(Keys.ESCAPE)
+            self.ended()
+            self.assertFalse(self.one('.message.assistant .fault').is_displayed(), self.answers()[0].text[-300:])
         finally:
-            Page.server = Server(program=self.program, port=port)
-        self.until(lambda: 'is back' in self.one('#banner').text, 'that the server is back')
-        before = len(self.answers()[0].text)
-        self.one('.message.assistant button[aria-label="Continue the answer"]').click()
-        self.ended()
-        self.assertFalse(self.one('.message.assistant .fault').is_displayed(), self.answers()[0].text[-300:])
-        self.assertGreater(len(self.answers()[0].text), before + 100)
+            self.server.end()
 
     def test_keys_alone(self):
         self.assertEqual(self.browser.switch_to.active_element.get_attribute('id'), 'input')

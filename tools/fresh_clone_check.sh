@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows that a stranger's first commands work: makes a bare Debian 12 in a temporary folder, clones the committed tree into it,
-# installs make, git and ca-certificates, and runs `make run` and `make test` there as root.
-#   tools/fresh_clone_check.sh [COMMAND...]   COMMAND replaces the two make commands, for a quick look inside
+# installs README's first packages, and runs `make run`, `make test` and README's lines of the server and its clients there as root.
+#   tools/fresh_clone_check.sh [COMMAND...]   COMMAND replaces these three, for a quick look inside
 # Needs root and mmdebstrap. This machine's apt settings are used at run time, so that a mirror or proxy keeps working; they are
 # copied into the temporary system only. Everything is removed at the end (KEEP=1 keeps it).
 set -euo pipefail
@@ -53,8 +53,8 @@ inside() {
     chroot "$root" bash -c "$1" </dev/null
 }
 
-echo "=== make, git, ca-certificates"
-inside 'apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends make git ca-certificates' \
+echo "=== make, git, ca-certificates, curl"
+inside 'apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends make git ca-certificates curl' \
   >"$work/apt.log" 2>&1 || { tail -n 30 "$work/apt.log" >&2; exit 1; }
 
 echo "=== clone"
@@ -62,7 +62,7 @@ echo "=== clone"
 git clone --quiet --no-hardlinks "$repository" "$root/opt/calandra"
 git -C "$root/opt/calandra" log -1 --format='%h %s'
 
-commands=('make run' 'make test')
+commands=('make run' 'make test' tools/readme_clients_check.sh)
 [ $# -gt 0 ] && commands=("$@")
 for command in "${commands[@]}"; do
   echo "=== $command"

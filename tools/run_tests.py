@@ -3,7 +3,7 @@
 
     run_tests.py BUILD [arguments for ctest, such as -LE long]
 
-ctest counts programs; GoogleTest writes its cases as XML, which is summed here. Skipped cases are listed with their reason,
+ctest counts programs; GoogleTest, and Python tests by tests/gtest_report.py, write their cases as XML, which is summed here. Skipped cases are listed with their reason,
 and what the cases say that they compared (RecordProperty("logits_rows", n), a whole number) is summed for each program.
 """
 import collections
@@ -52,7 +52,7 @@ def main():
     if skipped:
         print('\nskipped:', *skipped, sep='\n')
     passed = cases - failed - len(skipped)
-    print(f'\n{programs} GoogleTest programs, {cases} cases: {passed} passed, {len(skipped)} skipped, {failed} failed '
+    print(f'\n{programs} programs of GoogleTest and Python, {cases} cases: {passed} passed, {len(skipped)} skipped, {failed} failed '
           f'({time.monotonic() - start:.0f} s)')
     print('TESTS PASSED' if status == 0 else 'TESTS FAILED')
     return 0 if status == 0 else 1

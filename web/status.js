@@ -68,7 +68,11 @@ function chart(name, value) {
 function positions(found) {
   const drafted = byPosition(found, 'calandra:spec_decode_num_draft_tokens_per_pos_total');
   const accepted = new Map(byPosition(found, 'vllm:spec_decode_num_accepted_tokens_per_pos_total').map((one) => [one.position, one.value]));
-  if (drafted.length === 0) return [make('p', 'muted', 'No drafts yet. They come with --speculative-config.')];
+  if (drafted.length === 0) {
+    const none = make('p', 'muted', 'No drafts yet. They come with ');
+    none.append(make('span', 'unbroken', '--speculative-config'), '.');
+    return [none];
+  }
   return drafted.map(({position, value}) => {
     const part = value > 0 ? (accepted.get(position) ?? 0) / value : 0;
     const row = make('div', 'bar-row');
