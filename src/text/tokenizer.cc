@@ -108,7 +108,7 @@ std::vector<int32_t> Tokenizer::encode(std::span<const TextPiece> pieces, bool a
 
 std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special) const {
   // NFC grows a text by less than three times.
-  if (text.text.size() >= UINT32_MAX / 4) throw UsageError("a text of 1 GiB or more cannot be tokenized");
+  if (text.text.size() >= UINT32_MAX / 8) throw UsageError("a text of 512 MiB or more cannot be tokenized");
   std::vector<int32_t> ids;
   PreTokenizer::Words words;
   Bpe::Scratch scratch;
