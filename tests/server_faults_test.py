@@ -624,18 +624,18 @@ class Ends(unittest.TestCase):
 
     def test_the_end_under_load(self):
         rng = random.Random(21)
-        bodies = [completion(prompt=WORDS[i % len(WORDS)], max_tokens=(1, 9, 40, 120, 290)[i % 5], ignore_eos=True) for i in range(30)]
+        bodies = [completion(prompt=WORDS[i % len(WORDS)], max_tokens=(1, 40, 290, 900, 1400)[i % 5], ignore_eos=True) for i in range(30)]
         server, alone = Server(), []
         for body in bodies:
             alone.append(told(*server.ask('/v1/completions', body)[::2], False))
         self.assertEqual(server.end(), 0)
         self.assertGreater(len(set(alone)), 20)
         whole = broken = 0
-        for i in range(quantity(4, 200)):
-            server = Server('--max-num-seqs', '4', '--shutdown-timeout', rng.choice(('0', '600')))
+        for i in range(quantity(8, 200)):
+            server = Server('--max-num-seqs', '4', '--shutdown-timeout', ('600', '0')[i % 2])
             chosen = [rng.randrange(len(bodies)) for _ in range(24)]
             clients = [Client(post('/v1/completions', {**bodies[j], 'stream': True})) for j in chosen]
-            signals = [threading.Timer(rng.random() * 0.3, server.process.send_signal, [signal.SIGTERM]) for _ in range(1 + i % 2)]
+            signals = [threading.Timer(rng.random() * 0.3, server.process.send_signal, [signal.SIGTERM]) for _ in range(1 + i // 2 % 2)]
             for one in signals:
                 one.start()
             Swarm(server.port, 8).run(clients)
