@@ -214,7 +214,7 @@ class DifferentForms(unittest.TestCase):
 
     def test_what_is_kept_has_an_end_and_no_disk(self):
         server = Server('--max-num-seqs', '16', '--disable-uvicorn-access-log', json_lines=False)
-        idle, written, count = server.resident_bytes(), self.bytes_written(server), quantity(300, 50_000)
+        idle, written, count = server.resident_bytes(), self.bytes_written(server), quantity(300, 80_000)
         for begin in range(0, count, 1000):
             clients = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=2, response_format={'type': 'json_schema', 'json_schema': {
                 'name': 'x', 'schema': {'enum': [f'{i}', i, [f'name {i}']]}}}))) for i in range(begin, min(begin + 1000, count))]

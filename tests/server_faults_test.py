@@ -600,7 +600,7 @@ class LargeBodies(WithServer):
     def test_long_texts_are_refused_with_their_count(self):
         limit = self.server.ok('/v1/models')['data'][0]['max_model_len']
         for word in 'word ', ' ', '中', 'x':
-            for mebibytes in 1, 15, 60:
+            for mebibytes in quantity((1, 3), (1, 15, 60)):
                 text = word * ((mebibytes << 20) // len(word.encode()))
                 kinds = (('/v1/completions', completion(prompt=text)), ('/v1/chat/completions', chat(messages=[{'role': 'user', 'content': text}])))
                 for path, body in kinds[:2 if mebibytes == 1 and word != ' ' else 1]:  # templates have their own limit, of 16 MiB, and drop spaces
