@@ -10,10 +10,21 @@ namespace {
 
 using namespace calandra;
 
+constexpr size_t kShort = 256;  // bytes of a text that is cut at every place, too
+
 ParsedAnswer parse(const AnswerParser::Options& options, std::string_view text, size_t every) {
   AnswerParser parser(options);
   ParsedAnswer answer;
   for (size_t at = 0; at < text.size(); at += every) answer.add(parser.add(text.substr(at, every)));
+  answer.add(parser.finish());
+  return answer;
+}
+
+ParsedAnswer parse_cut_at(const AnswerParser::Options& options, std::string_view text, size_t place) {
+  AnswerParser parser(options);
+  ParsedAnswer answer;
+  answer.add(parser.add(text.substr(0, place)));
+  answer.add(parser.add(text.substr(place)));
   answer.add(parser.finish());
   return answer;
 }
@@ -51,6 +62,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   const ParsedAnswer whole = parse(options, text, text.size() + 1);
   for (const size_t every : {1, 2, 7})
     if (!same(whole, parse(options, text, every))) std::abort();
+  if (text.size() <= kShort)
+    for (size_t place = 1; place < text.size(); ++place)
+      if (!same(whole, parse_cut_at(options, text, place))) std::abort();
   if (!is_utf8(text)) return 0;  // the engine's text always is
   for (const ParsedAnswer::ToolCall& call : whole.tool_calls) {
     boost::system::error_code failed;

@@ -1,5 +1,5 @@
-// Any bytes as an output form: schema, expression or grammar, by the first byte. What is not refused leads an answer to
-// its end: at each of 200 steps some token is allowed, and one that is allowed is taken.
+// Any bytes as an output form of the kind FORM; the first byte says whether a schema is strict. What is not refused
+// leads an answer to its end: at each of 200 steps some token is allowed, and one that is allowed is taken.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -23,15 +23,10 @@ std::vector<std::string> vocabulary() {
   return tokens;
 }
 
-OutputForm form_of(uint8_t kind, std::string text) {
-  switch (kind % 4) {
-    case 0:
-      return OutputForm::regex(text);
-    case 1:
-      return {.kind = OutputForm::Kind::kEbnf, .text = std::move(text)};
-    default:
-      return {.kind = OutputForm::Kind::kJsonSchema, .text = std::move(text), .strict = kind % 4 == 3};
-  }
+OutputForm form_of(uint8_t first, std::string text) {
+  constexpr auto kKind = OutputForm::Kind::FORM;
+  if (kKind == OutputForm::Kind::kRegex) return OutputForm::regex(text);
+  return {.kind = kKind, .text = std::move(text), .strict = (first & 1) != 0};
 }
 
 }  // namespace

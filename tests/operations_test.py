@@ -185,6 +185,18 @@ class Config(unittest.TestCase):
                 Server('--config', str(file))
 
 
+class Names(unittest.TestCase):
+    def test_a_name_may_have_a_slash(self):
+        server = Server('--served-model-name', 'org/name', '--served-model-name', 'other')
+        for path in '/v1/models/org/name', '/v1/models/org%2Fname', '/v1/models/org%2fname':
+            self.assertEqual(server.ok(path)['id'], 'org/name')
+        self.assertEqual(server.ok('/v1/models/other')['id'], 'other')
+        for path in '/v1/models/org', '/v1/models/org%252Fname', '/v1/models/org/name/':
+            self.assertEqual(server.ask(path)[0], 404, path)
+        self.assertEqual(server.ok('/v1/completions', completion(model='org/name', max_tokens=1))['model'], 'org/name')
+        self.assertEqual(server.end(), 0)
+
+
 class Board(unittest.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -8,12 +8,15 @@ Behind the server is the hash model (tests/hashsim): every answer that survives 
 mix-up of any state would change it. Nothing is asserted about time; loops that wait are bounded.
 """
 import base64
+import http.client
 import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -361,10 +364,32 @@ class Faults(WithServer):
                     self.assertEqual(got, status, (length, text[:300]))
                     if status == 400:
                         message = self.fault_of(got, text)['message']
-                        self.assertIn(str(limit), message)
+                        self.assertIn(f'length is {limit} tokens', message)
+                        self.assertIn(f'({length} in the prompt', message)
         self.assertEqual(self.server.ask('/v1/completions', completion(prompt='word ' * (12 << 18), max_tokens=1))[0], 400)  # 15 MiB
         for _ in range(quantity(1, 10)):
             self.assertEqual(int(self.server.raw(post('/v1/completions', b' ' * (60 << 20)))[9:12]), 413)
+
+    # H5
+
+    def test_a_line_without_end_is_not_read_to_its_end(self):
+        """A gibibyte, of which nobody takes more than what may be on its way: the request line, a field, a chunk's length."""
+        begun = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\n'
+        for begin, statuses in ((b'GET /', (431,)), (begun + b'A: ', (431,)), (begun, (431,)), (begun + b'Transfer-Encoding: chunked\r\n\r\n1;', (400, 431))):
+            resident = self.resident()
+            with socket.create_connection(('127.0.0.1', self.server.port), timeout=120) as one:
+                one.sendall(begin)
+                sent, part = len(begin), b'x' * (1 << 16)
+                try:
+                    while sent < 1 << 30:
+                        sent += one.send(part)
+                    self.fail('all of it was taken')
+                except ConnectionError:
+                    pass
+            print(f'{begin[-8:]}: {sent >> 10} KiB could be sent', flush=True)
+            self.assertLess(self.resident() - resident, 1 << 20, begin)
+            reply = self.server.raw(begin + b'x' * (1 << 20))
+            self.assertIn(int(reply[9:12]), statuses)
 
     # H9
 
@@ -496,7 +521,7 @@ class Faults(WithServer):
         for i in range(quantity(1000, 100_000)):
             odd = (names[i % len(names)] + str(rng.randrange(10**9))).encode()
             head = b'%s /%s HTTP/1.1\r\nHost: x\r\nX-%d: y\r\nX-Request-Id: %s\r\nUser-Agent: %s\r\nConnection: close\r\n' % (
-                (b'GET', b'POST', b'PURGE%d' % i, b'OPTIONS')[i % 4], odd.replace(b' ', b''), i, odd, odd)
+                (b'GET', b'POST', b'PURGE%d' % i, b'OPTIONS')[i % 4], odd.replace(b' ', b''), i, odd, odd) + b'Authorization: Bearer secret-key\r\nX-Api-Key: secret-key\r\n'
             body = json.dumps({'model': odd.decode(), 'prompt': 'secret-prompt'}).encode() if i % 4 == 1 else b''
             if i % 8 == 1:
                 head = head.replace(b'/' + odd.replace(b' ', b''), b'/v1/completions', 1)
@@ -510,7 +535,8 @@ class Faults(WithServer):
         self.assertEqual(series(), before)
         raw = pathlib.Path(self.server.access_path).read_bytes()
         self.assertGreaterEqual(len(self.server.access()) - lines, len(clients))
-        self.assertNotIn(b'secret-prompt', raw + self.server.log().encode())
+        for secret in b'secret-prompt', b'secret-key':
+            self.assertNotIn(secret, raw + self.server.log().encode())
         for text in (raw.decode('utf-8'), self.server.log()):
             self.assertFalse([c for c in text if c != '\n' and (ord(c) < 32 or ord(c) in (0x7f, 0x2028, 0x2029, 0x202e))])
 
@@ -519,17 +545,39 @@ class TextLogs(unittest.TestCase):
     """C8 where access lines are texts of the log."""
 
     def test_a_line_is_a_line(self):
-        server = Server(json_lines=False)
+        server = Server('--api-key', 'secret-key', json_lines=False)
         odd = ('%0a%0dfaked', '%1b%5b31m', '%e2%80%a8', '%e2%80%ae', '%7f', '%ff%fe', '"', '%5c')
         before = len(server.log().splitlines())
         for path in odd:
             server.ask(f'/{path}')
-            server.ask('/v1/completions', {'model': path, 'prompt': 'secret-prompt'}, headers={'X-Request-Id': path, 'User-Agent': path})
+            for key, status in ('secret-key', 404), ('secret-key-of-others', 401):
+                got, _, text = server.ask('/v1/completions', {'model': path, 'prompt': 'secret-prompt'},
+                                          headers={'X-Request-Id': path, 'User-Agent': path, 'Authorization': f'Bearer {key}'})
+                self.assertEqual(got, status)
+                self.assertNotIn(b'secret-key', text)
         text = pathlib.Path(server.log_path).read_bytes().decode('utf-8')
         self.assertEqual(server.end(), 0)
-        self.assertEqual(len(text.splitlines()) - before, 2 * len(odd))
+        self.assertEqual(len(text.splitlines()) - before, 3 * len(odd))
         self.assertFalse([c for c in text if c != '\n' and (ord(c) < 32 or ord(c) in (0x7f, 0x2028, 0x2029, 0x202e))])
-        self.assertNotIn('secret-prompt', text)
+        for secret in 'secret-prompt', 'secret-key':
+            self.assertNotIn(secret, text)
+
+
+    def test_a_log_that_nobody_reads_ends_nothing(self):
+        process = subprocess.Popen([serve_harness.PROGRAM, 'serve', '--port', '0', '--max-model-len', '2048', '--json'],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=serve_harness.ENVIRONMENT)
+        found = None
+        while not found:
+            found = re.search(rb'serving .* on http://\S+:(\d+)', process.stderr.readline())
+        process.stdout.close()
+        process.stderr.close()
+        for _ in range(3):
+            connection = http.client.HTTPConnection('127.0.0.1', int(found.group(1)), timeout=120)
+            connection.request('POST', '/v1/completions', json.dumps(completion(max_tokens=2)))
+            self.assertEqual(connection.getresponse().status, 200)
+            connection.close()
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(120), 0)
 
 
 class WithQueue(WithServer):
@@ -546,28 +594,69 @@ class WithQueue(WithServer):
         self.assertLess(self.resident() - resident, 1 << 30)
 
 
+class LargeBodies(WithServer):
+    """H8 where bodies of 60 MiB may come."""
+    FLAGS = (*WithServer.FLAGS, '--max-body-bytes', str(64 << 20))
+
+    def test_long_texts_are_refused_with_their_count(self):
+        limit = self.server.ok('/v1/models')['data'][0]['max_model_len']
+        for word in 'word ', ' ', '中', 'x':
+            for mebibytes in quantity((1, 3), (1, 15, 60)):
+                text = word * ((mebibytes << 20) // len(word.encode()))
+                kinds = (('/v1/completions', completion(prompt=text)), ('/v1/chat/completions', chat(messages=[{'role': 'user', 'content': text}])))
+                for path, body in kinds[:2 if mebibytes == 1 and word != ' ' else 1]:  # templates have their own limit, of 16 MiB, and drop spaces
+                    data = json.dumps(body, ensure_ascii=False).encode()
+                    with socket.create_connection(('127.0.0.1', self.server.port), timeout=300) as one:
+                        one.sendall(post(path, data))
+                        sent, reply = time.monotonic(), b''
+                        while part := one.recv(1 << 16):
+                            reply += part
+                        seconds = time.monotonic() - sent
+                    status, _, text_of_fault = parse(reply)
+                    self.assertEqual(status, 400)
+                    message = self.fault_of(status, text_of_fault)['message']
+                    self.assertIn(f'length is {limit} tokens', message)
+                    self.assertGreater(int(re.search(r'has at least (\d+)', message).group(1)), limit)
+                    print(f'{word!r} {mebibytes} MiB {path}: refused after {1000 * seconds:.0f} ms', flush=True)
+
+
 class Ends(unittest.TestCase):
     """P1: SIGTERM at random moments under load."""
 
     def test_the_end_under_load(self):
         rng = random.Random(21)
-        for i in range(quantity(4, 200)):
-            server = Server('--max-num-seqs', '4', '--shutdown-timeout', rng.choice(('0', '600')))
-            clients = [Client(post('/v1/completions', completion(max_tokens=rng.randrange(1, 300), ignore_eos=True, stream=True))) for _ in range(24)]
-            signals = [threading.Timer(rng.random() * 0.3, server.process.send_signal, [signal.SIGTERM]) for _ in range(1 + i % 2)]
+        bodies = [completion(prompt=WORDS[i % len(WORDS)], max_tokens=(1, 40, 290, 900, 1400)[i % 5], ignore_eos=True) for i in range(30)]
+        server, alone = Server(), []
+        for body in bodies:
+            alone.append(told(*server.ask('/v1/completions', body)[::2], False))
+        self.assertEqual(server.end(), 0)
+        self.assertGreater(len(set(alone)), 20)
+        whole = broken = 0
+        for i in range(quantity(8, 200)):
+            server = Server('--max-num-seqs', '4', '--shutdown-timeout', ('600', '0')[i % 2])
+            chosen = [rng.randrange(len(bodies)) for _ in range(24)]
+            clients = [Client(post('/v1/completions', {**bodies[j], 'stream': True})) for j in chosen]
+            signals = [threading.Timer(rng.random() * 0.3, server.process.send_signal, [signal.SIGTERM]) for _ in range(1 + i // 2 % 2)]
             for one in signals:
                 one.start()
             Swarm(server.port, 8).run(clients)
             for one in signals:
                 one.join()
             self.assertEqual(server.end(), 0)
-            for client in clients:
+            for j, client in zip(chosen, clients):
                 if not client.reply:
                     continue  # it came behind the end
                 status, headers, body = parse(client.reply)
                 self.assertIn(status, (200, 503))
-                if status == 200:
-                    events_of(body)  # whole, or with one error at its end
+                if status != 200:
+                    continue
+                events, failed = events_of(body)  # whole, or with one error at its end
+                text = ''.join(event['choices'][0]['text'] for event in events if 'choices' in event)
+                whole, broken = whole + (not failed), broken + failed
+                if not failed:
+                    self.assertEqual(told(status, body, True), alone[j])
+                self.assertTrue(alone[j][0].startswith(text))
+        print(f'{whole} streams to their end, {broken} ended by an error', flush=True)
 
     def test_signals_during_the_end_do_not_kill(self):
         for _ in range(quantity(3, 50)):

@@ -98,6 +98,16 @@ class WithServer(unittest.TestCase):
         self.assertEqual(status, 404)
         self.assertIn('/openapi.json lists the paths', text.decode())
 
+    def test_whole_numbers_may_have_a_point(self):
+        for path, usual, fields in (('/v1/completions', completion(), 'max_tokens n seed truncate_prompt_tokens priority'), ('/v1/chat/completions', chat(), 'max_completion_tokens top_k'),
+                                    ('/v1/messages', chat(), 'max_tokens'), ('/v1/responses', {'model': MODEL, 'input': 'x'}, 'max_output_tokens'),
+                                    ('/v1/completions', completion(), 'prompt'), ('/detokenize', {}, 'tokens')):
+            for field in fields.split():
+                one = 0 if field == 'priority' else 1
+                wrap = (lambda number: [number]) if field in ('prompt', 'tokens') else (lambda number: number)
+                self.server.ok(path, {**usual, field: wrap(float(one))})
+                self.fault_of(path, {**usual, field: wrap(one + 0.5)})
+
     def test_a_missing_key_says_how_to_send_one(self):
         server = Server('--api-key', 'secret')
         try:

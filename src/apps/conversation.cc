@@ -143,8 +143,8 @@ Conversation::Conversation(const LoadedModel& loaded, const Options& options) tr
   throw LoadError("the chat template has an error in line " + std::to_string(failure.line()) + ": " + failure.what());
 }
 
-EncodedChat Conversation::encode(const json::value& messages, const json::value& tools,
-                                 const json::object& variables) const {
+EncodedChat Conversation::encode(const json::value& messages, const json::value& tools, const json::object& variables,
+                                 size_t most) const {
   const std::time_t now = std::time(nullptr);
   std::tm local{};
   localtime_r(&now, &local);
@@ -152,7 +152,8 @@ EncodedChat Conversation::encode(const json::value& messages, const json::value&
   for (const auto& [name, value] : variables) kwargs[name] = value;
   try {
     const RenderedPrompt prompt = template_.render(messages, tools, kwargs, local);
-    EncodedChat chat{tokenizer_.encode(prompt.pieces), {}, ends_in_reasoning(prompt.pieces)};
+    EncodedChat chat{tokenizer_.encode(prompt.pieces, most), {}, ends_in_reasoning(prompt.pieces)};
+    if (chat.ids.size() > most) return chat;
     for (const size_t end : prompt.message_ends) {
       const std::vector<int32_t> cut = tokenizer_.encode(first_bytes(prompt.pieces, end));
       const size_t size = std::min(cut.size(), chat.ids.size());

@@ -32,8 +32,9 @@ class Conversation {
   void set_thinking(bool on) { kwargs_["enable_thinking"] = on; }
   // The messages with the generation prompt. Throws LoadError when the template refuses them.
   EncodedChat encode(const json::array& messages) const { return encode(messages, nullptr, {}); }
-  // `variables` of the template win over those of the flags.
-  EncodedChat encode(const json::value& messages, const json::value& tools, const json::object& variables) const;
+  // `variables` of the template win over those of the flags. Of a chat of more than `most` ids only the first are read.
+  EncodedChat encode(const json::value& messages, const json::value& tools, const json::object& variables,
+                     size_t most = SIZE_MAX) const;
 
  private:
   const Tokenizer& tokenizer_;

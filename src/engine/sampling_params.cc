@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/json_member.h"
 #include "text/tokenizer.h"
 
 namespace calandra {
@@ -147,11 +148,10 @@ class BodyReader {
   void read_seed(std::optional<uint64_t>& to) {
     const json::value* v = find("seed");
     if (v == nullptr) return;
-    if (v->is_int64() && v->get_int64() == -1)
+    if (const std::optional<int64_t> number = whole_number(*v)) {
       to.reset();
-    else if (v->is_int64())
-      to = static_cast<uint64_t>(v->get_int64());
-    else if (v->is_uint64())
+      if (*number != -1) to = static_cast<uint64_t>(*number);
+    } else if (v->is_uint64())
       to = v->get_uint64();
     else
       fail("seed", "must be a 64-bit integer");
@@ -207,8 +207,9 @@ class BodyReader {
     if (!error_) error_ = {400, "invalid_type", std::string(name), fmt::format("{} {}", name, rule)};
   }
   bool integer(std::string_view name, const json::value& v, int32_t& to) {
-    if (v.is_int64() && v.get_int64() >= INT32_MIN && v.get_int64() <= INT32_MAX) {
-      to = static_cast<int32_t>(v.get_int64());
+    const std::optional<int64_t> number = whole_number(v);
+    if (number && *number >= INT32_MIN && *number <= INT32_MAX) {
+      to = static_cast<int32_t>(*number);
       return true;
     }
     fail(name, "must be an integer of 32 bits");

@@ -85,6 +85,19 @@ TEST(SamplingParams, SeedsOfTheWholeRange) {
   EXPECT_FALSE(std::get<SamplingParams>(read(R"({"seed": -1})")).seed);
 }
 
+// As JSON Schema has it, and as clients whose language has one kind of numbers write them.
+TEST(SamplingParams, WholeNumbersMayHaveAPoint) {
+  const SamplingParams p =
+      std::get<SamplingParams>(read(R"({"max_tokens": 9.0, "top_k": -0.0, "seed": 1e3, "stop_token_ids": [7.0, 8]})"));
+  EXPECT_EQ(p.max_tokens, 9);
+  EXPECT_EQ(p.top_k, 0);
+  EXPECT_EQ(p.seed, 1000u);
+  EXPECT_EQ(p.stop_token_ids, (std::vector<int32_t>{7, 8}));
+  for (const char* body : {R"({"max_tokens": 9.5})", R"({"max_tokens": 4294967296.0})", R"({"seed": 1e17})",
+                           R"({"seed": 0.5})", R"({"stop_token_ids": [7.1]})", R"({"max_tokens": "9"})"})
+    EXPECT_TRUE(std::holds_alternative<RequestError>(read(body))) << body;
+}
+
 TEST(SamplingParams, WrongTypesNameTheField) {
   for (const auto& [param, body] : std::initializer_list<std::pair<const char*, const char*>>{
            {"temperature", R"({"temperature": "hot"})"},

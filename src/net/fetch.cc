@@ -141,6 +141,7 @@ std::variant<std::string, RequestError> Transfer::run(std::chrono::milliseconds 
   set(CURLOPT_FOLLOWLOCATION, 0L);
   set(CURLOPT_PROXY, "");  // not those of the environment either
   set(CURLOPT_NETRC, static_cast<long>(CURL_NETRC_IGNORED));
+  if (!network_.authorities.empty()) set(CURLOPT_CAINFO, network_.authorities.c_str());
   set(CURLOPT_NOSIGNAL, 1L);
   set(CURLOPT_FRESH_CONNECT, 1L);
   set(CURLOPT_FORBID_REUSE, 1L);

@@ -24,6 +24,7 @@ struct Network {
   // Asked before each connection; the port of this machine's loopback that is connected to instead, or nothing: none is
   // made. Empty: the address itself.
   std::function<std::optional<uint16_t>(const Address& address, int port)> instead = {};
+  std::string authorities = {};  // file of the certificates that are trusted; empty: the system's
 };
 
 struct FetchRules {

@@ -4,11 +4,16 @@
 
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <openssl/pem.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <condition_variable>
+#include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -17,6 +22,53 @@ namespace calandra::net {
 namespace {
 
 constexpr const char* kPublic = "93.184.216.34";
+
+// A server's side of TLS for one name, and the file of its certificate, which it signs itself.
+class Certificate {
+ public:
+  explicit Certificate(const std::string& name)
+      : context_(SSL_CTX_new(TLS_server_method())),
+        file_(std::filesystem::temp_directory_path() / ("calandra_certificate_" + std::to_string(getpid()) + ".pem")) {
+    EVP_PKEY* const key = EVP_EC_gen("P-256");
+    X509* const x509 = X509_new();
+    X509_set_version(x509, X509_VERSION_3);
+    ASN1_INTEGER_set(X509_get_serialNumber(x509), 1);
+    X509_gmtime_adj(X509_getm_notBefore(x509), -60);
+    X509_gmtime_adj(X509_getm_notAfter(x509), 3600);
+    X509_set_pubkey(x509, key);
+    X509_NAME* const subject = X509_get_subject_name(x509);
+    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>(name.c_str()), -1,
+                               -1, 0);
+    X509_set_issuer_name(x509, subject);
+    X509_EXTENSION* const names = X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, ("DNS:" + name).c_str());
+    X509_add_ext(x509, names, -1);
+    X509_sign(x509, key, EVP_sha256());
+    if (SSL_CTX_use_certificate(context_, x509) != 1 || SSL_CTX_use_PrivateKey(context_, key) != 1) abort();
+    FILE* const out = fopen(file_.c_str(), "w");
+    if (out == nullptr || PEM_write_X509(out, x509) != 1 || fclose(out) != 0) abort();
+    X509_EXTENSION_free(names);
+    X509_free(x509);
+    EVP_PKEY_free(key);
+  }
+  ~Certificate() {
+    SSL_CTX_free(context_);
+    std::filesystem::remove(file_);
+  }
+  Certificate(const Certificate&) = delete;
+  Certificate& operator=(const Certificate&) = delete;
+  std::string file() const { return file_; }
+  SSL* accept(int connection) const {
+    signal(SIGPIPE, SIG_IGN);  // who does not trust us has gone while we write
+    SSL* const tls = SSL_new(context_);
+    SSL_set_fd(tls, connection);
+    SSL_accept(tls);
+    return tls;
+  }
+
+ private:
+  SSL_CTX* const context_;
+  const std::filesystem::path file_;
+};
 
 class FetchTest : public ::testing::Test {
  protected:
@@ -37,7 +89,7 @@ class FetchTest : public ::testing::Test {
   // What `url` gives: the body, or the error's code.
   std::string fetched(const std::string& url, std::function<bool()> gone = {}) {
     const auto result =
-        fetch(url, rules_, gone, {[this](const std::string& host) { return look_up(host); }, instead()});
+        fetch(url, rules_, gone, {[this](const std::string& host) { return look_up(host); }, instead(), authorities_});
     for (std::thread& server : servers_) server.join();
     servers_.clear();
     if (const auto* error = std::get_if<RequestError>(&result)) {
@@ -64,6 +116,7 @@ class FetchTest : public ::testing::Test {
 
   void serve_one() {
     const int end = accept(listener_, nullptr, nullptr);
+    if (certificate_) return serve_tls(end);
     std::string request(4096, '\0');
     size_t size = 0;
     while (request.find("\r\n\r\n") == std::string::npos) {
@@ -81,6 +134,18 @@ class FetchTest : public ::testing::Test {
     close(end);
   }
 
+  void serve_tls(int end) {
+    SSL* const tls = certificate_->accept(end);
+    char request[4096];
+    if (const int count = SSL_read(tls, request, sizeof(request)); count > 0) {
+      request_.assign(request, static_cast<size_t>(count));
+      SSL_write(tls, reply_.data(), static_cast<int>(reply_.size()));
+      SSL_shutdown(tls);
+    }
+    SSL_free(tls);
+    close(end);
+  }
+
   static std::string ok(const std::string& body) {
     return "HTTP/1.1 200 OK\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
   }
@@ -89,6 +154,8 @@ class FetchTest : public ::testing::Test {
   std::map<std::string, std::vector<std::string>> names_ = {{"pictures.example", {kPublic}}};
   std::string reply_ = ok("bytes of a picture"), request_, message_;
   bool hold_ = false;
+  std::optional<Certificate> certificate_;  // then it speaks TLS
+  std::string authorities_;
   std::vector<std::string> lookups_, connections_;
   const int listener_;
   uint16_t port_ = 0;
@@ -102,6 +169,29 @@ TEST_F(FetchTest, AFile) {
   EXPECT_TRUE(request_.starts_with("GET /a.png?b HTTP/1.1\r\nHost: pictures.example\r\n")) << request_;
   for (const char* header : {"Authorization", "Cookie", "Referer", "Accept-Encoding"})
     EXPECT_EQ(request_.find(header), std::string::npos) << header;
+}
+
+TEST_F(FetchTest, AFileOverTls) {
+  certificate_.emplace("pictures.example");
+  authorities_ = certificate_->file();
+  EXPECT_EQ(fetched("https://pictures.example/a.png"), "bytes of a picture");
+  EXPECT_EQ(connections_, std::vector<std::string>{"93.184.216.34 443"});
+  EXPECT_TRUE(request_.starts_with("GET /a.png HTTP/1.1\r\nHost: pictures.example\r\n")) << request_;
+}
+
+// The server's name is another one; nobody known signed it; it speaks no TLS.
+TEST_F(FetchTest, CertificatesThatAreNotTrustedAreRefusedBeforeAnythingIsAsked) {
+  certificate_.emplace("other.example");
+  authorities_ = certificate_->file();
+  EXPECT_EQ(fetched("https://pictures.example/a.png"), "fetch_failed");
+  certificate_.reset();
+  certificate_.emplace("pictures.example");
+  authorities_ = "";
+  EXPECT_EQ(fetched("https://pictures.example/a.png"), "fetch_failed");
+  EXPECT_EQ(request_, "");
+  EXPECT_EQ(connections_.size(), 2u);
+  certificate_.reset();
+  EXPECT_EQ(fetched("https://pictures.example/a.png"), "fetch_failed");
 }
 
 // A name that has a private address, also beside a public one and also when asked again, is connected to never.

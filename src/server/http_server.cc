@@ -130,6 +130,8 @@ uint16_t HttpServer::port() const { return impl_->port; }
 bool HttpServer::draining() const { return impl_->state.draining; }
 
 void HttpServer::run() {
+  // Sockets of our own never raise it. Pipes of the log do, and libcurl's TLS may: a server must not end by that.
+  std::signal(SIGPIPE, SIG_IGN);
   impl_->state.on_access = on_access;
   impl_->on_drain = on_drain;
   impl_->on_give_up = on_give_up;

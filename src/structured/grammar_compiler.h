@@ -24,7 +24,7 @@ class Tokenizer;
 class GrammarCompiler {
  public:
   struct Limits {
-    int64_t cache_bytes = int64_t{256} << 20;
+    int64_t cache_bytes = int64_t{512} << 20;  // about 36 forms of JSON with 248,077 tokens
     WorkBudget::Limits work{.time = std::chrono::seconds(5), .bytes = int64_t{256} << 20};  // of one grammar
     WorkBudget::Limits short_work{.time = std::chrono::milliseconds(250)};  // then it is one of the hard ones
     int64_t mask_allocations = 400'000;  // of one mask, about 40 ms: all that are in the batch wait for it

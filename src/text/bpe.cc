@@ -1,6 +1,7 @@
 #include "text/bpe.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "text/utf8.h"
 
@@ -33,7 +34,7 @@ const ByteSpelling& byte_spelling() {
 }
 
 // Heap order: the front is the lowest rank, then the leftmost place.
-bool comes_later(const Bpe::Scratch::Candidate& a, const Bpe::Scratch::Candidate& b) {
+bool comes_later(const Bpe::Scratch::Run& a, const Bpe::Scratch::Run& b) {
   return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
 }
 
@@ -70,7 +71,42 @@ Bpe::Bpe(std::array<int32_t, 256> byte_ids, const std::vector<BpeMerge>& merges,
 void Bpe::propose(Scratch& scratch, uint32_t left, uint32_t right) const {
   const auto found = merges_.find(pair_key(scratch.symbols[left].id, scratch.symbols[right].id));
   if (found == merges_.end()) return;
-  scratch.queue.push_back({found->second.rank, left, found->second.joined});
+  const auto [rank, joined] = found->second;
+  std::vector<Scratch::Candidate>& candidates = scratch.candidates;
+  uint32_t place = scratch.free;
+  if (place == kNone) {
+    place = static_cast<uint32_t>(candidates.size());
+    candidates.push_back({left, kNone});
+  } else {
+    scratch.free = std::exchange(candidates[place], {left, kNone}).next;
+  }
+  Scratch::Tail& tail = scratch.tails[rank % scratch.tails.size()];
+  if (tail.last != kNone && tail.rank == rank && candidates[tail.last].at < left) {
+    candidates[tail.last].next = place;
+  } else {
+    scratch.queue.push_back({rank, left, place, joined});
+    std::push_heap(scratch.queue.begin(), scratch.queue.end(), comes_later);
+  }
+  tail = {rank, place};
+}
+
+// The candidate of the lowest rank, the leftmost of these, as the run that began with it.
+Bpe::Scratch::Run Bpe::take_first(Scratch& scratch) {
+  std::vector<Scratch::Run>& queue = scratch.queue;
+  std::pop_heap(queue.begin(), queue.end(), comes_later);
+  const Scratch::Run top = queue.back();
+  Scratch::Candidate& first = scratch.candidates[top.first];
+  const uint32_t next = std::exchange(first.next, scratch.free);
+  scratch.free = top.first;
+  if (next != kNone) {
+    queue.back() = {top.rank, scratch.candidates[next].at, next, top.joined};
+    std::push_heap(queue.begin(), queue.end(), comes_later);
+  } else {
+    queue.pop_back();
+    Scratch::Tail& tail = scratch.tails[top.rank % scratch.tails.size()];
+    if (tail.last == top.first) tail.last = kNone;
+  }
+  return top;
 }
 
 void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const {
@@ -81,9 +117,10 @@ void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& 
     }
   }
   std::vector<Scratch::Symbol>& symbols = scratch.symbols;
-  std::vector<Scratch::Candidate>& queue = scratch.queue;
   symbols.clear();
-  queue.clear();
+  scratch.candidates.clear();
+  scratch.free = kNone;
+  scratch.tails.fill({0, kNone});
   for (const char c : word) {
     const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
     if (id < 0) continue;
@@ -93,12 +130,9 @@ void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& 
   if (symbols.empty()) return;
   symbols.back().next = kNone;
   for (uint32_t at = 0; at + 1 < symbols.size(); ++at) propose(scratch, at, at + 1);
-  std::make_heap(queue.begin(), queue.end(), comes_later);
 
-  while (!queue.empty()) {
-    std::pop_heap(queue.begin(), queue.end(), comes_later);
-    const Scratch::Candidate top = queue.back();
-    queue.pop_back();
+  while (!scratch.queue.empty()) {
+    const Scratch::Run top = take_first(scratch);
     Scratch::Symbol& left = symbols[top.at];
     if (left.id < 0 || left.next == kNone) continue;
     // The pair may have changed since it was proposed. tokenizers compares the joined token only, and so do we.
@@ -110,13 +144,8 @@ void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& 
     left.next = right.next;
     right.id = -1;
     if (left.next != kNone) symbols[left.next].previous = top.at;
-    const auto propose_in_heap = [&](uint32_t a, uint32_t b) {
-      const size_t before = queue.size();
-      propose(scratch, a, b);
-      if (queue.size() > before) std::push_heap(queue.begin(), queue.end(), comes_later);
-    };
-    if (left.previous != kNone) propose_in_heap(left.previous, top.at);
-    if (left.next != kNone) propose_in_heap(top.at, left.next);
+    if (left.previous != kNone) propose(scratch, left.previous, top.at);
+    if (left.next != kNone) propose(scratch, top.at, left.next);
   }
   for (uint32_t at = 0; at != kNone; at = symbols[at].next) ids.push_back(symbols[at].id);
 }

@@ -41,14 +41,25 @@ class Bpe {
       int32_t id;  // -1: joined into its left neighbour
       uint32_t previous, next;
     };
+    // A pair that may be joined, by its left symbol. Those of one rank that were proposed from left to right are one
+    // run, as in a word that repeats itself: the queue of a long word stays short, and work goes along its memory.
     struct Candidate {
-      uint32_t rank, at;
+      uint32_t at, next;  // of its run; or of those that are free
+    };
+    struct Run {
+      uint32_t rank, at, first;  // at: of the first candidate
       int32_t joined;
     };
+    struct Tail {
+      uint32_t rank, last;
+    };
     std::vector<Symbol> symbols;
-    std::vector<Candidate> queue;
+    std::vector<Candidate> candidates;
+    uint32_t free = 0;
+    std::vector<Run> queue;
+    std::array<Tail, 8> tails;  // by rank: runs that may grow
   };
-  // Appends the ids of `word` (less than 2^32 - 1 bytes). n log n in its length.
+  // Appends the ids of `word` (less than 2^31 bytes). n log n in its length.
   void encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
  private:
@@ -60,6 +71,7 @@ class Bpe {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
   }
   void propose(Scratch& scratch, uint32_t left, uint32_t right) const;
+  static Scratch::Run take_first(Scratch& scratch);
 
   std::array<int32_t, 256> byte_ids_;
   boost::unordered_flat_map<uint64_t, Merge> merges_;

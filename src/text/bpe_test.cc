@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <random>
 
 namespace calandra {
@@ -38,17 +39,22 @@ TEST(Bpe, EqualsTheDefinition) {
   std::mt19937 random(5);
   std::array<int32_t, 256> byte_ids;
   for (int byte = 0; byte < 256; ++byte) byte_ids[byte] = byte;
-  for (int round = 0; round < 50; ++round) {
-    // Tokens over three letters; each merge makes a new one from two that exist.
+  for (int round = 0; round < 200; ++round) {
+    // Tokens over three letters; each merge makes one from two that exist, which several may do: ab|c and a|bc.
     std::vector<BpeMerge> merges;
     std::vector<int32_t> tokens = {'a', 'b', 'c'};
-    for (int32_t id = 256; id < 290; ++id) {
+    std::map<int32_t, std::string> text_of = {{'a', "a"}, {'b', "b"}, {'c', "c"}};
+    std::map<std::string, int32_t> made;
+    for (int32_t next = 256; next < 290; ++next) {
       const int32_t left = tokens[random() % tokens.size()], right = tokens[random() % tokens.size()];
       const bool known = std::any_of(merges.begin(), merges.end(),
                                      [&](const BpeMerge& m) { return m.left == left && m.right == right; });
       if (known) continue;
-      merges.push_back({left, right, id});
-      tokens.push_back(id);
+      const auto [at, is_new] = made.try_emplace(text_of[left] + text_of[right], next);
+      merges.push_back({left, right, at->second});
+      if (!is_new) continue;
+      text_of[next] = at->first;
+      tokens.push_back(next);
     }
     const Bpe bpe(byte_ids, merges, {});
     Bpe::Scratch scratch;

@@ -85,13 +85,13 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions opti
   } else {
     marked.append(replace_invalid_utf8(text), !options.parse_special);
   }
-  return encode(marked, options.add_special);
+  return encode(marked, options.add_special, options.most);
 }
 
-std::vector<int32_t> Tokenizer::encode(std::span<const TextPiece> pieces, bool add_special) const {
+std::vector<int32_t> Tokenizer::encode(std::span<const TextPiece> pieces, size_t most) const {
   MarkedText joined;
   for (const TextPiece& piece : pieces) joined.append(piece.text, piece.is_input);
-  if (is_valid_utf8(joined.text)) return encode(joined, add_special);
+  if (is_valid_utf8(joined.text)) return encode(joined, false, most);
   MarkedText valid;
   auto run = joined.runs.begin();
   for (size_t at = 0; at < joined.text.size();) {
@@ -103,17 +103,18 @@ std::vector<int32_t> Tokenizer::encode(std::span<const TextPiece> pieces, bool a
     at += step.length;
     if (at == run->end) ++run;
   }
-  return encode(valid, add_special);
+  return encode(valid, false, most);
 }
 
-std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special) const {
+std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special, size_t most) const {
   // NFC grows a text by less than three times.
-  if (text.text.size() >= UINT32_MAX / 4) throw UsageError("a text of 1 GiB or more cannot be tokenized");
+  if (text.text.size() >= UINT32_MAX / 8) throw UsageError("a text of 512 MiB or more cannot be tokenized");
   std::vector<int32_t> ids;
   PreTokenizer::Words words;
   Bpe::Scratch scratch;
   if (add_special) ids = parts_.prefix;
   for (const AddedTokenMatcher::Part& part : raw_matcher_.split(text)) {
+    if (ids.size() > most) return ids;
     if (part.id >= 0) {
       ids.push_back(part.id);
       continue;
@@ -121,9 +122,9 @@ std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special)
     if (normalized_matcher_.empty()) {
       const std::string_view span = std::string_view(text.text).substr(part.begin, part.end - part.begin);
       if (parts_.nfc) {
-        encode_words(nfc(span), words, scratch, ids);
+        encode_words(nfc(span), words, scratch, most, ids);
       } else {
-        encode_words(span, words, scratch, ids);
+        encode_words(span, words, scratch, most, ids);
       }
       continue;
     }
@@ -133,7 +134,8 @@ std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special)
       if (inner.id >= 0) {
         ids.push_back(inner.id);
       } else {
-        encode_words(std::string_view(span.text).substr(inner.begin, inner.end - inner.begin), words, scratch, ids);
+        encode_words(std::string_view(span.text).substr(inner.begin, inner.end - inner.begin), words, scratch, most,
+                     ids);
       }
     }
   }
@@ -141,10 +143,13 @@ std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special)
   return ids;
 }
 
-void Tokenizer::encode_words(std::string_view text, PreTokenizer::Words& words, Bpe::Scratch& scratch,
+void Tokenizer::encode_words(std::string_view text, PreTokenizer::Words& words, Bpe::Scratch& scratch, size_t most,
                              std::vector<int32_t>& ids) const {
   parts_.pretokenizer.split(text, words);
-  for (const std::string_view word : words.words) parts_.bpe.encode(word, scratch, ids);
+  for (const std::string_view word : words.words) {
+    if (ids.size() > most) return;
+    parts_.bpe.encode(word, scratch, ids);
+  }
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {

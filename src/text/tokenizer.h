@@ -23,6 +23,9 @@ struct EncodeOptions {
   bool parse_special = true;
   // Put in front and behind what the post-processor, or add_bos_token and add_eos_token, ask for.
   bool add_special = false;
+  // Reading ends behind the word with which there are more ids than this: what is beyond the limit is not worth its
+  // time.
+  size_t most = SIZE_MAX;
 };
 
 // What tokenizer.json says; read by read_tokenizer_json (text/tokenizer_json.h).
@@ -50,10 +53,10 @@ class Tokenizer {
   // The same from texts; an empty `tokenizer_config` is none.
   static Tokenizer from_json(std::string_view tokenizer_json, std::string_view tokenizer_config = {});
 
-  // Throw UsageError when the text has 1 GiB or more, or makes the split pattern take too many steps.
+  // Throw UsageError when the text has 512 MiB or more, or makes the split pattern take too many steps.
   std::vector<int32_t> encode(std::string_view text, EncodeOptions options = {}) const;
   // The pieces joined, as one text; added tokens are recognised only where they lie wholly in text that is not input.
-  std::vector<int32_t> encode(std::span<const TextPiece> pieces, bool add_special = false) const;
+  std::vector<int32_t> encode(std::span<const TextPiece> pieces, size_t most = SIZE_MAX) const;
 
   // Ids that are not in the vocabulary (padding rows of the embedding) decode to nothing, here and below.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
@@ -86,8 +89,8 @@ class Tokenizer {
 
   Tokenizer(TokenizerParts parts, TokenizerRoles roles);
   const Token* find(int32_t id) const;
-  std::vector<int32_t> encode(const MarkedText& text, bool add_special) const;
-  void encode_words(std::string_view text, PreTokenizer::Words& words, Bpe::Scratch& scratch,
+  std::vector<int32_t> encode(const MarkedText& text, bool add_special, size_t most) const;
+  void encode_words(std::string_view text, PreTokenizer::Words& words, Bpe::Scratch& scratch, size_t most,
                     std::vector<int32_t>& ids) const;
 
   TokenizerParts parts_;

@@ -47,6 +47,23 @@ TEST(Tokenizer, SpecialTokensAreParsedOnlyWhenAsked) {
   EXPECT_EQ(tokenizer.decode(plain), "abc<|end|>");
 }
 
+TEST(Tokenizer, NoMoreIsReadThanWasAskedFor) {
+  const Tokenizer tokenizer = make(small_tokenizer());
+  for (const char* part : {"abc abx", "a<|end|>"}) {
+    std::string text;
+    for (int i = 0; i < 1000; ++i) text += part;
+    const Ids all = tokenizer.encode(text);
+    for (const size_t most : {size_t{0}, size_t{1}, size_t{7}, size_t{500}, all.size() - 1, all.size()}) {
+      const Ids some = tokenizer.encode(text, {.most = most});
+      EXPECT_EQ(some.size() > most, all.size() > most);
+      EXPECT_LE(some.size(), most + 4);
+      EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin()));
+      const std::vector<TextPiece> pieces = {{text, false}};
+      EXPECT_EQ(tokenizer.encode(pieces, most), some);
+    }
+  }
+}
+
 TEST(Tokenizer, InputNeverBecomesASpecialToken) {
   const Tokenizer tokenizer = make(small_tokenizer());
   const auto encode = [&](std::vector<TextPiece> pieces) { return tokenizer.encode(pieces); };

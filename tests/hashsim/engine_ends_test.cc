@@ -134,6 +134,26 @@ TEST_F(EngineEnds, FalseAtAChoicesLastTokenEndsTheOthersToo) {
   expect_idle();
 }
 
+// In the queue, in its prompt, in its answers: a step later nothing is held but what the other one holds.
+TEST_F(EngineEnds, WhatAGivenUpRequestHeldIsFreeAfterOneStep) {
+  const auto free_after = [this](int steps, bool beside) {
+    start(limits(), {});
+    add(request(tokens(8, 1), 40));
+    Request three = request(tokens(300, 2), 30);
+    three.params.n = 3;
+    const RequestId left = beside ? add(three) : RequestId();
+    for (int i = 0; i < steps; ++i) core_->step();
+    if (beside) core_->cancel(left);
+    core_->step();
+    EXPECT_EQ(answers_[left].size(), beside ? 3u : 0u);
+    return std::pair(runner_->pages().free_pages(), runner_->slots().free_slots());
+  };
+  for (int steps = 0; steps < 20; ++steps) {
+    answers_.clear();
+    EXPECT_EQ(free_after(steps, true), free_after(steps, false)) << steps;
+  }
+}
+
 TEST_F(EngineEnds, PooledRowsThatAreNotFiniteAreAnError) {
   HashModelConfig config = model_config();
   config.nan_token = 63;

@@ -22,9 +22,10 @@ namespace {
 constexpr size_t kMostPrompts = 65536;  // of one body
 
 int32_t read_id(const json::value& value, std::string_view name) {
-  if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() > std::numeric_limits<int32_t>::max())
+  const std::optional<int64_t> id = whole_number(value);
+  if (!id || *id < 0 || *id > std::numeric_limits<int32_t>::max())
     wrong_type(name, "a string, token ids, or a list of either");
-  return static_cast<int32_t>(value.get_int64());
+  return static_cast<int32_t>(*id);
 }
 
 [[noreturn]] void refuse_empty(std::string_view field) {
@@ -126,11 +127,11 @@ std::variant<BatchBody, RequestError> BatchReader::read_prompt(const json::objec
     refuse_unsupported(body);
     BatchBody result;
     if (find_field(body, "messages") == nullptr) {
-      read_prompts(body, "prompt", result);
+      read_prompts(body, "prompt", SIZE_MAX, result);
       return result;
     }
     result.endpoint = Endpoint::kChatCompletions;
-    read_messages(body, gone, result);
+    read_messages(body, gone, SIZE_MAX, result);
     std::optional<OutputForm> form;
     if (auto error = add_form(body, result, form)) return *std::move(error);
     return result;
@@ -176,9 +177,9 @@ std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, 
   BatchBody result;
   result.endpoint = endpoint;
   if (endpoint == Endpoint::kChatCompletions)
-    read_messages(body, gone, result);
+    read_messages(body, gone, most_ids(body), result);
   else
-    read_prompts(body, endpoint == Endpoint::kEmbeddings ? "input" : "prompt", result);
+    read_prompts(body, endpoint == Endpoint::kEmbeddings ? "input" : "prompt", most_ids(body), result);
   for (Request& request : result.requests) {
     if (request.prompt_token_ids.empty()) refuse_empty(endpoint == Endpoint::kEmbeddings ? "input" : "prompt");
     if (request.pictures.empty()) media_.none().place(request);  // a placeholder without its picture
@@ -187,8 +188,21 @@ std::variant<BatchBody, RequestError> BatchReader::read_body(Endpoint endpoint, 
   return result;
 }
 
+size_t BatchReader::most_ids(const json::object& body) const {
+  return find_field(body, "truncate_prompt_tokens") == nullptr ? static_cast<size_t>(longest_) : SIZE_MAX;
+}
+
+void BatchReader::refuse_longer(std::string_view field, const std::vector<int32_t>& ids, size_t most) const {
+  if (ids.size() <= most) return;
+  refuse_field(field,
+               fmt::format("This model's maximum context length is {} tokens. However, your {} has at least {}. Please "
+                           "reduce it, or raise --max-model-len.",
+                           longest_, field == "messages" ? "chat" : "prompt", ids.size()),
+               "context_length_exceeded");
+}
+
 // A text, token ids, or a list of either.
-void BatchReader::read_prompts(const json::object& body, std::string_view field, BatchBody& to) const {
+void BatchReader::read_prompts(const json::object& body, std::string_view field, size_t most, BatchBody& to) const {
   constexpr const char* kRule = "a string, token ids, or a list of either";
   const json::value* prompt = find_field(body, field);
   if (prompt == nullptr) refuse_field(field, fmt::format("{} is missing", field), "missing_parameter");
@@ -198,7 +212,9 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
     const std::string text(value.get_string());
     if (!loaded_.tokenizer)
       refuse_field(field, loaded_.folder.string() + " has no tokenizer.json; give the prompt as token ids");
-    to.requests.emplace_back().prompt_token_ids = loaded_.tokenizer->encode(text, {.add_special = add_special});
+    std::vector<int32_t>& ids = to.requests.emplace_back().prompt_token_ids;
+    ids = loaded_.tokenizer->encode(text, {.add_special = add_special, .most = most});
+    refuse_longer(field, ids, most);
     to.echoes.push_back(text);
   };
   const auto add_ids = [&](const json::array& values) {
@@ -224,7 +240,7 @@ void BatchReader::read_prompts(const json::object& body, std::string_view field,
   }
 }
 
-void BatchReader::read_messages(const json::object& body, const Gone& gone, BatchBody& to) {
+void BatchReader::read_messages(const json::object& body, const Gone& gone, size_t most, BatchBody& to) {
   const json::value* messages = find_field(body, "messages");
   if (messages == nullptr) refuse_field("messages", "messages is missing", "missing_parameter");
   if (!messages->is_array()) wrong_type("messages", "a list of objects");
@@ -264,7 +280,8 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, Batc
     if (!conversation_) conversation_.emplace(loaded_, options_);
   }
   EncodedChat chat =
-      conversation_->encode(std::move(chat_read.messages), tools == nullptr ? json::value() : *tools, variables);
+      conversation_->encode(std::move(chat_read.messages), tools == nullptr ? json::value() : *tools, variables, most);
+  refuse_longer("messages", chat.ids, most);
   to.include_reasoning = flag_field(body, "include_reasoning", true);
   to.in_reasoning = chat.in_reasoning;
   if (options_.verb == Verb::kServe) to.parser = parser_options(body, chat.in_reasoning);

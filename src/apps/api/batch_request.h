@@ -72,8 +72,11 @@ class BatchReader {
  private:
   std::variant<BatchBody, RequestError> read_line(const json::object& line);
   std::variant<BatchBody, RequestError> read_body(Endpoint endpoint, const json::object& body, const Gone& gone);
-  void read_prompts(const json::object& body, std::string_view field, BatchBody& to) const;
-  void read_messages(const json::object& body, const Gone& gone, BatchBody& to);
+  // Of texts of more than `most` ids, which are refused: only so many are counted.
+  void read_prompts(const json::object& body, std::string_view field, size_t most, BatchBody& to) const;
+  void read_messages(const json::object& body, const Gone& gone, size_t most, BatchBody& to);
+  size_t most_ids(const json::object& body) const;
+  void refuse_longer(std::string_view field, const std::vector<int32_t>& ids, size_t most) const;
   ToolFormat tool_format_of_model() const;
   AnswerParser::Options parser_options(const json::object& body, bool in_reasoning) const;
   std::optional<RequestError> add_form(const json::object& body, BatchBody& to, std::optional<OutputForm>& form) const;

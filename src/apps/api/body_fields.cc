@@ -33,8 +33,9 @@ bool flag_field(const json::object& body, std::string_view name, bool usual) {
 std::optional<int64_t> integer_field(const json::object& body, std::string_view name) {
   const json::value* value = find_field(body, name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_int64()) wrong_type(name, "an integer");
-  return value->get_int64();
+  const std::optional<int64_t> number = whole_number(*value);
+  if (!number) wrong_type(name, "an integer");
+  return number;
 }
 
 std::string string_field(const json::object& body, std::string_view name) {

@@ -265,9 +265,10 @@ HttpReply OpenAiApi::detokenize(const json::object& body) const {
   if (tokens == nullptr) return error_reply(bad("tokens", "tokens is missing", "missing_parameter"));
   std::vector<int32_t> ids;
   for (const json::value& value : *tokens) {
-    if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() >= tokenizer_->size())
+    const std::optional<int64_t> id = whole_number(value);
+    if (!id || *id < 0 || *id >= tokenizer_->size())
       return error_reply(bad("tokens", fmt::format("tokens must be ids from 0 to {}", tokenizer_->size() - 1)));
-    ids.push_back(static_cast<int32_t>(value.get_int64()));
+    ids.push_back(static_cast<int32_t>(*id));
   }
   const json::string text(tokenizer_->decode(ids));
   return json_reply({{"prompt", text}, {"content", text}});

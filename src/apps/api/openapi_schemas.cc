@@ -11,7 +11,7 @@ const char* const kOpenApiSchemas = R"json({
   "content": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"$ref": "#ChatPart"}}]},
   "reasoning": {"type": ["string", "null"]}, "reasoning_content": {"type": ["string", "null"]},
   "tool_calls": {"type": ["array", "null"], "items": {"$ref": "#ChatToolCall"}}, "tool_call_id": {"type": "string"},
-  "name": {"type": "string"}}},
+  "name": {"type": ["string", "null"]}}},
 "ChatPart": {"anyOf": [{"type": "string"},
   {"type": "object", "required": ["type", "text"], "properties": {
     "type": {"enum": ["text", "input_text", "output_text"]}, "text": {"type": "string"}}},
