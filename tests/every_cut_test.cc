@@ -189,8 +189,7 @@ class EveryCut : public ::testing::TestWithParam<Param> {
     if (folder.empty()) GTEST_SKIP() << "skipped: " << name << " is only in the shared oracle";
     demo_ = name.starts_with("demo");
     model_.emplace(folder, BackendChoice{.backend = backend, .deterministic = backend == "cuda"},
-                   demo_ ? DType::kBF16 : DType::kF32,
-                   ModelParts{.drafter = name != "vision_dense", .vision = name != "demo-bailing"});
+                   demo_ ? DType::kBF16 : DType::kF32, ModelParts{.drafter = true, .vision = name != "demo-bailing"});
   }
 
   // Longer than a chunk of the recurrences. Demo models are slow: two prompts there.
