@@ -41,7 +41,7 @@ TEST_P(LosslessnessLoad, LoadedAsAlone) {
   const std::vector<AskedRequest> requests = more_requests(*loaded, loaded->demo && !part.whole ? 1 : 6);
   Tally tally;
   int64_t asked_for = 0;
-  size_t most = 0;
+  int64_t most = 0;
   for (int64_t number = 0; number < kSessions; ++number) {
     if (!part.takes(static_cast<uint64_t>(number))) continue;
     Dice dice(static_cast<uint64_t>(number) * 7919 + 5);
@@ -60,13 +60,18 @@ TEST_P(LosslessnessLoad, LoadedAsAlone) {
     setting.limits.max_num_batched_tokens = std::max<int64_t>(setting.limits.max_num_batched_tokens, kLanes);
     Session session(*loaded, setting, tally);
     session.evicts = setting.cache && number % 3 == 1;
-    session.after_step = [&](Session& s) { most = std::max(most, s.core().scheduler().running().size()); };
+    session.after_step = [&](Session& s) {
+      most = std::max<int64_t>(most, std::ssize(s.core().scheduler().running()));
+    };
     session.run(asked);
     asked_for += kRequests;
   }
   fmt::print("{}: {} requests, up to {} at once: {}\n", GetParam(), asked_for, most, tally.words());
   RecordProperty("requests", static_cast<int>(asked_for));
-  EXPECT_GT(tally.left, asked_for / 20);
+  EXPECT_GT(tally.left, 0);
+  if (asked_for > kRequests) {  // one session may be a quiet one
+    EXPECT_GT(most, kLanes / 2);
+  }
   EXPECT_EQ(tally.differences, 0) << tally.first;
 }
 
