@@ -4,10 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 
 #include "backends/cpu/isa.h"
+#include "tests/exactness_tools.h"
 #include "tests/model_under_test.h"
 
 namespace calandra {
@@ -16,40 +16,14 @@ namespace {
 using namespace calandra::testing;
 namespace fs = std::filesystem;
 
-// The demo models cover dense Qwen3.5 and Bailing V2.5 (lightning and latent attention, experts, FP8); the oracle's
-// small cases the other architectures.
-fs::path folder_of(const std::string& model) {
-  if (model.starts_with("demo")) return fs::path(CALANDRA_SOURCE_DIR "/demo") / model;
-  return find_case(model == "linear_v2_fp32" ? "bailing" : "qwen3_5", model);
-}
-
-std::vector<int32_t> prompt(int64_t length, uint32_t seed, int64_t vocab_size) {
-  std::vector<int32_t> tokens;
-  uint32_t x = seed * 2654435761u + 1;
-  for (int64_t i = 0; i < length; ++i) {
-    x = x * 1664525u + 1013904223u;
-    tokens.push_back(static_cast<int32_t>((x >> 8) % static_cast<uint32_t>(vocab_size)));
-  }
-  return tokens;
-}
-
-Sequence sequence_of(std::vector<int32_t> tokens) {
-  Sequence s;
-  s.tokens = std::move(tokens);
-  s.prompt_size = s.size();
-  return s;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 struct Param {
   std::string model;
   BackendChoice choice;
   DType dtype;
 };
 
+// The demo models cover dense Qwen3.5 and Bailing V2.5 (lightning and latent attention, experts, FP8); the oracle's
+// small cases the other architectures.
 std::vector<Param> params() {
   std::vector<Param> out;
   out.push_back({"demo-qwen3_5", {"reference", 1, ""}, DType::kF32});
@@ -82,7 +56,7 @@ std::vector<float> run(ModelUnderTest& model, std::vector<int32_t> tokens, int64
 
 TEST_P(Exactness, ChunksAndPages) {
   ModelUnderTest model(model_, GetParam().choice, GetParam().dtype);
-  const std::vector<int32_t> tokens = prompt(length(), 1, model.model().vocab_size());
+  const std::vector<int32_t> tokens = random_tokens(length(), 1, model.model().vocab_size());
   const std::vector<float> whole = run(model, tokens, length(), 16);
   const bool reference = GetParam().choice.backend == "reference";  // slow: each chunk with one page size
   int compared = 0;
@@ -105,7 +79,7 @@ TEST_P(Exactness, BatchOfSevenEqualsEachAlone) {
   std::vector<Sequence> sequences;
   std::vector<std::vector<int32_t>> alone;
   for (uint32_t i = 0; i < 7; ++i) {
-    alone.push_back(prompt(5 + 9 * i, 100 + i, V));
+    alone.push_back(random_tokens(5 + 9 * i, 100 + i, V));
     sequences.push_back(sequence_of(alone.back()));
     sequences.back().tokens.resize(alone.back().size() - 4);  // the last four arrive one by one
   }
@@ -142,7 +116,7 @@ TEST_P(Exactness, Threads) {
     BackendChoice choice = GetParam().choice;
     choice.threads = threads;
     ModelUnderTest model(model_, choice, GetParam().dtype);
-    const std::vector<float> got = run(model, prompt(length(), 2, model.model().vocab_size()), 64, 16);
+    const std::vector<float> got = run(model, random_tokens(length(), 2, model.model().vocab_size()), 64, 16);
     if (want.empty()) want = got;
     EXPECT_TRUE(same_bits(got, want)) << threads << " threads";
   }
@@ -163,7 +137,7 @@ TEST_P(InstructionSets, GiveTheSameBits) {
   std::vector<std::vector<float>> logits;
   for (const Isa isa : isas) {
     ModelUnderTest model(folder, {"cpu", 2, std::string(name_of(isa))}, dtype);
-    const std::vector<int32_t> tokens = prompt(kPrefilled + kDecoded, 3, model.model().vocab_size());
+    const std::vector<int32_t> tokens = random_tokens(kPrefilled + kDecoded, 3, model.model().vocab_size());
     Sequence s = sequence_of({tokens.begin(), tokens.begin() + kPrefilled});
     const auto runner =
         model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 512, .max_model_len = kPrefilled + kDecoded});
@@ -194,7 +168,7 @@ TEST_P(Exactness, RecycledMemory) {
   const int64_t V = model.model().vocab_size();
   const auto runner = model.runner({.max_num_seqs = 1, .max_num_batched_tokens = 64, .max_model_len = 64});
   const auto once = [&](uint32_t seed) {
-    Sequence s = sequence_of(prompt(40, seed, V));
+    Sequence s = sequence_of(random_tokens(40, seed, V));
     std::vector<float> logits = teacher_forced(*runner, s, 64);
     runner->release(s);
     return logits;

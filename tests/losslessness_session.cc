@@ -94,6 +94,7 @@ std::string Tally::words() const {
                            ? ""
                            : fmt::format(", {} part at near ties (gaps up to {:.3f}, {:.2f} of what rounding explains)",
                                          partings.size(), widest, share);
+  if (left > 0) parted += fmt::format(", {} broken off", left);
   if (at_edges > 0) parted += fmt::format(", {} at the edge of a filter", at_edges);
   if (at_jumps > 0) parted += fmt::format(", {} where a disturbed run jumps as far", at_jumps);
   return fmt::format(
@@ -165,8 +166,9 @@ void Session::run(const std::vector<const AskedRequest*>& requests, bool togethe
     if (setting_.batch == 1 && !together) {
       if (core_->idle()) submit(*requests[next++]);
     } else {
-      while (next < requests.size() && (together || dice_.chance(60))) submit(*requests[next++]);
+      while (next < requests.size() && (together || dice_.chance(setting_.arrivals))) submit(*requests[next++]);
     }
+    if (setting_.leave > 0) cancel_some();
     if (before_step) before_step(*this);
     const bool ran = core_->step();
     stood = ran || core_->idle() ? 0 : stood + 1;
@@ -188,30 +190,46 @@ void Session::evict_some() {
 }
 
 void Session::submit(const AskedRequest& asked) {
-  const auto added = core_->add(copy_of(asked.request), [this](const TokenEvent& event) {
-    hear(event.request, event);
-    return true;
-  });
+  const auto added =
+      core_->add(copy_of(asked.request), [this](const TokenEvent& event) { return hear(event.request, event); });
   if (const auto* error = std::get_if<RequestError>(&added)) {
     tally_.differs(fmt::format("{}: '{}' was refused: {}", setting_.name(), asked.name, error->message));
     return;
   }
   const auto n = static_cast<size_t>(asked.request.params.n);
-  running_[std::get<RequestId>(added)] = {&asked, std::vector<std::string>(n), std::vector<int64_t>(n, -1),
-                                          std::vector<int>(n), 0};
+  Running& running = running_[std::get<RequestId>(added)];
+  running = {&asked, std::vector<std::string>(n), std::vector<int64_t>(n, -1), std::vector<int>(n)};
+  if (setting_.leave > 0 && dice_.chance(setting_.leave)) running.leaves_at = step_ + dice_.in(0, 30);
 }
 
-void Session::hear(RequestId id, const TokenEvent& event) {
+// Half of those who leave are noticed when the next token is told.
+void Session::cancel_some() {
+  for (const auto& [id, running] : running_)
+    if (running.leaves_at <= step_ && id % 2 == 0) core_->cancel(id);
+}
+
+bool Session::hear(RequestId id, const TokenEvent& event) {
   Running& running = running_.at(id);
   const auto choice = static_cast<size_t>(event.choice - running.asked->request.first_choice);
   running.text[choice] += event.text;
   ++tally_.tokens;
   if (ledger_ != nullptr && running.noted_step[choice] != step_) note_drafts(running, event);
   running.noted_step[choice] = step_;
-  if (!event.finished) return;
-  ++tally_.runs;
-  compare(running, choice, event.answer);
+  const bool leaves = running.leaves_at <= step_;
+  if (!event.finished) return !leaves;
+  if (leaves && event.answer.finish_reason == FinishReason::kCancelled) {
+    ++tally_.left;
+    const std::vector<int32_t>& got = event.answer.token_ids;
+    const std::vector<int32_t>& plain = running.asked->plain[choice].token_ids;
+    if (got.size() > plain.size() || !std::equal(got.begin(), got.end(), plain.begin()))
+      tally_.differs(fmt::format("{}: '{}', choice {}: what came before it was cancelled", setting_.name(),
+                                 running.asked->name, choice));
+  } else {
+    ++tally_.runs;
+    compare(running, choice, event.answer);
+  }
   if (++running.finished == running.asked->request.params.n) running_.erase(id);
+  return !leaves;
 }
 
 void Session::compare(const Running& running, size_t choice, const Answer& got) {

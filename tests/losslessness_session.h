@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -44,6 +45,8 @@ struct Setting {
   int preemptions = 0;  // of every choice, at drawn steps
   uint64_t seed = 0;    // of everything that is drawn
   bool async = false;   // steps are launched ahead, if the subject's backend has a stream
+  int arrivals = 60;    // percent: whether another request comes before the next step
+  int leave = 0;        // percent of the requests whose client leaves at a drawn step
   // The rest is drawn, or as given.
   RunnerLimits limits = {};
   int64_t checkpoint_bytes = 0, host_checkpoint_bytes = 0, checkpoint_interval = 0;
@@ -74,6 +77,7 @@ struct Tally {
   int64_t differences = 0;
   int64_t tokens = 0, steps = 0, steps_ahead = 0, preemptions = 0, hits = 0, hit_tokens = 0, evictions = 0,
           restores = 0;
+  int64_t left = 0;  // answers broken off because the client left
   int64_t drafted = 0, accepted = 0;
   int64_t drafts_compared = 0, draft_differences = 0, incomplete = 0;  // incomplete: without all MTP entries
   int64_t at_edges = 0;                                                // of filters, of the answers that part there
@@ -109,9 +113,11 @@ class Session {
     std::vector<int64_t> noted_step;
     std::vector<int> preempted;
     int64_t finished = 0;
+    int64_t leaves_at = std::numeric_limits<int64_t>::max();  // step
   };
   void submit(const AskedRequest& asked);
-  void hear(RequestId id, const TokenEvent& event);
+  bool hear(RequestId id, const TokenEvent& event);  // false: the client is gone
+  void cancel_some();
   void compare(const Running& running, size_t choice, const Answer& got);
   void explain_partings();
   void note_drafts(Running& running, const TokenEvent& event);

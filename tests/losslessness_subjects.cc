@@ -119,8 +119,8 @@ const std::vector<std::string>& own_subjects() {
 }
 
 const std::vector<std::string>& oracle_subjects() {
-  static const std::vector<std::string> names = {"mtp_dense", "mtp_dense_two_layers", "mtp_moe", "v25_mtp",
-                                                 "v25_mtp_two_layers"};
+  static const std::vector<std::string> names = {"mtp_dense", "mtp_dense_two_layers", "mtp_moe",
+                                                 "v25_mtp",   "v25_mtp_two_layers",   "vision_dense"};
   return names;
 }
 

@@ -1,6 +1,6 @@
-// Models for the losslessness tests, each with its drafter: both demo models, small ones with random weights in the
-// shape of each family, and those of the oracle that have draft layers. On the cpu backend; CALANDRA_LOSSLESS_BACKEND
-// says cuda (deterministic) or cuda_fast to have the demo models on a device.
+// Models for the losslessness tests: both demo models, small ones with random weights in the shape of each family, and
+// those of the oracle that have draft layers, all with their drafter; and one of the oracle that has none. On the cpu
+// backend; CALANDRA_LOSSLESS_BACKEND says cuda (deterministic) or cuda_fast to have the demo models on a device.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/speculative_config.h"
 #include "models/registry.h"
 #include "text/tokenizer.h"
 #include "weights/weight_store.h"
@@ -27,6 +28,9 @@ struct Subject {
   std::vector<int32_t> corpus;  // token ids to make prompts of
 
   bool on_device() const { return backend->device().kind != DeviceKind::kCpu; }
+  bool has_drafter() const { return model->drafter() != nullptr; }
+  // Without draft layers drafts are looked up.
+  DraftMethod draft_method() const { return has_drafter() ? DraftMethod::kMtp : DraftMethod::kNgram; }
   const Tokenizer* text() const { return tokenizer ? &*tokenizer : nullptr; }
 };
 
