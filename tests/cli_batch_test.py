@@ -97,15 +97,37 @@ class CliBatch(CliCase):
                           ('--num-gpu-blocks-override', '10', '--block-size', '8', '--num-state-slots', '4', '--max-model-len', '200')):
                 self.assertEqual(self.bodies(rows, model, *flags), plain, flags)
 
+    def cached(self, rows, *flags):
+        """Tokens of each prompt, run one after the other, that had been computed."""
+        usages = [line['response']['body']['usage'] for line in self.batch(rows, *flags, '--max-num-seqs', '1')]
+        return [usage['prompt_tokens_details']['cached_tokens'] for usage in usages]
+
+    def test_run_batch_keeps_states_on_the_host_alone(self):
+        row = completion('a', prompt=list(range(5, 105)), max_tokens=4, temperature=0)
+        for model in 'demo:qwen3_5', 'demo:bailing':
+            for host, kept in ('64M', 99), ('1K', 0), ('0', 0):  # a state takes more than 1 KiB
+                flags = '--max-model-len', '200', '--checkpoint-bytes', '0', '--host-checkpoint-bytes', host  # pages for state and sequence
+                self.assertEqual(self.cached([row, row], model, *flags), [0, kept], (model, host))
+
+    def test_run_batch_keeps_so_many_states_of_a_prompt(self):
+        rows = [completion(str(i), prompt=list(range(5, 65)) + [200 + i] * 40, max_tokens=4, temperature=0) for i in range(2)]
+        for model in 'demo:qwen3_5', 'demo:bailing':
+            # One before the prompt's end, which is of no use to the other prompt; then those of the interval, 25 and 50.
+            for most, found in ('0', 0), ('1', 0), ('2', 25), ('3', 50):
+                flags = '--checkpoint-interval', '25', '--checkpoints-per-prompt', most
+                self.assertEqual(self.cached(rows, model, *flags), [0, found], (model, most))
+            again = [rows[0], {**rows[0], 'custom_id': 'again'}]
+            for most, found in ('0', 0), ('1', 99):
+                flags = '--checkpoint-interval', '0', '--checkpoints-per-prompt', most
+                self.assertEqual(self.cached(again, model, *flags), [0, found], (model, most))
+
     def test_run_batch_counts_cached_tokens_and_drafts(self):
         shared = list(range(5, 105))
         rows = [completion(str(i), prompt=shared + [200 + i], max_tokens=4, temperature=0, ignore_eos=True) for i in range(4)]
         salted = [{**row, 'body': {**row['body'], 'cache_salt': row['custom_id']}} for row in rows]
         for model in 'demo:qwen3_5', 'demo:bailing':
             def cached(rows, *flags):
-                flags = model, '--max-num-seqs', '1', *flags
-                usages = [line['response']['body']['usage'] for line in self.batch(rows, *flags)]
-                return [usage['prompt_tokens_details']['cached_tokens'] for usage in usages]
+                return self.cached(rows, model, *flags)
             found = cached(rows)
             self.assertEqual(found[0], 0)
             self.assertEqual(found[-1], 100)

@@ -1,6 +1,7 @@
 // Random mixed requests from several clients through one engine: complete, cancelled, abandoned, too late, refused.
-// Answers that complete are those of the request alone; whenever the clients pause, nothing is held but checkpoints
-// within their limits; at the end nothing at all, and memory has not grown.
+// Answers that complete are those of the request alone; whenever the clients pause, nothing is held but checkpoints and
+// pictures' rows within their limits; at the end, with the caches cleared, not a page, slot or byte, and memory has not
+// grown.
 //
 // CALANDRA_SOAK_MINUTES=30 runs it for so long; otherwise a few hundred requests.
 #include <fmt/format.h>
@@ -161,10 +162,23 @@ TEST_P(Soak, LedgersReturnToIdleAndMemoryStaysFlat) {
     EXPECT_EQ(stats.pages_used, 0);
     EXPECT_LE(stats.checkpoint_bytes, options.checkpoint_bytes);
     EXPECT_LE(stats.host_checkpoint_bytes, options.host_checkpoint_bytes);
+    EXPECT_LE(stats.encoder_bytes, options.encoder_cache_bytes);
     samples.push_back({counts.submitted, resident_mib()});
   } while (std::chrono::steady_clock::now() < end && counts.differences == 0);
 
   const EngineStats stats = engine->stats();
+  EXPECT_GT(stats.checkpoint_bytes, 0);
+  EXPECT_TRUE(engine->between_steps([&](EngineCore& core) {
+    core.cache()->clear();
+    if (core.encoder_cache() != nullptr) core.encoder_cache()->clear();
+    const EngineStats& left = core.stats();
+    EXPECT_EQ(left.checkpoints, 0);
+    EXPECT_EQ(left.checkpoint_bytes, 0);
+    EXPECT_EQ(left.host_checkpoint_bytes, 0);
+    EXPECT_EQ(left.encoder_bytes, 0);
+    EXPECT_EQ(runner.pages().free_pages(), runner.pages().pages());
+    EXPECT_EQ(runner.slots().free_slots(), runner.slots().slots());
+  }));
   EXPECT_TRUE(engine->drain(30));
   engine.reset();
   EXPECT_EQ(runner.pages().free_pages(), runner.pages().pages());

@@ -25,7 +25,7 @@ std::shared_ptr<const ImageEmbeds> EncoderCache::encode(const EncoderInput& inpu
   const auto bytes = static_cast<int64_t>(embeds->memory.bytes());
   entries_.emplace(key, Entry{embeds, bytes, std::prev(order_.end())});
   bytes_ += bytes;
-  drop_above(most_bytes_);
+  enforce_limit();
   return embeds;
 }
 

@@ -37,6 +37,8 @@ class EncoderCache {
   bool contains(const EncoderInput& input) const { return entries_.contains(key_of(input)); }
   // Throws LoadError when the memory for encoding is not there.
   std::shared_ptr<const ImageEmbeds> encode(const EncoderInput& input);
+  // Once results are given back: drops what is then too much.
+  void enforce_limit() { drop_above(most_bytes_); }
   // Drops all that nobody uses at the moment.
   void clear() { drop_above(0); }
   // Rows that the tower makes of it.

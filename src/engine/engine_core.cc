@@ -210,6 +210,7 @@ void EngineCore::end_cancelled() {
     deadlines_.erase({state.request.deadline, id});
     requests_.erase(id);
   }
+  if (encoder_) encoder_->enforce_limit();  // of pictures that these held, or prompts that were read meanwhile
 }
 
 // Ends a request before the next step, those of its choices that still run with the error.

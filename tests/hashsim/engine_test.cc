@@ -1,9 +1,11 @@
 // The engine on its thread: many clients at once, cancelling, leaving, draining, and a device that fails.
 #include "engine/engine.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <sstream>
 
 #include "backends/reference/reference.h"
 #include "tests/hashsim/hash_model.h"
@@ -20,7 +22,7 @@ HashModelConfig model_config() {
 // A model that can be made to stop, and to fail.
 class Doubtful final : public CausalLM {
  public:
-  Doubtful() : model_(model_config()) {}
+  explicit Doubtful(const HashModelConfig& config = model_config()) : model_(config) {}
   int64_t vocab_size() const override { return model_.vocab_size(); }
   int64_t hidden_size() const override { return model_.hidden_size(); }
   int64_t max_position_embeddings() const override { return model_.max_position_embeddings(); }
@@ -30,6 +32,7 @@ class Doubtful final : public CausalLM {
     for (standing = stands.load(); stands.load();) std::this_thread::yield();
     standing = false;
     if (slow) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (clock != nullptr && !ctx.dry_run) *clock = *clock + 1;
     if (fails.load() && !ctx.dry_run) throw std::runtime_error("the device is gone");
     return model_.forward(ctx, batch, caches);
   }
@@ -39,6 +42,7 @@ class Doubtful final : public CausalLM {
 
   std::atomic<bool> stands = false, fails = false, slow = false;
   mutable std::atomic<bool> standing = false;
+  std::atomic<double>* clock = nullptr;  // of which every step takes a second
 
  private:
   HashModel model_;
@@ -275,6 +279,67 @@ TEST_F(EngineThread, AStepThatDoesNotEndIsNotHealthy) {
   read(*stream, 1);
   EXPECT_TRUE(engine.drain(100));
   EXPECT_TRUE(engine.healthy());
+}
+
+// Lines of the log that say how fast tokens come, of an engine that `clients` use.
+std::vector<std::string> stats_lines(ModelRunner& runner, EngineOptions options, Doubtful& model, double every,
+                                     const std::function<void(Engine&)>& clients) {
+  std::atomic<double> now = 0;
+  model.clock = &now;
+  options.clock = [&] { return now.load(); };
+  ::testing::internal::CaptureStderr();
+  {
+    Engine engine(runner, nullptr, options, {.stats_seconds = every});
+    clients(engine);
+    EXPECT_TRUE(engine.drain(100));
+  }
+  model.clock = nullptr;
+  std::istringstream log(::testing::internal::GetCapturedStderr());
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(log, line);) {
+    const size_t begin = line.find("Avg prompt");
+    if (begin != std::string::npos) lines.push_back(line.substr(begin));
+  }
+  return lines;
+}
+
+TEST_F(EngineThread, EachPeriodWithTokensHasALineOfStatistics) {
+  EngineOptions plain = options();
+  plain.speculative.reset();
+  const auto one_by_one = [](Engine& engine) {
+    read(*submitted(engine, request(1, 25)), 1);  // a token in each second
+    read(*submitted(engine, request(1, 8)), 1);
+  };
+  const auto line = [&](double prompt, int pages, double hits) {
+    return fmt::format(
+        "Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: 1.0 tokens/s, Running: 1 reqs, Waiting: 0 "
+        "reqs, KV cache usage: {:.1f}%, Prefix cache hit rate: {:.1f}%",
+        prompt, 100.0 * pages / static_cast<double>(runner_.pages().pages()), hits);
+  };
+  // After 10, 20 and 30 of 33 seconds; the second request finds all but the last of its 20 tokens.
+  EXPECT_EQ(stats_lines(runner_, plain, model_, 10, one_by_one),
+            (std::vector{line(2, 2, 0), line(0, 3, 0), line(2, 2, 100.0 * 19 / 40)}));
+  EXPECT_EQ(stats_lines(runner_, plain, model_, 11, one_by_one).size(), 3u);
+  EXPECT_EQ(stats_lines(runner_, plain, model_, 40, one_by_one).size(), 0u);
+  EXPECT_EQ(stats_lines(runner_, plain, model_, 0, one_by_one).size(), 0u);
+}
+
+TEST_F(EngineThread, TheLineSaysWhoWaitsAndWhichDraftsWereAccepted) {
+  HashModelConfig config = model_config();
+  config.agreement = 1;  // all
+  Doubtful model(config);
+  ModelRunner runner(model, backend_, limits());
+  const std::vector<std::string> lines = stats_lines(runner, options(), model, 10, [&](Engine& engine) {
+    model.stands = true;
+    std::vector<std::shared_ptr<Stream>> streams;
+    for (int32_t i = 0; i < 6; ++i) streams.push_back(submitted(engine, request(i, 100)));
+    model.stands = false;
+    for (const auto& stream : streams) read(*stream, 1);
+  });
+  ASSERT_GT(lines.size(), 2u);
+  EXPECT_NE(lines[0].find("Running: 4 reqs, Waiting: 2 reqs"), std::string::npos) << lines[0];
+  const std::string drafts = ", Mean acceptance length: 4.00, Per-position acceptance rate: 1.000 1.000 1.000";
+  EXPECT_TRUE(lines[0].ends_with(drafts)) << lines[0];
 }
 
 TEST_F(EngineThread, WhoeverWatchesIsToldOnceThatItStandsStill) {

@@ -185,6 +185,11 @@ void SimWorld::draw_image(Draw& draw, std::vector<SimToken>& tokens) {
   for (int32_t row = 0; row < height * width; ++row) tokens.push_back({id, content, row, height, width});
 }
 
+void SimWorld::see() {
+  rules.model.vision = true;
+  pictures = std::make_unique<SimPictures>(rules.model);
+}
+
 void SimWorld::clear_requests(Draw& draw) {
   requests.clear();
   seeds_drawn_ = 0;

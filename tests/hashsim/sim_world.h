@@ -93,6 +93,8 @@ struct SimWorld {
   SimRequest& add_request(Draw& draw, const std::vector<SimToken>& tokens,
                           const std::function<void(Request&)>& change = {});
   std::vector<SimToken> draw_text(Draw& draw, int64_t count);
+  void draw_image(Draw& draw, std::vector<SimToken>& tokens);  // behind these; of a model that sees
+  void see();                                                  // gives the model a vision tower
 
   SoloRules rules;
   RunnerLimits limits;
@@ -108,7 +110,6 @@ struct SimWorld {
   void draw_options(Draw& draw);
   void draw_roots(Draw& draw);
   std::vector<SimToken> draw_prompt(Draw& draw);
-  void draw_image(Draw& draw, std::vector<SimToken>& tokens);
   void draw_params(Draw& draw, Request& request);
 
   std::vector<std::vector<SimToken>> roots_;
