@@ -23,7 +23,7 @@ namespace calandra {
 namespace {
 
 constexpr int64_t kBytesOfEntry = 4096;  // of what is kept of a form beside its text and its automaton
-constexpr int kNiceness = 5;             // of the thread of hard forms
+constexpr int kNiceness = 10;            // of the threads that compile
 
 const char* text_of(WorkBudget::Bound bound) {
   switch (bound) {
@@ -178,7 +178,7 @@ class GrammarCompiler::Worker {
   Entries& waiting(Lane lane) { return waiting_[static_cast<int>(lane)]; }
 
   void run(Lane lane) {
-    if (lane == Lane::kHard) setpriority(PRIO_PROCESS, 0, kNiceness);  // on Linux: of this thread
+    setpriority(PRIO_PROCESS, 0, kNiceness);  // on Linux: of this thread
     std::unique_lock lock(mutex_);
     while (true) {
       work_.wait(lock, [&] { return stopping_ || !waiting(lane).empty(); });

@@ -1,6 +1,7 @@
 #include "structured/work_budget.h"
 
 #include <malloc.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <ctime>
@@ -11,6 +12,7 @@ namespace calandra {
 namespace {
 
 constexpr int64_t kLooksAtClock = 64;  // allocations between two looks: reading it is a call of the system
+constexpr int64_t kYields = 1024;  // allocations, some 100 us: who wakes up does not wait for the end of a time slice
 
 thread_local constinit WorkBudget* current = nullptr;
 
@@ -40,6 +42,7 @@ std::optional<WorkBudget::Bound> WorkBudget::end() {
 
 void WorkBudget::check(size_t bytes) {
   ++allocations_;
+  if (allocations_ % kYields == 0 && end_ != std::chrono::nanoseconds::max()) sched_yield();
   if (!over_) {
     if (allocations_ > limits_.allocations)
       over_ = Bound::kAllocations;
