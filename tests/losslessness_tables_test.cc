@@ -100,6 +100,7 @@ std::vector<int32_t> joined(std::vector<int32_t> tokens, const std::vector<int32
 
 // Each also goes on from the state that it left.
 TEST_P(LosslessnessTables, DraftsOfEveryLength) {
+  if (subject_->on_device()) GTEST_SKIP() << "skipped: its drafts are forced by logits that the host writes";
   constexpr int64_t kAnswer = 10;
   ForcedDrafts model(*subject_->model);
   int64_t runs = 0, drafted = 0, accepted = 0, went_on = 0;
