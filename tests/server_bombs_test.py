@@ -85,7 +85,7 @@ class FormMaker:
                    lambda: {'type': 'object', 'properties': {f'p{k}': {'type': 'null'} for k in range(r.randint(1001, 5000))}},
                    lambda: {'anyOf': [{'type': 'integer', 'minimum': k} for k in range(r.randint(1001, 3000))]}, lambda: {'type': 'string', 'pattern': f'^(a{{{n % 9000 + 1000}}}){{1000}}$'}]
         patterns = ['(' * r.randint(2001, 30_000) + 'a', '((a{1000}){1000}){1000}', f'.{{0,10000}}{{{n}}}', f'(.{{0,{n + 5000}}})', '(?=a)b', '(?!a)b', '(?<=a)b', '(a)\\1', '(?P<x>a)(?P=x)', 'a{9,3}', '[z-a]']
-        grammars = ['root ::= root', 'root ::= a\na ::= b\nb ::= a', 'root ::= ' + '(' * r.randint(2001, 20_000) + '"a"', 'root ::= ' + 'x' * 100, 'root ::= "a"{' + str(n * 9) + '}',
+        grammars = ['root ::= root', 'root ::= x\nx ::= x{1,3}', 'root ::= a\na ::= b\nb ::= a', 'root ::= ' + '(' * r.randint(2001, 20_000) + '"a"', 'root ::= ' + 'x' * 100, 'root ::= "a"{' + str(n * 9) + '}',
                     ''.join(f'r{k} ::= "a" r{k + 1}\n' for k in range(r.randint(1001, 4000))) + 'root ::= r0']
         kind = i % 4
         if kind == 0:

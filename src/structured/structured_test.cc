@@ -419,6 +419,7 @@ TEST(Structured, BombsAndNonsenseAreRefused) {
       // Rules that only name each other.
       schema(R"({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}})"),
       {.kind = OutputForm::Kind::kEbnf, .text = "root ::= x\nx ::= root"},
+      {.kind = OutputForm::Kind::kEbnf, .text = "root ::= x x{2,3}\nx ::= x{1,3}"},
       OutputForm::regex(std::string(30'000, '(') + "a" + std::string(30'000, ')')),
       OutputForm::regex("((a{1000}){1000}){1000}"),
       OutputForm::regex("(a"),
