@@ -142,11 +142,7 @@ Tally LosslessAhead::run_with_drafts() {
   return tally;
 }
 
-INSTANTIATE_TEST_SUITE_P(Subjects, LosslessAhead, ::testing::ValuesIn(own_subjects()), [](const auto& subject) {
-  std::string name = subject.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Subjects, LosslessAhead, ::testing::ValuesIn(own_subjects()), test_name);
 
 }  // namespace
 }  // namespace calandra::lossless

@@ -75,14 +75,7 @@ TEST_P(LosslessnessLoad, LoadedAsAlone) {
   EXPECT_EQ(tally.differences, 0) << tally.first;
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, LosslessnessLoad,
-                         ::testing::Values("small_qwen3_5", "small_bailing", "mtp_dense", "vision_dense",
-                                           "demo-qwen3_5", "demo-bailing"),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Models, LosslessnessLoad, ::testing::ValuesIn(table_subjects()), test_name);
 
 }  // namespace
 }  // namespace calandra::lossless

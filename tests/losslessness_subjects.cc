@@ -1,5 +1,6 @@
 #include "tests/losslessness_subjects.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <string_view>
@@ -122,6 +123,18 @@ const std::vector<std::string>& oracle_subjects() {
   static const std::vector<std::string> names = {"mtp_dense", "mtp_dense_two_layers", "mtp_moe",
                                                  "v25_mtp",   "v25_mtp_two_layers",   "vision_dense"};
   return names;
+}
+
+const std::vector<std::string>& table_subjects() {
+  static const std::vector<std::string> names = {"small_qwen3_5", "small_bailing", "mtp_dense",
+                                                 "vision_dense",  "demo-qwen3_5",  "demo-bailing"};
+  return names;
+}
+
+std::string test_name(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
 Subject* subject(const std::string& name) {

@@ -3,6 +3,8 @@
 // backend; CALANDRA_LOSSLESS_BACKEND says cuda (deterministic) or cuda_fast to have the demo models on a device.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,6 +39,11 @@ struct Subject {
 // Names that are always there, and of the oracle's models; a colon would separate family and case.
 const std::vector<std::string>& own_subjects();
 const std::vector<std::string>& oracle_subjects();
+// Those of the tables of reliability.md on real layers: the small ones, the oracle's with drafts or pictures, the
+// demos.
+const std::vector<std::string>& table_subjects();
+// A subject's name as that of a test.
+std::string test_name(const ::testing::TestParamInfo<std::string>& info);
 
 // Loaded once and kept. Null: the case is only in the shared oracle, and that is not there.
 Subject* subject(const std::string& name);

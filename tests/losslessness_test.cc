@@ -295,11 +295,7 @@ std::vector<std::string> names() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Losslessness, ::testing::ValuesIn(names()), [](const auto& info) {
-  std::string name = info.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Models, Losslessness, ::testing::ValuesIn(names()), test_name);
 
 }  // namespace
 }  // namespace calandra::lossless

@@ -205,11 +205,7 @@ TEST_P(Soak, LedgersReturnToIdleAndMemoryStaysFlat) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Soak,
                          ::testing::Values("small_qwen3_5", "small_bailing", "demo-qwen3_5", "demo-bailing"),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         test_name);
 
 }  // namespace
 }  // namespace calandra::lossless

@@ -65,7 +65,7 @@ class Scheduler {
     std::vector<bool> finite = {};            // of each cut; filled in by whoever runs the step
   };
   // The next step. Empty when nobody can run. `room_for_drafts`: also beside prompts.
-  std::span<Planned> schedule(bool room_for_drafts = true);
+  std::span<Planned> schedule(bool room_for_drafts);
   // After forward: sources that were read are let go.
   void after_forward();
   // After the choices of a step took their tokens, with complete entries: states that it wrote for checkpoints enter

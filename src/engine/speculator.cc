@@ -266,12 +266,14 @@ void Speculator::complete_entries(std::span<Choice* const> choices, const std::f
   int64_t rows = 0;
   bool first = true;
   const auto flush = [&] {
-    if (rows > 0 && std::exchange(first, false) && before_pass) before_pass();
+    if (rows > 0 && std::exchange(first, false)) {
+      entry_timer_.launch();
+      if (before_pass) before_pass();
+    }
     if (rows > 0) write(entries_, rows);
     entries_.clear();
     rows = 0;
   };
-  entry_timer_.launch();
   for (Choice* choice : choices) {
     Entries left = entries_of(*choice, choice->sequence.computed);
     StepShape pass;
