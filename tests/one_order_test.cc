@@ -127,20 +127,23 @@ TEST_P(OneOrder, Experts) {
   }
 }
 
-// Rows of a sequence behind kBefore tokens, and another sequence beside them. Borders of tiles and ranges of keys are
-// inside.
+// Rows of a sequence behind `before` tokens, and another sequence beside them. Borders of tiles and ranges of keys are
+// inside; behind 1,900 tokens those of spans of ranges, too.
 class OneOrderOfKeys : public OneOrder {
  protected:
-  static constexpr int kBefore = 215, kAll = kBefore + kRows;
+  static constexpr int kBefores[] = {215, 1900};
+  int before = 0;
+
+  int all() const { return before + kRows; }
+  int pages() const { return (all() + 15) / 16; }
 
   Batch batch_of_rows(const std::vector<std::pair<int, int>>& parts) {
     std::vector<SequenceStep> steps;
-    for (const auto& [begin, end] : parts) steps.push_back(tokens(kBefore + begin, end - begin));
+    for (const auto& [begin, end] : parts) steps.push_back(tokens(before + begin, end - begin));
     Batch batch = batch_of(pool, steps);
-    constexpr int kPages = (kAll + 15) / 16;
-    batch.block_table = pool.zeros(DType::kI32, {std::ssize(steps), kPages});
+    batch.block_table = pool.zeros(DType::kI32, {std::ssize(steps), pages()});
     for (int64_t i = 0; i < batch.block_table.numel(); ++i)  // all read the same keys
-      batch.block_table.as<int32_t>()[i] = kPages - 1 - static_cast<int32_t>(i % kPages);
+      batch.block_table.as<int32_t>()[i] = pages() - 1 - static_cast<int32_t>(i % pages());
     return batch;
   }
   // attend(batch, rows): `rows` are taken of the inputs for the batch.
@@ -165,12 +168,13 @@ class OneOrderOfKeys : public OneOrder {
 
 TEST_P(OneOrderOfKeys, PagedAttention) {
   for (const auto& [H, Hkv, Dh] : {std::array<int64_t, 3>{4, 2, 64}, {3, 1, 80}, {8, 2, 256}})
-    for (const DType dtype : {kBF16, kF32}) {
-      const Tensor q = random(pool, dtype, {kRows, H, Dh}, 1), k = random(pool, dtype, {kAll, Hkv, Dh}, 2, 1, 0.4f),
-                   v = random(pool, dtype, {kAll, Hkv, Dh}, 3);
-      const int64_t pages = (kAll + 15) / 16;
-      KvPages kv{pool.zeros(dtype, {pages, Hkv, 16, Dh}), pool.zeros(dtype, {pages, Hkv, 16, Dh})};
-      Batch storing = batch_of(pool, {tokens(0, kAll)});
+    for (const auto& [dtype, tokens_before] :
+         {std::pair(kBF16, kBefores[0]), {kF32, kBefores[0]}, {kBF16, kBefores[1]}}) {
+      before = tokens_before;
+      const Tensor q = random(pool, dtype, {kRows, H, Dh}, 1), k = random(pool, dtype, {all(), Hkv, Dh}, 2, 1, 0.4f),
+                   v = random(pool, dtype, {all(), Hkv, Dh}, 3);
+      KvPages kv{pool.zeros(dtype, {pages(), Hkv, 16, Dh}), pool.zeros(dtype, {pages(), Hkv, 16, Dh})};
+      Batch storing = batch_of(pool, {tokens(0, all())});
       storing.block_table = batch_of_rows({{0, 1}}).block_table;
       tested.run([&](ExecContext& ctx) {
         ops::store_kv(ctx, k, v, kv, storing);
@@ -191,11 +195,11 @@ TEST_P(OneOrderOfKeys, PagedAttention) {
 
 TEST_P(OneOrderOfKeys, LatentAttention) {
   constexpr int64_t H = 3, L = 512, R = 64, Dn = 128, Dv = 64;
-  const Tensor q = random(pool, kBF16, {kRows, H * (Dn + R)}, 1), latent = random(pool, kBF16, {kAll, L}, 2, 1, 0.2f),
-               k_pe = random(pool, kBF16, {kAll, R}, 3);
-  const int64_t pages = (kAll + 15) / 16;
-  LatentPages store{pool.zeros(kBF16, {pages, 16, L}), pool.zeros(kBF16, {pages, 16, R})};
-  Batch storing = batch_of(pool, {tokens(0, kAll)});
+  before = kBefores[0];
+  const Tensor q = random(pool, kBF16, {kRows, H * (Dn + R)}, 1), latent = random(pool, kBF16, {all(), L}, 2, 1, 0.2f),
+               k_pe = random(pool, kBF16, {all(), R}, 3);
+  LatentPages store{pool.zeros(kBF16, {pages(), 16, L}), pool.zeros(kBF16, {pages(), 16, R})};
+  Batch storing = batch_of(pool, {tokens(0, all())});
   storing.block_table = batch_of_rows({{0, 1}}).block_table;
   tested.run([&](ExecContext& ctx) {
     ops::store_latent(ctx, latent, k_pe, store, storing);

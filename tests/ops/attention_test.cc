@@ -77,6 +77,10 @@ TEST_P(AttentionOps, EqualTheReference) {
             return attend(on, ragged, d, page, {3, 17, 0, 1, 1, 151});
           });
         }
+  const std::vector<SequenceStep> spans = {tokens(1, 1023, 2), tokens(2, 2100, 3), tokens(3, 5000, 1)};
+  compare("paged_attention of many keys", {.reduction = 256 + 5000}, [&](OpRunner& on) {
+    return attend(on, spans, {8, 2, 256, DType::kBF16}, 16, {0, 1500, 2040});
+  });
   compare("paged_attention without rows", {}, [&](OpRunner& on) {
     return attend(on, {tokens(1, 4, 0)}, {2, 1, 64, DType::kF32}, 16);
   });

@@ -298,7 +298,7 @@ void CudaBackend::paged_attention(ExecContext& ctx, const Tensor& q, const KvPag
     });
     launched(ctx, "paged_attention");
     if (!scratch.split()) return;
-    run_join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, {}, output_of(out));
+    run_join_ranges<kFewParts, kFewSpan>(stream_of(ctx), source.rows(), shape, scratch, {}, output_of(out));
     return launched(ctx, "paged_attention join");
   }
   on_type(q.dtype(), [&]<class T>(T) {
@@ -336,7 +336,7 @@ void CudaBackend::attention_mixer(ExecContext& ctx, const Tensor& q, const Tenso
       });
       launched(ctx, "attention_mixer");
       const Rows<const bf16_t> gates = gate.rank() != 0 ? rows_of<bf16_t>(gate) : Rows<const bf16_t>{};
-      run_join_ranges<kFewParts>(stream_of(ctx), source.rows(), shape, scratch, gates, output_of(out));
+      run_join_ranges<kFewParts, kFewSpan>(stream_of(ctx), source.rows(), shape, scratch, gates, output_of(out));
       return launched(ctx, "attention_mixer join");
     }
   }

@@ -14,9 +14,9 @@
 // of what the projections left (device/projected_heads.cuh): older keys are then read before the wait for the kernel in
 // front (device/pipeline.cuh), so between two such kernels of the same pages there must be a product, as in every
 // layer, or a kernel that is no follower. The block that has a row's first query puts its key and value into their
-// page. Both join the warps' keys of a range and then range by range in order, with the same operations, and what other
-// queries see takes part with weight 0: a query's bits depend on its keys alone. Bound by the read of keys and values,
-// few keys by latency.
+// page. Both join the warps' keys of a range, the ranges of a span of 4 and then span by span, in order and with the
+// same operations, and what other queries see takes part with weight 0: a query's bits depend on its keys alone. Bound
+// by the read of keys and values, few keys by latency.
 #pragma once
 
 #include <type_traits>
@@ -30,6 +30,7 @@
 namespace calandra::cuda {
 
 constexpr int kFewQueries = 16, kFewRange = 256;
+constexpr int kFewSpan = 4;                // ranges, from multiples of so many
 constexpr int kFewParts = kTileKeys / 16;  // of a range
 
 template <int D>
@@ -43,8 +44,9 @@ struct FewShared {
   Tile tiles[2];
   bf16_t queries[kFewQueries * kStride];
   float o[kKeyWarps][kFewQueries][D], m[kKeyWarps][kFewQueries], l[kKeyWarps][kFewQueries];
-  float total_m[2][kFewQueries], total_l[2][kFewQueries];  // of the ranges so far, in turns
-  int64_t offsets[2][kTileKeys];                           // -1: no such key
+  // Of the ranges of the span so far, and of the spans, in turns.
+  float span_m[2][kFewQueries], span_l[2][kFewQueries], total_m[2][kFewQueries], total_l[2][kFewQueries];
+  int64_t offsets[2][kTileKeys];  // -1: no such key
 };
 
 template <int D>
@@ -236,7 +238,10 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   load_queries<kFewQueries, kChunks, kThreads>(own, q, s.Dh,
                                                [&](int r, int c) { return shared.queries + r * kStride + c * 8; });
   find_keys(seen.begin_tile), find_keys(seen.begin_tile + 1);
-  if (threadIdx.x < kFewQueries) shared.total_m[0][threadIdx.x] = -INFINITY, shared.total_l[0][threadIdx.x] = 0;
+  if (threadIdx.x < kFewQueries) {
+    shared.span_m[0][threadIdx.x] = shared.total_m[0][threadIdx.x] = -INFINITY;
+    shared.span_l[0][threadIdx.x] = shared.total_l[0][threadIdx.x] = 0;
+  }
   __syncthreads();
   if (seen.begin_tile < seen.end_tile) load_tile(seen.begin_tile);
 
@@ -244,10 +249,10 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
   const int64_t mine = own.first + lane / 4,
                 ends[2] = {own.end(source, mine, seen.end), own.end(source, mine + 8, seen.end)};
   TwoQueries<kValues / 8> sums;
-  // What the thread has of the ranges' results: numbers threadIdx.x + i * kThreads of [kFewQueries, D].
-  float total[kOwn] = {};
-  int turn = 0;
-  const auto end_range = [&] {
+  // What the thread has of the results: numbers threadIdx.x + i * kThreads of [kFewQueries, D].
+  float span[kOwn] = {}, total[kOwn] = {};
+  int turn = 0, span_turn = 0;
+  const auto end_range = [&](bool ends_span) {
     sums.add_lanes();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -272,12 +277,21 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
         part.join(shared.m[w][query], shared.l[w][query], mine);
       }
       Softmax<1> joined;
-      joined.m = shared.total_m[turn][query], joined.l = shared.total_l[turn][query], joined.o[0] = total[i];
+      joined.m = shared.span_m[span_turn][query], joined.l = shared.span_l[span_turn][query], joined.o[0] = span[i];
       joined.join(part.m, part.l, part.o);
-      total[i] = joined.o[0];
-      if (d == 0) shared.total_m[turn ^ 1][query] = joined.m, shared.total_l[turn ^ 1][query] = joined.l;
+      if (ends_span) {
+        Softmax<1> all;
+        all.m = shared.total_m[turn][query], all.l = shared.total_l[turn][query], all.o[0] = total[i];
+        all.join(joined.m, joined.l, joined.o);
+        total[i] = all.o[0];
+        if (d == 0) shared.total_m[turn ^ 1][query] = all.m, shared.total_l[turn ^ 1][query] = all.l;
+        joined = {};
+      }
+      span[i] = joined.o[0];
+      if (d == 0) shared.span_m[span_turn ^ 1][query] = joined.m, shared.span_l[span_turn ^ 1][query] = joined.l;
     }
-    turn ^= 1;
+    span_turn ^= 1;
+    if (ends_span) turn ^= 1;
     __syncthreads();  // the memory is free for the next range
   };
 
@@ -312,7 +326,9 @@ __global__ void __launch_bounds__(FewShared<D>::kThreads, 1)
       mma_bf16(sums.o[2 * n], a[0], a[1], a[2], a[3], v[0], v[1]);
       mma_bf16(sums.o[2 * n + 1], a[0], a[1], a[2], a[3], v[2], v[3]);
     }
-    if (tile + 1 == seen.end_tile || (tile + 1) * kTileKeys % kFewRange == 0) end_range();
+    const bool is_last = tile + 1 == seen.end_tile;
+    if (is_last || (tile + 1) * kTileKeys % kFewRange == 0)
+      end_range(is_last || (tile + 1) * kTileKeys % (kFewRange * kFewSpan) == 0);
   }
   wait_copies<0>();
 #pragma unroll

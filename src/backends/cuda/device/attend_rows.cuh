@@ -1,8 +1,7 @@
 // The kernels around attend.cuh and their launches. Rows that a source skips are another kernel's.
 //   attend_rows   one block per row, group of query heads and, with few rows, range; shared memory as attend.cuh says
-//   join_ranges   one block per row, head and kAttendThreads values; no shared memory. Bound by the latency of its
-//   reads,
-//                 which are one after the other where there are many ranges.
+//   join_ranges   one block per row, head and kAttendThreads values, up to 4 spans of ranges at once; 4 kB of shared
+//                 memory. Bound by the latency of its reads and joins, which are one after the other in a span.
 #pragma once
 
 #include <algorithm>
@@ -180,43 +179,70 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
-// One block per row, head and kAttendThreads values, one value a thread. Results are read some at a time. `gate`: of
-// bf16 rows [T, H D] whose sigmoid multiplies them, rounded as ops::sigmoid_mul does; null: none.
-template <int kParts, class Source>
-__global__ void __launch_bounds__(kAttendThreads)
+constexpr int kJoiners = 4;
+
+// One block per row, head and kAttendThreads values, one value a thread; threadIdx.y: a span of kSpan ranges (0: of all
+// ranges) of which the block joins some at once, each range by range, and then span by span. Results are read some at a
+// time. `gate`: of bf16 rows [T, H D] whose sigmoid multiplies them, rounded as ops::sigmoid_mul does; null: none.
+template <int kParts, int kSpan, class Source>
+__global__ void __launch_bounds__(kAttendThreads* kJoiners)
     join_ranges(Source source, AttendShape s, RangeResults results, Rows<const bf16_t> gate, Output out) {
-  constexpr int kAhead = 8;  // a multiple of kParts
+  constexpr int kAhead = kSpan > 0 ? kSpan * kParts : 8;  // a multiple of kParts
+  __shared__ float span_m[2][kJoiners], span_l[2][kJoiners], span_o[2][kJoiners][kAttendThreads];  // in turns
   let_next_grid_begin();
-  const int64_t row = blockIdx.x, head = blockIdx.y, d = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x;
-  if (d >= s.D || source.skips(row)) return wait_for_grid();
-  const KeySpan span = source.span(row);
-  const int64_t begin = span.begin / results.keys * kParts, end = (span.end + results.keys - 1) / results.keys * kParts,
+  const int64_t row = blockIdx.x, head = blockIdx.y, own = int64_t{blockIdx.z} * kAttendThreads + threadIdx.x,
+                d = min(own, s.D - 1);
+  if (source.skips(row)) return wait_for_grid();
+  const KeySpan keys = source.span(row);
+  const int64_t begin = keys.begin / results.keys * kParts, end = (keys.end + results.keys - 1) / results.keys * kParts,
                 first = results.place(row, s.H, head, 0);
   wait_for_grid();
   const float open = gate.data != nullptr ? to_float(gate[row][head * s.D + d]) : 0;
-  Softmax<1> total;
-  for (int64_t at = begin; at < end; at += kAhead) {
-    float m[kAhead], l[kAhead], o[kAhead];
+  const auto join_span = [&](int64_t begin, int64_t end) {
+    Softmax<1> span;
+    for (int64_t at = begin; at < end; at += kAhead) {
+      float m[kAhead], l[kAhead], o[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int64_t place = first + min(at + i, end - 1);
-      m[i] = results.ml[2 * place], l[i] = at + i < end ? results.ml[2 * place + 1] : 0;
-      o[i] = results.o[place * s.D + d];
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; i += kParts) {
-      Softmax<1> range;
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const float one[1] = {o[i + part]};
-        if constexpr (kParts == 1)
-          total.join(m[i], l[i], one);
-        else
-          range.join(m[i + part], l[i + part], one);
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t place = first + min(at + i, end - 1);
+        m[i] = results.ml[2 * place], l[i] = at + i < end ? results.ml[2 * place + 1] : 0;
+        o[i] = results.o[place * s.D + d];
       }
-      if constexpr (kParts > 1) total.join(range.m, range.l, range.o);
+#pragma unroll
+      for (int i = 0; i < kAhead; i += kParts) {
+        Softmax<1> range;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const float one[1] = {o[i + part]};
+          range.join(m[i + part], l[i + part], one);
+        }
+        span.join(range.m, range.l, range.o);
+      }
     }
+    return span;
+  };
+  Softmax<1> total;
+  if constexpr (kSpan == 0) {
+    total = join_span(begin, end);
+  } else {
+    constexpr int kSpanParts = kSpan * kParts;
+    const int joiners = static_cast<int>(blockDim.y), joiner = static_cast<int>(threadIdx.y);
+    int turn = 0;
+    for (int64_t round = begin / kSpanParts; round * kSpanParts < end; round += joiners, turn ^= 1) {
+      const int64_t at = (round + joiner) * kSpanParts;
+      const Softmax<1> span = join_span(max(begin, at), min(end, at + kSpanParts));
+      if (threadIdx.x == 0) span_m[turn][joiner] = span.m, span_l[turn][joiner] = span.l;
+      span_o[turn][joiner][threadIdx.x] = span.o[0];
+      __syncthreads();
+      if (joiner > 0) continue;
+      for (int i = 0; i < joiners; ++i) {
+        const float one[1] = {span_o[turn][i][threadIdx.x]};
+        total.join(span_m[turn][i], span_l[turn][i], one);
+      }
+    }
+    if (joiner > 0) return;
   }
+  if (own >= s.D) return;
   float value = total.l == 0 ? 0 : total.o[0] / total.l;
   if (gate.data != nullptr) value = rounded<bf16_t>(value) * rounded<bf16_t>(sigmoid(open));
   out.store((row * s.H + head) * s.D + d, value);
@@ -231,12 +257,13 @@ void run_attend_rows(cudaStream_t stream, const Source& source, const In& in, co
       <<<grid, kAttendThreads, 0, stream>>>(source, in, shape, scratch.results(), aligned, out);
 }
 
-template <int kParts = 1, class Source>
+template <int kParts = 1, int kSpan = 0, class Source>
 void run_join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
                      Rows<const bf16_t> gate, Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
-  launch_follower(join_ranges<kParts, Source>, grid, dim3(kAttendThreads), 0, stream, source, shape, scratch.results(),
-                  gate, out);
+  const unsigned joiners = kSpan == 0 ? 1 : std::min<unsigned>(kJoiners, blocks_for(scratch.results().ranges, kSpan));
+  launch_follower(join_ranges<kParts, kSpan, Source>, grid, dim3(kAttendThreads, joiners), 0, stream, source, shape,
+                  scratch.results(), gate, out);
 }
 
 }  // namespace calandra::cuda
