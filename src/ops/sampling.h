@@ -32,7 +32,7 @@ namespace calandra::ops {
 // Elements [begin, end) of one of the batch's lists.
 struct ListRange {
   int32_t begin = 0, end = 0;
-  bool empty() const { return begin == end; }
+  constexpr bool empty() const { return begin == end; }
   int32_t size() const { return end - begin; }
 };
 

@@ -195,6 +195,59 @@ TEST_P(Sampler, BadRowsStayAlone) {
   expect_as_reference(l, batch, "bad rows");
 }
 
+// As many equal logits as a backend may have room for, and more: all in one place, or everywhere.
+TEST_P(Sampler, ManyTiesAtTheEdge) {
+  constexpr int64_t kV = 40000;
+  const Tensor l = logits(10, kV, 17, 1, 0);
+  SamplingBatch batch;
+  for (int32_t r = 0; r < 10; ++r) {
+    constexpr int64_t kTies[] = {3, 511, 512, 513, 4095, 4096, 4097, kV};
+    for (int64_t i = 0; i < kV; ++i) {
+      const bool tied = r < 8 ? i < kTies[r] : i % (r == 8 ? 9 : 79) == 0;
+      if (tied) set_element(l, r, i, 9);
+    }
+    for (const int32_t top_k : {1, 50, 512, 600, 5000})
+      for (const float top_p : {1.0f, 0.7f})
+        for (const int32_t count : {ops::kNoLogprobs, 20}) {
+          SamplingRow row;
+          row.logit_row = r;
+          row.seed = batch.rows.size();
+          row.top_k = top_k;
+          row.top_p = top_p;
+          row.num_logprobs = count;
+          row.logprobs_mode = static_cast<LogprobsMode>(batch.rows.size() / 2 % 4);
+          batch.rows.push_back(row);
+        }
+  }
+  expect_as_reference(l, batch, "ties");
+}
+
+// Minus infinity in the logits themselves: everywhere, or but for a few, of which more are asked for than there are.
+TEST_P(Sampler, RowsOfFewFiniteLogits) {
+  constexpr int64_t kV = 5004;
+  const Tensor l = pool.zeros(DType::kF32, {5, kV});  // rows begin where four can be read at once
+  SamplingBatch batch;
+  batch.bias = {{4999, 3.0f}, {11, 2.0f}};
+  for (int32_t r = 0; r < 5; ++r) {
+    for (int64_t i = 0; i < kV; ++i)
+      set_element(l, r, i, r > 0 && i % 1000 == 11 - r && i / 1000 < r ? noise(19, i) : -INFINITY);
+    for (const int32_t top_k : {0, 2, 30})
+      for (const float top_p : {1.0f, 0.6f})
+        for (int mode = 0; mode < 4; ++mode) {
+          SamplingRow row;
+          row.logit_row = r;
+          row.seed = batch.rows.size();
+          row.top_k = top_k;
+          row.top_p = top_p;
+          row.num_logprobs = 7;
+          row.logprobs_mode = static_cast<LogprobsMode>(mode);
+          if (top_k == 2) row.bias = {0, 2};
+          batch.rows.push_back(row);
+        }
+  }
+  expect_as_reference(l, batch, "few");
+}
+
 TEST_P(Sampler, DraftVocabulariesAreSampledTheSame) {
   for (const int32_t step : {3, 1, 7}) {  // another vocabulary each time
     std::vector<int32_t> ids;

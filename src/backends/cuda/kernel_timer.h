@@ -27,6 +27,7 @@ class KernelTimer {
     cudaEvent_t behind;
   };
   cudaEvent_t begin_;
+  void *copied_to_, *copied_from_;
   std::vector<Note> notes_;
 };
 

@@ -12,8 +12,9 @@ namespace calandra {
 namespace cuda {
 namespace {
 
-bool is_for_device(const ops::SamplingRow& row) {
-  return !row.distribution && row.num_logprobs != ops::kAllLogprobs && row.num_logprobs <= kMostTops;
+bool is_for_device(const ops::SamplingRow& row, const Tensor& logits) {
+  return logits.size(1) <= kMostColumns && !row.distribution && row.num_logprobs != ops::kAllLogprobs &&
+         row.num_logprobs <= kMostTops;
 }
 
 constexpr size_t kSection = 16;
@@ -111,26 +112,39 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
                                   SamplingFlight& memory, int32_t* tokens) {
   const size_t rows = memory.on_device.size(), V = static_cast<size_t>(logits.size(1));
   Sections in, results;
-  const size_t inputs = in.add<SamplingInput>(rows), counts = in.add<ops::TokenCount>(batch.counts.size()),
+  const bool few = rows <= kRowsAlong;
+  const size_t inputs = in.add<SamplingInput>(few ? 0 : rows), counts = in.add<ops::TokenCount>(batch.counts.size()),
                bias = in.add<ops::TokenBias>(batch.bias.size()), ids = in.add<int32_t>(batch.ids.size()),
                grammar = in.add<uint32_t>(batch.grammar.size());
-  size_t changed = 0, listed_ids = 0;
-  for (const size_t r : memory.on_device) {
-    changed += reference::changes_logits(batch.rows[r]) ? 1 : 0;
-    listed_ids += static_cast<size_t>(batch.rows[r].logprob_ids.size());
-  }
+  size_t listed_ids = 0;
+  for (const size_t r : memory.on_device) listed_ids += static_cast<size_t>(batch.rows[r].logprob_ids.size());
   const size_t outcomes = results.add<SamplingOutcome>(rows), tops = results.add<ops::TokenLogprob>(rows * kMostTops),
                listed = results.add<float>(listed_ids);
   if (!grow(memory.host_in, in.size(), {}) || !grow(memory.out, results.size(), {}) ||
-      !grow(memory.in, in.size(), device()) || !grow(sampling_.copies, changed * V * sizeof(float), device()) ||
+      !grow(memory.in, in.size(), device()) ||
       !grow(sampling_.token_ids, batch.token_ids.size() * sizeof(int32_t), device()))
     return false;
 
-  auto* input = at<SamplingInput>(memory.host_in, inputs);
-  int32_t copy = 0, first_listed = 0;
+  SamplingArgs args{.logits = logits.as<float>(),
+                    .stride = logits.stride(0),
+                    .V = static_cast<int>(V),
+                    .token_ids = batch.token_ids.empty() ? nullptr : at<const int32_t>(sampling_.token_ids, 0),
+                    .rows = few ? nullptr : at<const SamplingInput>(memory.in, inputs),
+                    .counts = at<const ops::TokenCount>(memory.in, counts),
+                    .bias = at<const ops::TokenBias>(memory.in, bias),
+                    .ids = at<const int32_t>(memory.in, ids),
+                    .grammar = at<const uint32_t>(memory.in, grammar),
+                    .moves = batch.moves ? batch.moves.as<int32_t>() : nullptr,
+                    .tokens = tokens,
+                    .outcomes = at<SamplingOutcome>(memory.out, outcomes),
+                    .tops = at<ops::TokenLogprob>(memory.out, tops),
+                    .listed = at<float>(memory.out, listed),
+                    .few = {}};
+  SamplingInput* input = few ? args.few : at<SamplingInput>(memory.host_in, inputs);
+  int32_t first_listed = 0;
   for (size_t i = 0; i < rows; ++i) {
     const ops::SamplingRow& row = batch.rows[memory.on_device[i]];
-    input[i] = {row, static_cast<int32_t>(i), reference::changes_logits(row) ? copy++ : -1, first_listed};
+    input[i] = {row, static_cast<int32_t>(i), reference::changes_logits(row) ? 1 : 0, first_listed};
     first_listed += row.logprob_ids.size();
   }
   put(memory.host_in, counts, batch.counts);
@@ -138,27 +152,13 @@ bool CudaBackend::start_on_device(ExecContext& ctx, const Tensor& logits, const 
   put(memory.host_in, ids, batch.ids);
   put(memory.host_in, grammar, batch.grammar);
   const cudaStream_t stream = stream_of(ctx);
-  CUDA_CHECK(cudaMemcpyAsync(memory.in.data(), memory.host_in.data(), in.size(), cudaMemcpyHostToDevice, stream));
+  if (in.size() > 0)
+    CUDA_CHECK(cudaMemcpyAsync(memory.in.data(), memory.host_in.data(), in.size(), cudaMemcpyHostToDevice, stream));
   if (!batch.token_ids.empty() && !std::equal(batch.token_ids.begin(), batch.token_ids.end(),
                                               sampling_.held_token_ids.begin(), sampling_.held_token_ids.end())) {
     sampling_.held_token_ids.assign(batch.token_ids.begin(), batch.token_ids.end());
     copy_bytes(sampling_.token_ids.data(), batch.token_ids.data(), batch.token_ids.size_bytes());
   }
-  const SamplingArgs args{.logits = logits.as<float>(),
-                          .stride = logits.stride(0),
-                          .V = static_cast<int>(V),
-                          .token_ids = batch.token_ids.empty() ? nullptr : at<const int32_t>(sampling_.token_ids, 0),
-                          .rows = at<const SamplingInput>(memory.in, inputs),
-                          .counts = at<const ops::TokenCount>(memory.in, counts),
-                          .bias = at<const ops::TokenBias>(memory.in, bias),
-                          .ids = at<const int32_t>(memory.in, ids),
-                          .grammar = at<const uint32_t>(memory.in, grammar),
-                          .moves = batch.moves ? batch.moves.as<int32_t>() : nullptr,
-                          .copies = at<float>(sampling_.copies, 0),
-                          .tokens = tokens,
-                          .outcomes = at<SamplingOutcome>(memory.out, outcomes),
-                          .tops = at<ops::TokenLogprob>(memory.out, tops),
-                          .listed = at<float>(memory.out, listed)};
   launch_sampler(stream, args, static_cast<int>(rows));
   launched(ctx, "sample");
   CUDA_CHECK(cudaEventRecord(memory.sampled, stream));
@@ -197,7 +197,7 @@ bool CudaBackend::start_sample(ExecContext& ctx, const Tensor& logits, const ops
   SamplingFlight& flight = sampling_.flights[static_cast<size_t>(number)];
   flight.on_device.clear();
   for (size_t r = 0; r < batch.rows.size(); ++r) {
-    if (!is_for_device(batch.rows[r])) return false;
+    if (!is_for_device(batch.rows[r], logits)) return false;
     flight.on_device.push_back(r);
   }
   return !flight.on_device.empty() && start_on_device(ctx, logits, batch, flight, tokens.as<int32_t>());
@@ -210,7 +210,7 @@ void CudaBackend::sample(ExecContext& ctx, const Tensor& logits, const ops::Samp
   std::vector<size_t>& on_device = flight.on_device;
   on_device.clear();
   for (size_t r = 0; r < batch.rows.size(); ++r)
-    if (is_for_device(batch.rows[r])) on_device.push_back(r);
+    if (is_for_device(batch.rows[r], logits)) on_device.push_back(r);
   if (!on_device.empty() && !start_on_device(ctx, logits, batch, flight, nullptr)) on_device.clear();
   if (!on_device.empty()) finish_sample(ctx, batch, 0, out);
   if (on_device.size() == batch.rows.size()) return;

@@ -12,12 +12,14 @@
 namespace calandra::cuda {
 
 constexpr int kMostTops = 64;  // likeliest tokens that the device reports
+// Of a row: it stays in the shared memory of 8 blocks. The vocabularies of the models have 157,184 and 248,320.
+constexpr int64_t kMostColumns = 8 * 40'000;
 
 struct SamplingInput {
   ops::SamplingRow row;
-  int32_t place;   // of the results
-  int32_t copy;    // of the processed logits; -1: the row is not changed
-  int32_t listed;  // first place of its logprob_ids
+  int32_t place;    // of the results
+  int32_t changed;  // by masks, biases or penalties
+  int32_t listed;   // first place of its logprob_ids
 };
 
 struct SamplingOutcome {
@@ -26,23 +28,25 @@ struct SamplingOutcome {
   int32_t token, greedy_id, status, rank, tops;
 };
 
+constexpr int kRowsAlong = 24;  // of a launch that brings them along
+
 // Lists of the batch and of results, where the device reaches them.
 struct SamplingArgs {
   const float* logits;
   int64_t stride;
   int V;
-  const int32_t* token_ids;  // null: the column itself
-  const SamplingInput* rows;
+  const int32_t* token_ids;   // null: the column itself
+  const SamplingInput* rows;  // null: `few` are they. A copy to the device takes 2 to 8 us (cuda_step_profile.md)
   const ops::TokenCount* counts;
   const ops::TokenBias* bias;
   const int32_t* ids;
   const uint32_t* grammar;
   const int32_t* moves;  // null: there are none
-  float* copies;         // [changed rows, V]
   int32_t* tokens;       // [rows] on the device, for who goes on there; null: nobody
   SamplingOutcome* outcomes;
   ops::TokenLogprob* tops;  // [rows, kMostTops], logits, in no order
   float* listed;            // logits
+  SamplingInput few[kRowsAlong];
 };
 
 void launch_sampler(cudaStream_t stream, const SamplingArgs& args, int rows);
@@ -62,8 +66,7 @@ struct SamplingFlight {
 
 struct SamplingMemory {
   std::array<SamplingFlight, ops::kSamplesAtOnce> flights;
-  // Of one at a time on the device, in the order of the stream.
-  Buffer copies, token_ids;
+  Buffer token_ids;  // of one at a time on the device, in the order of the stream
   std::vector<int32_t> held_token_ids;
 };
 
