@@ -184,15 +184,6 @@ class DeferredBackend : public Base {
     f.result.rows.resize(out.rows.size());
     out.rows = f.result.rows;
   }
-  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                  const Batch& batch) override {
-    std::vector<int32_t> early(static_cast<size_t>(sampled.size(0)));
-    if (faults_.puts_early) std::copy_n(sampled.as<int32_t>(), early.size(), early.begin());
-    later([=, this]() mutable {
-      Base::put_tokens(ctx, faults_.puts_early ? Tensor(early.data(), DType::kI32, {std::ssize(early)}) : sampled, from,
-                       to, batch);
-    });
-  }
   void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
                      ops::VerifiedTokens& out) override {
     later([=, this]() mutable {
@@ -206,11 +197,16 @@ class DeferredBackend : public Base {
       }
     });
   }
-  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override {
+  void complete_batch(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedTokens& verified,
+                      const Batch& batch) override {
+    std::vector<int32_t> early(static_cast<size_t>(sampled.size(0)));
+    if (faults_.puts_early) std::copy_n(sampled.as<int32_t>(), early.size(), early.begin());
     later([=, this]() mutable {
       const auto ints = [](const Tensor& tensor) { return tensor.template as<int32_t>(); };
       const std::vector<int32_t> before(ints(batch.token_index), ints(batch.token_index) + batch.rows());
-      Base::advance(ctx, verified, batch);
+      Base::complete_batch(ctx, faults_.puts_early ? Tensor(early.data(), DType::kI32, {std::ssize(early)}) : sampled,
+                           verified, batch);
+      if (verified.accepted.empty()) return;
       if (batch.mtp.positions)
         for (int64_t t = 0; t < batch.rows(); ++t) {
           int32_t& active = ints(batch.active)[ints(batch.row_sequence)[t]];

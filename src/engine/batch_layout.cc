@@ -38,6 +38,7 @@ Batch lay_out(Cursor& cursor, const BatchSizes& n) {
     batch.mtp.positions = cursor.take({3, n.rows});
     batch.mtp.first_key = cursor.take({n.sequences});
   }
+  if (n.sampled) batch.sampled_at = cursor.take({n.rows});  // the last one: recorded steps know none
   return batch;
 }
 

@@ -13,20 +13,12 @@ Tensor all_sampled(const Buffer& sampled) {
 
 }  // namespace
 
-// Tokens tokens_at_ to the rows token_rows_ of a batch; empties the lists.
-void ModelRunner::put_listed_tokens(const Batch& batch) {
-  if (tokens_at_.empty()) return;
-  const auto count = static_cast<int64_t>(tokens_at_.size());
-  auto* lists = uploads_->take<int32_t>(2 * count);
-  std::copy(tokens_at_.begin(), tokens_at_.end(), lists);
-  std::copy(token_rows_.begin(), token_rows_.end(), lists + count);
-  tokens_at_.clear();
-  token_rows_.clear();
+// A batch whose first `count` sequences accept_ahead has verified; or one whose tokens alone the host did not know, if
+// any.
+void ModelRunner::complete_batch(const Batch& batch, int64_t count) {
+  if (!batch.sampled_at) return;
   ExecContext ctx = context(nullptr);
-  CHECK_LE(2 * count * sizeof(int32_t), sources_.bytes());
-  uploads_->send(ctx, sources_.data());
-  const Tensor both = sources_.tensor(DType::kI32, {2 * count});
-  ops::put_tokens(ctx, all_sampled(sampled_), both.slice(0, 0, count), both.slice(0, count, 2 * count), batch);
+  ops::complete_batch(ctx, all_sampled(sampled_), verified(count), batch);
 }
 
 ops::VerifiedTokens ModelRunner::verified(int64_t count) const {
@@ -80,22 +72,25 @@ void ModelRunner::accept_ahead(std::span<const VerifiedPart> parts) {
 Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {
   static constexpr int32_t kUnknown = 0;
   rows_.clear();
-  int32_t row = 0;
+  tokens_at_.clear();
   for (size_t b = 0; b < parts.size(); ++b) {
     const AheadPart& part = parts[b];
     const Sequence& s = *part.sequence;
     CHECK_EQ(s.computed, s.size());
     CHECK_EQ(s.source, s.slot);
-    rows_.push_back({s, s.computed, {&kUnknown, 1}, std::span<const int32_t>(unknown_).first(part.drafts_at.size())});
-    rows_.back().verified = part.verified;
+    const size_t first = tokens_at_.size();
     tokens_at_.push_back(sampled_at(ops::kSamplesAtOnce, static_cast<int64_t>(b)));
     tokens_at_.insert(tokens_at_.end(), part.drafts_at.begin(), part.drafts_at.end());
-    for (size_t j = 0; j <= part.drafts_at.size(); ++j) token_rows_.push_back(row++);
+    rows_.push_back({s,
+                     s.computed,
+                     {&kUnknown, 1},
+                     std::span<const int32_t>(unknown_).first(part.drafts_at.size()),
+                     {},
+                     std::span<const int32_t>(tokens_at_).subspan(first),  // reserved for the largest step
+                     part.verified});
   }
   const Step step = build(rows_, false);
-  put_listed_tokens(step.batch);
-  ExecContext ctx = context(nullptr);
-  ops::advance(ctx, verified(std::ssize(parts)), step.batch);
+  complete_batch(step.batch, std::ssize(parts));
   ++steps_;
   const Tensor hidden = run_forward(step, nullptr);
   for (const AheadPart& part : parts) ++part.sequence->computed;

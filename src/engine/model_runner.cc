@@ -27,7 +27,8 @@ BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const Ru
           .segments = sequences + limits.max_cuts,
           .pages_per_sequence = pages_for(limits.max_model_len, limits.block_size),
           .image_rows = model.vision() != nullptr ? limits.max_num_batched_tokens : 0,
-          .mtp = model.drafter() != nullptr};
+          .mtp = model.drafter() != nullptr,
+          .sampled = backend.stream() != nullptr};
 }
 
 // Of the decoder layers, then of the MTP layers.
@@ -46,16 +47,15 @@ int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
   return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
 }
 
-// Tokens that launches read on the device: of all flights, then those that accept_ahead found. What they are told of
-// them: accept_ahead of each sequence, others of each row.
+// Tokens that launches read on the device: of all flights, then those that accept_ahead found. What it is told of each
+// sequence.
 int64_t sampled_bytes(const Backend& backend) {
   if (backend.stream() == nullptr) return 0;
   return (ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
 }
 int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
   if (backend.stream() == nullptr) return 0;
-  return std::max(limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2,
-                  2 * limits.max_num_batched_tokens) *
+  return (limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2) *
          static_cast<int64_t>(sizeof(int32_t));
 }
 int64_t verified_bytes(const Backend& backend, const RunnerLimits& limits) {
@@ -191,7 +191,6 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
                  sampled_.tensor(DType::kI32, {last + kLogitRows}).slice(0, last, last + kLogitRows),
                  three.slice(0, 2 * B, 3 * B)};
     tokens_at_.reserve(limits_.max_num_batched_tokens);
-    token_rows_.reserve(limits_.max_num_batched_tokens);
   }
   unknown_.resize(limits_.pending_capacity + 1);
   const size_t largest = std::max({batch_bytes, logit_rows_.bytes(), lists_.bytes(), sources_.bytes()});
@@ -342,24 +341,19 @@ Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
   rows_.clear();
-  int64_t row = 0;
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(s.computed + part.rows, s.size());
     CHECK_EQ(s.source < 0, s.computed == 0);
     const std::span<const int32_t> drafts =
         part.drafts_at.empty() ? part.drafts : std::span<const int32_t>(unknown_).first(part.drafts_at.size());
-    rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), drafts, part.cuts});
-    row += part.rows + part.draft_count();
-    for (size_t j = 0; j < part.drafts_at.size(); ++j) {
-      tokens_at_.push_back(part.drafts_at[j]);
-      token_rows_.push_back(static_cast<int32_t>(row - std::ssize(part.drafts_at) + static_cast<int64_t>(j)));
-    }
+    rows_.push_back(
+        {s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), drafts, part.cuts, part.drafts_at});
   }
   const Step step = build(rows_, false);
-  put_listed_tokens(step.batch);
+  complete_batch(step.batch, 0);
   ++steps_;
-  row = 0;
+  int64_t row = 0;
   for (const Part& part : parts) {
     const int64_t count = part.rows + part.draft_count();
     keep_step_rows(*part.sequence, part.sequence->computed, count, row);
@@ -413,23 +407,13 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
   CHECK(taps == nullptr || limits_.taps);
   CHECK(model_.drafter() != nullptr);
   rows_.clear();
-  int64_t row = 0;
   for (const DraftPart& part : parts) {
     CHECK_GE(part.first_entry, 1);
-    rows_.push_back({*part.sequence, part.first_entry, part.token_ids});
+    rows_.push_back({*part.sequence, part.first_entry, part.token_ids, {}, {}, part.tokens_at});
     rows_.back().verified = std::max<int64_t>(0, part.verified);
-    row += std::ssize(part.token_ids);
-    for (size_t j = 0; j < part.tokens_at.size(); ++j) {
-      tokens_at_.push_back(part.tokens_at[j]);
-      token_rows_.push_back(static_cast<int32_t>(row - std::ssize(part.tokens_at) + static_cast<int64_t>(j)));
-    }
   }
   const Step pass = build(rows_, true);
-  put_listed_tokens(pass.batch);
-  if (parts.front().verified >= 0) {
-    ExecContext ctx = context(nullptr);
-    ops::advance(ctx, verified(std::ssize(parts)), pass.batch);
-  }
+  complete_batch(pass.batch, parts.front().verified >= 0 ? std::ssize(parts) : 0);
   CHECK_EQ(hidden.size(0), pass.rows);
   CHECK(hidden.data() == hidden_.data());
   return run_draft(pass, step, taps);

@@ -203,11 +203,16 @@ class ModelRunner {
     std::span<const int32_t> tokens;
     std::span<const int32_t> drafts = {};
     std::span<const Cut> cuts = {};
-    int64_t verified = 0;  // it may stand so much further
+    std::span<const int32_t> sampled_at = {};  // of the last tokens, where the host does not know them
+    int64_t verified = 0;                      // it may stand so much further
     int64_t certain_end() const { return begin + std::ssize(tokens); }
     int64_t end() const { return certain_end() + std::ssize(drafts); }
     int32_t token(int64_t index) const {
       return index < certain_end() ? tokens[index - begin] : drafts[index - certain_end()];
+    }
+    int32_t place(int64_t index) const {  // of Batch::sampled_at
+      const int64_t at = index - end() + std::ssize(sampled_at);
+      return at < 0 ? -1 : sampled_at[at];
     }
   };
   bool take_lane_and_slot(Sequence& sequence);
@@ -232,7 +237,7 @@ class ModelRunner {
   Step build(std::span<const Rows> parts, const Bounds& bounds);
   template <class Visit>
   static void visit_images(std::span<const Rows> parts, const Visit& visit);
-  void put_listed_tokens(const Batch& batch);
+  void complete_batch(const Batch& batch, int64_t verified);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
   Tensor run_forward(const Step& step, Taps* taps);
@@ -261,11 +266,11 @@ class ModelRunner {
   RecordedSteps recorded_;
   std::optional<UploadRing> uploads_;
   Buffer device_batch_;
-  Buffer sampled_, sources_;                     // tokens by sampled_at; what a launch is told of those that it reads
-  Buffer verified_memory_;                       // of verified_
-  ops::VerifiedTokens verified_;                 // of accept_ahead, [max_num_seqs]
-  std::vector<int32_t> unknown_;                 // as many as a sequence may have drafts
-  std::vector<int32_t> tokens_at_, token_rows_;  // of put_listed_tokens, filled before it
+  Buffer sampled_, sources_;        // tokens by sampled_at; what a launch is told of those that it reads
+  Buffer verified_memory_;          // of verified_
+  ops::VerifiedTokens verified_;    // of accept_ahead, [max_num_seqs]
+  std::vector<int32_t> unknown_;    // as many as a sequence may have drafts
+  std::vector<int32_t> tokens_at_;  // of the rows of forward_ahead
   Buffer logit_rows_;
   std::vector<int32_t> held_logit_rows_;  // what logit_rows_ has
   Buffer image_embeds_;                   // rows of one step that images replace

@@ -33,6 +33,7 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
     bounds.max_seq_len = std::max(bounds.max_seq_len, part.end() + part.verified);
     bounds.max_drafts = std::max(bounds.max_drafts, static_cast<int64_t>(part.drafts.size()));
     sizes.segments += 1 + static_cast<int64_t>(part.cuts.size());
+    sizes.sampled = sizes.sampled || !part.sampled_at.empty();
   }
   visit_images(parts, [&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
   sizes.sequences = static_cast<int64_t>(parts.size());
@@ -87,6 +88,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
       host.token_ids.as<int32_t>()[row] = parts[b].token(index);
       host.token_index.as<int32_t>()[row] = static_cast<int32_t>(index);
       host.row_sequence.as<int32_t>()[row] = b;
+      if (sizes.sampled) host.sampled_at.as<int32_t>()[row] = parts[b].place(index);
       for (int axis = 0; axis < 3; ++axis) {
         host.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index, axis);
         if (sizes.mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index - 1, axis);
@@ -103,6 +105,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
     for (int64_t i = 0; i < bounds.max_query_len && row < sizes.rows; ++i, ++row) {
       host.token_ids.as<int32_t>()[row] = host.token_index.as<int32_t>()[row] = 0;
       host.row_sequence.as<int32_t>()[row] = b;
+      if (sizes.sampled) host.sampled_at.as<int32_t>()[row] = -1;
       for (int axis = 0; axis < 3; ++axis) {
         host.positions.as<int32_t>()[axis * sizes.rows + row] = 0;
         if (sizes.mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = 0;

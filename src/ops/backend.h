@@ -170,11 +170,10 @@ class Backend {
   // For backends with a stream of their own.
   virtual bool start_sample(ExecContext&, const Tensor&, const ops::SamplingBatch&, int, Tensor&) { return false; }
   virtual void finish_sample(ExecContext&, const ops::SamplingBatch&, int, ops::SamplingResult&) {}
-  virtual void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                          const Batch& batch) = 0;
   virtual void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
                              ops::VerifiedTokens& out) = 0;
-  virtual void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) = 0;
+  virtual void complete_batch(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedTokens& verified,
+                              const Batch& batch) = 0;
 
   // Composite ops. The default bodies (ops/composite.cc) call the parts, which makes every tap of the parts visible; an
   // override must fall back to the default when ctx.taps is set, and in a dry run allocates its scratch and returns.

@@ -16,8 +16,10 @@ struct Batch {
   Tensor positions;      // [3, T] i32  rotary positions (temporal, height, width); equal for text
   Tensor row_sequence;   // [T] i32  sequence of the row
   Tensor adapter_index;  // [T] i32  LoRA slot, -1 for none; absent when no row has one
-  Tensor image_rows;     // [I] i32  rows whose embedding is replaced; absent without images
-  Tensor image_embeds;   // [I, D]   their embeddings
+  Tensor sampled_at;    // [T] i32  row of the sampled tokens that is the row's token, -1: token_ids has it; absent when
+                        //          the host knows all tokens
+  Tensor image_rows;    // [I] i32  rows whose embedding is replaced; absent without images
+  Tensor image_embeds;  // [I, D]   their embeddings
 
   // per sequence
   Tensor query_start;  // [B + 1] i32  first row of each sequence; last entry T

@@ -1,5 +1,5 @@
 // What launches need that begin before the host knows the tokens of those before them.
-//   R sampled rows   B sequences   D drafts and S stop ids of all sequences   I tokens
+//   R sampled rows   B sequences   D drafts and S stop ids of all sequences
 #pragma once
 
 #include "ops/batch.h"
@@ -14,10 +14,6 @@ namespace calandra::ops {
 constexpr int kSamplesAtOnce = 9;
 bool start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, int flight, Tensor& tokens);
 void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, SamplingResult& result);
-
-// Puts sampled tokens into a batch: batch.token_ids of row to[i] is that of sampled row from[i], 0 where there is none.
-//   from, to [I] i32
-void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch);
 
 // The rows of a step, sampled, and what they verify. On the device.
 struct VerifiedRows {
@@ -44,9 +40,10 @@ struct VerifiedTokens {
 void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& rows, SlotCounts& slots,
                    VerifiedTokens& out);
 
-// Moves a batch that was built for no accepted drafts behind those that were: token_index, positions and seq_len grow
-// by their number, mtp.positions too if there are any. Sequences that ended become inactive. Sequences of the batch
-// behind those that were verified stay as they are.
-void advance(ExecContext& ctx, const VerifiedTokens& verified, const Batch& batch);
+// Completes a batch by what the host did not know. Rows of sampled_at get their tokens, 0 where there is none. What was
+// built for no accepted drafts moves behind those that were: token_index, positions and seq_len grow by their number,
+// mtp.positions too if there are any. Sequences that ended become inactive. Sequences of the batch behind those that
+// were verified, perhaps none, stay as they are.
+void complete_batch(ExecContext& ctx, const Tensor& sampled, const VerifiedTokens& verified, const Batch& batch);
 
 }  // namespace calandra::ops

@@ -64,15 +64,6 @@ void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, Sam
   ctx.backend.finish_sample(ctx, batch, flight, result);
 }
 
-void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch) {
-  const Scope scope("put_tokens");
-  match_shapes("put_tokens", {{sampled, "R", DType::kI32},
-                              {from, "I", DType::kI32},
-                              {to, "I", DType::kI32},
-                              {batch.token_ids, "T", DType::kI32}});
-  if (!ctx.dry_run && !from.empty()) ctx.backend.put_tokens(ctx, sampled, from, to, batch);
-}
-
 void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& rows, SlotCounts& slots,
                    VerifiedTokens& out) {
   const Scope scope("accept_drafts");
@@ -94,18 +85,21 @@ void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& 
   if (!ctx.dry_run && d["B"] > 0) ctx.backend.accept_drafts(ctx, sampled, rows, slots, out);
 }
 
-void advance(ExecContext& ctx, const VerifiedTokens& verified, const Batch& batch) {
-  const Scope scope("advance");
-  match_shapes("advance", {{verified.accepted, "B", DType::kI32},
-                           {verified.active, "B", DType::kI32},
-                           {batch.seq_len, "all", DType::kI32},
-                           {batch.active, "all", DType::kI32},
-                           {batch.token_index, "T", DType::kI32},
-                           {batch.row_sequence, "T", DType::kI32},
-                           {batch.positions, "3 T", DType::kI32}});
+void complete_batch(ExecContext& ctx, const Tensor& sampled, const VerifiedTokens& verified, const Batch& batch) {
+  const Scope scope("complete_batch");
+  match_shapes("complete_batch", {{sampled, "R", DType::kI32},
+                                  {verified.accepted, "B", DType::kI32},
+                                  {verified.active, "B", DType::kI32},
+                                  {batch.seq_len, "all", DType::kI32},
+                                  {batch.active, "all", DType::kI32},
+                                  {batch.token_ids, "T", DType::kI32},
+                                  {batch.token_index, "T", DType::kI32},
+                                  {batch.sampled_at, "T", DType::kI32},
+                                  {batch.row_sequence, "T", DType::kI32},
+                                  {batch.positions, "3 T", DType::kI32}});
   CHECK_LE(verified.accepted.size(0), batch.sequences());
-  if (batch.mtp.positions) match_shapes("advance", {{batch.mtp.positions, "3 T", DType::kI32}});
-  if (!ctx.dry_run && batch.rows() > 0) ctx.backend.advance(ctx, verified, batch);
+  if (batch.mtp.positions) match_shapes("complete_batch", {{batch.mtp.positions, "3 T", DType::kI32}});
+  if (!ctx.dry_run && batch.rows() > 0) ctx.backend.complete_batch(ctx, sampled, verified, batch);
 }
 
 }  // namespace calandra::ops

@@ -279,19 +279,6 @@ TEST_P(Sampler, SampledInTwoHalvesIsSampledTheSame) {
   });
 }
 
-// Tokens go to their rows, and what has none is 0.
-TEST_P(Sampler, PutsTokensIntoABatch) {
-  const Tensor sampled = pool.ints({5, -1, 7, 9});
-  Batch batch;
-  batch.token_ids = pool.ints({3, 3, 3, 3, 3});
-  tested.run([&](ExecContext& ctx) {
-    ops::put_tokens(ctx, sampled, pool.ints({3, 1, 0}), pool.ints({0, 2, 3}), batch);
-    return 0;
-  });
-  const auto* ids = batch.token_ids.as<int32_t>();
-  EXPECT_EQ(std::vector<int32_t>(ids, ids + 5), (std::vector<int32_t>{9, 3, 0, 5, 3}));
-}
-
 std::vector<int32_t> ints_of(const Tensor& tensor) {
   return {tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.numel()};
 }
@@ -362,24 +349,40 @@ TEST_P(Sampler, AcceptsDrafts) {
   EXPECT_EQ(ints_of(slots.N), before);
 }
 
-// A batch for no accepted drafts stands behind those that were accepted.
-TEST_P(Sampler, AdvancesABatch) {
+// Tokens go to their rows, and what has none is 0. A batch for no accepted drafts stands behind those that were
+// accepted.
+TEST_P(Sampler, CompletesABatch) {
+  const Tensor sampled = pool.ints({5, -1, 7, 9});
   const ops::VerifiedTokens verified{
       pool.ints({2, 0, 3}), pool.ints({1, 0, 1}), {}, {}};  // the fourth is no part of it
   for (const bool mtp : {false, true}) {
     Batch batch;
-    batch.token_ids = pool.ints({1, 1, 1, 1, 1});
+    batch.token_ids = pool.ints({3, 3, 3, 3, 3});
     batch.token_index = pool.ints({10, 11, 20, 30, 40});
+    batch.sampled_at = pool.ints({3, -1, 1, 0, -1});
     batch.row_sequence = pool.ints({0, 0, 1, 2, 3});
     batch.positions = pool.ints({1, 2, 3, 4, 50, 5, 6, 7, 8, 50, 9, 10, 11, 12, 50}).view({3, 5});
     batch.seq_len = pool.ints({12, 21, 31, 41});
     batch.active = pool.ints({1, 1, 1, 0});
     if (mtp) batch.mtp.positions = pool.ints({0, 1, 2, 3, 50, 4, 5, 6, 7, 50, 8, 9, 10, 11, 50}).view({3, 5});
+    const Batch alike = [&] {  // whose tokens alone are not known
+      Batch copy = batch;
+      copy.token_ids = pool.ints(ints_of(batch.token_ids));
+      return copy;
+    }();
+    const Tensor none = verified.accepted.slice(0, 0, 0);
     tested.run([&](ExecContext& ctx) {
-      ops::advance(ctx, verified, batch);
+      ops::complete_batch(ctx, sampled, {none, none, {}, {}}, alike);
       return 0;
     });
-    EXPECT_EQ(ints_of(batch.token_ids), (std::vector<int32_t>{1, 1, 1, 1, 1}));
+    EXPECT_EQ(ints_of(alike.token_ids), (std::vector<int32_t>{9, 3, 0, 5, 3}));
+    EXPECT_EQ(ints_of(alike.token_index), (std::vector<int32_t>{10, 11, 20, 30, 40}));
+    EXPECT_EQ(ints_of(alike.active), (std::vector<int32_t>{1, 1, 1, 0}));
+    tested.run([&](ExecContext& ctx) {
+      ops::complete_batch(ctx, sampled, verified, batch);
+      return 0;
+    });
+    EXPECT_EQ(ints_of(batch.token_ids), (std::vector<int32_t>{9, 3, 0, 5, 3}));
     EXPECT_EQ(ints_of(batch.token_index), (std::vector<int32_t>{12, 13, 20, 33, 40}));
     EXPECT_EQ(ints_of(batch.positions), (std::vector<int32_t>{3, 4, 3, 7, 50, 7, 8, 7, 11, 50, 11, 12, 11, 15, 50}));
     EXPECT_EQ(ints_of(batch.seq_len), (std::vector<int32_t>{14, 21, 34, 41}));

@@ -148,11 +148,10 @@ class CudaBackend final : public Backend {
   bool start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch, int flight,
                     Tensor& tokens) override;
   void finish_sample(ExecContext& ctx, const ops::SamplingBatch& batch, int flight, ops::SamplingResult& out) override;
-  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                  const Batch& batch) override;
   void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
                      ops::VerifiedTokens& out) override;
-  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override;
+  void complete_batch(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedTokens& verified,
+                      const Batch& batch) override;
 
  private:
   // The rows that `on_device` of the flight names, their tokens to `tokens` unless it is null; false, and nothing

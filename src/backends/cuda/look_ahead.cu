@@ -1,4 +1,4 @@
-// Launches behind a step whose tokens the host does not know yet (ops/look_ahead.h). One thread for each token, row or
+// Launches behind a step whose tokens the host does not know yet (ops/look_ahead.h). One thread for each row or
 // sequence, no shared memory: a launch's latency.
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/device/rows.cuh"
@@ -8,12 +8,6 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 128;
-
-__global__ void __launch_bounds__(kThreads)
-    put(const int32_t* sampled, const int32_t* from, const int32_t* to, int32_t* token_ids, int count) {
-  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (i < count) token_ids[to[i]] = max(0, sampled[from[i]]);
-}
 
 // How the drafts of one sequence fared.
 struct AcceptArgs {
@@ -44,15 +38,16 @@ __global__ void __launch_bounds__(kThreads) accept(const __grid_constant__ Accep
   a.last_row[b] = a.entry_row[b] + accepted;
 }
 
-struct AdvanceArgs {
-  const int32_t *accepted, *active, *row_sequence;
-  int32_t *token_index, *positions, *mtp_positions, *seq_len, *batch_active;  // mtp_positions may be null
+struct CompleteArgs {
+  const int32_t *sampled, *sampled_at, *accepted, *active, *row_sequence;
+  int32_t *token_ids, *token_index, *positions, *mtp_positions, *seq_len, *batch_active;  // mtp_positions may be null
   int rows, sequences;
 };
 
 // One thread for each row and sequence.
-__global__ void __launch_bounds__(kThreads) move_on(const __grid_constant__ AdvanceArgs a) {
+__global__ void __launch_bounds__(kThreads) complete(const __grid_constant__ CompleteArgs a) {
   const int t = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (const int at = t < a.rows ? a.sampled_at[t] : -1; at >= 0) a.token_ids[t] = max(0, a.sampled[at]);
   if (const int b = t < a.rows ? a.row_sequence[t] : a.sequences; b < a.sequences) {
     const int32_t by = a.accepted[b];
     a.token_index[t] += by;
@@ -71,15 +66,6 @@ __global__ void __launch_bounds__(kThreads) move_on(const __grid_constant__ Adva
 }  // namespace cuda
 
 using namespace cuda;
-
-void CudaBackend::put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                             const Batch& batch) {
-  const int64_t count = from.size(0);
-  put<<<blocks_for(count, kThreads), kThreads, 0, stream_of(ctx)>>>(sampled.as<int32_t>(), from.as<int32_t>(),
-                                                                    to.as<int32_t>(), batch.token_ids.as<int32_t>(),
-                                                                    static_cast<int>(count));
-  launched(ctx, "put_tokens");
-}
 
 void CudaBackend::accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows,
                                 SlotCounts& slots, ops::VerifiedTokens& out) {
@@ -104,20 +90,24 @@ void CudaBackend::accept_drafts(ExecContext& ctx, const Tensor& sampled, const o
   launched(ctx, "accept_drafts");
 }
 
-void CudaBackend::advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) {
+void CudaBackend::complete_batch(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedTokens& verified,
+                                 const Batch& batch) {
   const auto ints = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
-  const AdvanceArgs args{.accepted = ints(verified.accepted),
-                         .active = ints(verified.active),
-                         .row_sequence = ints(batch.row_sequence),
-                         .token_index = ints(batch.token_index),
-                         .positions = ints(batch.positions),
-                         .mtp_positions = batch.mtp.positions ? ints(batch.mtp.positions) : nullptr,
-                         .seq_len = ints(batch.seq_len),
-                         .batch_active = ints(batch.active),
-                         .rows = static_cast<int>(batch.rows()),
-                         .sequences = static_cast<int>(verified.accepted.size(0))};
-  move_on<<<blocks_for(batch.rows(), kThreads), kThreads, 0, stream_of(ctx)>>>(args);
-  launched(ctx, "advance");
+  const CompleteArgs args{.sampled = ints(sampled),
+                          .sampled_at = ints(batch.sampled_at),
+                          .accepted = ints(verified.accepted),
+                          .active = ints(verified.active),
+                          .row_sequence = ints(batch.row_sequence),
+                          .token_ids = ints(batch.token_ids),
+                          .token_index = ints(batch.token_index),
+                          .positions = ints(batch.positions),
+                          .mtp_positions = batch.mtp.positions ? ints(batch.mtp.positions) : nullptr,
+                          .seq_len = ints(batch.seq_len),
+                          .batch_active = ints(batch.active),
+                          .rows = static_cast<int>(batch.rows()),
+                          .sequences = static_cast<int>(verified.accepted.size(0))};
+  complete<<<blocks_for(batch.rows(), kThreads), kThreads, 0, stream_of(ctx)>>>(args);
+  launched(ctx, "complete_batch");
 }
 
 }  // namespace calandra

@@ -17,12 +17,6 @@ void ReferenceBackend::sample(ExecContext&, const Tensor& logits, const ops::Sam
                           out.scratch[0], out.rows[r]);
 }
 
-void ReferenceBackend::put_tokens(ExecContext&, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                                  const Batch& batch) {
-  for (int64_t i = 0; i < from.size(0); ++i)
-    batch.token_ids.as<int32_t>()[to.as<int32_t>()[i]] = std::max(0, sampled.as<int32_t>()[from.as<int32_t>()[i]]);
-}
-
 void ReferenceBackend::accept_drafts(ExecContext&, const Tensor& sampled, const ops::VerifiedRows& rows,
                                      SlotCounts& slots, ops::VerifiedTokens& out) {
   const auto ints = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
@@ -47,9 +41,13 @@ void ReferenceBackend::accept_drafts(ExecContext&, const Tensor& sampled, const 
   }
 }
 
-void ReferenceBackend::advance(ExecContext&, const ops::VerifiedTokens& verified, const Batch& batch) {
+void ReferenceBackend::complete_batch(ExecContext&, const Tensor& sampled, const ops::VerifiedTokens& verified,
+                                      const Batch& batch) {
   const int32_t* accepted = verified.accepted.as<int32_t>();
   const int64_t T = batch.rows(), B = verified.accepted.size(0);
+  for (int64_t t = 0; t < T; ++t)
+    if (const int32_t at = batch.sampled_at.as<int32_t>()[t]; at >= 0)
+      batch.token_ids.as<int32_t>()[t] = std::max(0, sampled.as<int32_t>()[at]);
   for (int64_t t = 0; t < T && batch.row_sequence.as<int32_t>()[t] < B; ++t) {
     const int32_t by = accepted[batch.row_sequence.as<int32_t>()[t]];
     batch.token_index.as<int32_t>()[t] += by;
