@@ -27,46 +27,62 @@ ops::VerifiedTokens ModelRunner::verified(int64_t count) const {
           v.entry_row.slice(0, 0, count)};
 }
 
+ops::VerifiedRows ModelRunner::rows_of(const Verified& sizes, int32_t* lists, Device device) {
+  const auto take = [&](int64_t count) {
+    const Tensor list(lists, DType::kI32, {count}, device);
+    lists += count;
+    return list;
+  };
+  const int64_t B = sizes.sequences;
+  ops::VerifiedRows rows;
+  rows.row = take(B);
+  rows.most = take(B);
+  rows.slot = take(B);
+  rows.entry_row = take(B);
+  rows.draft_begin = take(B + 1);
+  rows.stop_begin = take(B + 1);
+  rows.drafts = take(sizes.drafts);
+  rows.stop_ids = take(sizes.stop_ids);
+  return rows;
+}
+
 void ModelRunner::accept_ahead(std::span<const VerifiedPart> parts) {
+  CHECK(to_accept_.lists.empty());
   const auto B = static_cast<int64_t>(parts.size());
   int64_t D = 0, S = 0;
   for (const VerifiedPart& part : parts) {
     D += std::ssize(part.drafts);
     S += std::ssize(part.stop_ids);
   }
-  const int64_t total = 6 * B + 2 + D + S;
-  CHECK_LE(total * sizeof(int32_t), sources_.bytes());
-  auto* const memory = uploads_->take<int32_t>(total);
-  const Tensor lists = sources_.tensor(DType::kI32, {total});
-  int64_t used = 0;
-  // Memory for `count` values, and where the device has them.
-  const auto take = [&](int64_t count, Tensor& on_device) {
-    on_device = lists.slice(0, used, used + count);
-    used += count;
-    return memory + used - count;
-  };
-  ops::VerifiedRows rows;
-  int32_t *row = take(B, rows.row), *most = take(B, rows.most), *slot = take(B, rows.slot),
-          *entry_row = take(B, rows.entry_row), *draft_begin = take(B + 1, rows.draft_begin),
-          *stop_begin = take(B + 1, rows.stop_begin), *drafts = take(D, rows.drafts),
-          *stop_ids = take(S, rows.stop_ids);
+  to_accept_.sequences = B;
+  to_accept_.drafts = D;
+  to_accept_.stop_ids = S;
+  to_accept_.lists.resize(6 * B + 2 + D + S);
+  const ops::VerifiedRows rows = rows_of(to_accept_, to_accept_.lists.data(), Device{});
+  auto *draft_begin = rows.draft_begin.as<int32_t>(), *stop_begin = rows.stop_begin.as<int32_t>();
   draft_begin[0] = stop_begin[0] = 0;
   for (int64_t b = 0; b < B; ++b) {
     const VerifiedPart& part = parts[b];
     CHECK_EQ(part.sequence->source, part.sequence->slot);
-    row[b] = part.sampled;
-    most[b] = static_cast<int32_t>(std::min<int64_t>(part.most, std::numeric_limits<int32_t>::max()));
-    slot[b] = part.sequence->slot;
-    entry_row[b] = static_cast<int32_t>(part.entry_row);
-    std::copy(part.drafts.begin(), part.drafts.end(), drafts + draft_begin[b]);
-    std::copy(part.stop_ids.begin(), part.stop_ids.end(), stop_ids + stop_begin[b]);
+    rows.row.as<int32_t>()[b] = part.sampled;
+    rows.most.as<int32_t>()[b] =
+        static_cast<int32_t>(std::min<int64_t>(part.most, std::numeric_limits<int32_t>::max()));
+    rows.slot.as<int32_t>()[b] = part.sequence->slot;
+    rows.entry_row.as<int32_t>()[b] = static_cast<int32_t>(part.entry_row);
+    std::copy(part.drafts.begin(), part.drafts.end(), rows.drafts.as<int32_t>() + draft_begin[b]);
+    std::copy(part.stop_ids.begin(), part.stop_ids.end(), rows.stop_ids.as<int32_t>() + stop_begin[b]);
     draft_begin[b + 1] = draft_begin[b] + static_cast<int32_t>(part.drafts.size());
     stop_begin[b + 1] = stop_begin[b] + static_cast<int32_t>(part.stop_ids.size());
   }
+}
+
+// What accept_ahead listed, if anything, where the device has it now.
+void ModelRunner::accept_listed(int32_t* lists) {
+  if (to_accept_.lists.empty()) return;
   ExecContext ctx = context(nullptr);
-  uploads_->send(ctx, sources_.data());
-  ops::VerifiedTokens out = verified(B);
-  ops::accept_drafts(ctx, all_sampled(sampled_), rows, caches_.slots, out);
+  ops::VerifiedTokens out = verified(to_accept_.sequences);
+  ops::accept_drafts(ctx, all_sampled(sampled_), rows_of(to_accept_, lists, backend_.device()), caches_.slots, out);
+  to_accept_.lists.clear();
 }
 
 Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {

@@ -53,9 +53,12 @@ int64_t sampled_bytes(const Backend& backend) {
   if (backend.stream() == nullptr) return 0;
   return (ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
 }
-int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
+int64_t accept_ints(const Backend& backend, const RunnerLimits& limits) {
   if (backend.stream() == nullptr) return 0;
-  return (limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2) *
+  return limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2;
+}
+int64_t batch_bytes(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
+  return (batch_ints(largest_batch(model, backend, limits)) + accept_ints(backend, limits)) *
          static_cast<int64_t>(sizeof(int32_t));
 }
 int64_t verified_bytes(const Backend& backend, const RunnerLimits& limits) {
@@ -141,8 +144,7 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.slots = limits.num_state_slots;
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
-  plan.batch_bytes = batch_ints(largest_batch(model, backend, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
-                     kept_bytes(model, limits) + sampled_bytes(backend) + source_bytes(backend, limits) +
+  plan.batch_bytes = batch_bytes(model, backend, limits) + kept_bytes(model, limits) + sampled_bytes(backend) +
                      verified_bytes(backend, limits);
   plan.ring_bytes = ring_bytes(model, limits);
   return plan;
@@ -163,8 +165,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   Buffer workspace = backend.allocate(measured.bytes());
   workspace_memory_ = workspace.tensor(DType::kU8, {static_cast<int64_t>(measured.bytes())});
   workspace_ = Workspace(measured, std::move(workspace));
-  const size_t batch_bytes = batch_ints(largest_batch(model, backend, limits_)) * sizeof(int32_t);
-  device_batch_ = backend.allocate(batch_bytes);
+  device_batch_ = backend.allocate(batch_bytes(model, backend, limits_));
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
   const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
   if (model.vision() != nullptr) image_embeds_ = backend.allocate(kept);
@@ -183,7 +184,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   }
   if (backend.stream() != nullptr) {
     sampled_ = backend.allocate(sampled_bytes(backend));
-    sources_ = backend.allocate(source_bytes(backend, limits_));
+    to_accept_.lists.reserve(accept_ints(backend, limits_));
     verified_memory_ = backend.allocate(verified_bytes(backend, limits_));
     const int64_t B = limits_.max_num_seqs, last = sampled_at(ops::kSamplesAtOnce, 0);
     const Tensor three = verified_memory_.tensor(DType::kI32, {3 * B});
@@ -193,9 +194,9 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
     tokens_at_.reserve(limits_.max_num_batched_tokens);
   }
   unknown_.resize(limits_.pending_capacity + 1);
-  const size_t largest = std::max({batch_bytes, logit_rows_.bytes(), lists_.bytes(), sources_.bytes()});
+  const size_t largest = std::max({device_batch_.bytes(), logit_rows_.bytes(), lists_.bytes()});
   const size_t of_two_steps =
-      backend.stream() == nullptr ? largest : 2 * (batch_bytes + lists_.bytes()) + kSmallUploads;
+      backend.stream() == nullptr ? largest : 2 * (device_batch_.bytes() + lists_.bytes()) + kSmallUploads;
   const auto wanted = static_cast<size_t>(limits_.upload_bytes);
   uploads_.emplace(backend, std::max(largest, wanted > 0 ? wanted : of_two_steps));
   for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
@@ -208,7 +209,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
              static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_) + sampled_bytes(backend) +
-                 source_bytes(backend, limits_) + verified_bytes(backend, limits_),
+                 verified_bytes(backend, limits_),
              ring_bytes(model, limits_)};
 }
 

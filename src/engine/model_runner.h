@@ -90,7 +90,8 @@ class ModelRunner {
   //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
   // Launches behind a step whose tokens the host does not know yet (engine/look_ahead.h). First, once its sampler was
-  // started, what its rows verify: the device then knows how many drafts each sequence keeps, and who ends.
+  // started, what its rows verify: it goes to the device with the next pass, before which that knows how many drafts
+  // each sequence keeps, and who ends.
   static constexpr int64_t kStopIds = 32;  // of a sequence, on average
   struct VerifiedPart {
     const Sequence* sequence;
@@ -237,6 +238,7 @@ class ModelRunner {
   Step build(std::span<const Rows> parts, const Bounds& bounds);
   template <class Visit>
   static void visit_images(std::span<const Rows> parts, const Visit& visit);
+  void accept_listed(int32_t* lists);
   void complete_batch(const Batch& batch, int64_t verified);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
@@ -266,9 +268,14 @@ class ModelRunner {
   RecordedSteps recorded_;
   std::optional<UploadRing> uploads_;
   Buffer device_batch_;
-  Buffer sampled_, sources_;        // tokens by sampled_at; what a launch is told of those that it reads
-  Buffer verified_memory_;          // of verified_
-  ops::VerifiedTokens verified_;    // of accept_ahead, [max_num_seqs]
+  Buffer sampled_;                // tokens by sampled_at
+  Buffer verified_memory_;        // of verified_
+  ops::VerifiedTokens verified_;  // of accept_ahead, [max_num_seqs]
+  struct Verified {
+    int64_t sequences = 0, drafts = 0, stop_ids = 0;
+    std::vector<int32_t> lists;  // all of ops::VerifiedRows, one behind the other
+  } to_accept_;                  // of accept_ahead, until a batch takes it along
+  static ops::VerifiedRows rows_of(const Verified& sizes, int32_t* lists, Device device);
   std::vector<int32_t> unknown_;    // as many as a sequence may have drafts
   std::vector<int32_t> tokens_at_;  // of the rows of forward_ahead
   Buffer logit_rows_;

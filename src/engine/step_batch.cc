@@ -49,7 +49,11 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
 ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& bounds) {
   BatchSizes sizes = bounds.sizes;
   sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
-  const Batch host = lay_out(uploads_->take<int32_t>(batch_ints(sizes)), sizes, Device{});
+  const int64_t ints = batch_ints(sizes), all = ints + std::ssize(to_accept_.lists);
+  CHECK_LE(all * sizeof(int32_t), device_batch_.bytes());
+  auto* const block = uploads_->take<int32_t>(all);
+  const Batch host = lay_out(block, sizes, Device{});
+  std::copy(to_accept_.lists.begin(), to_accept_.lists.end(), block + ints);
   int32_t row = 0, segment = 0;
   const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
     host.segment_start.as<int32_t>()[segment] = static_cast<int32_t>(begin_row);
@@ -126,7 +130,9 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
 
   ExecContext ctx = context(nullptr);
   uploads_->send(ctx, device_batch_.data());
-  Batch batch = lay_out(static_cast<int32_t*>(device_batch_.data()), sizes, backend_.device());
+  auto* const on_device = static_cast<int32_t*>(device_batch_.data());
+  accept_listed(on_device + ints);
+  Batch batch = lay_out(on_device, sizes, backend_.device());
   if (sizes.image_rows > 0)
     batch.image_embeds = image_embeds_.tensor(model_.dtype(), {sizes.image_rows, model_.hidden_size()});
   batch.max_query_len = bounds.max_query_len;
