@@ -20,6 +20,12 @@ RunnerLimits complete(RunnerLimits limits) {
   return limits;
 }
 
+// What accept_ahead is told of the sequences.
+int64_t accept_ints(const RunnerLimits& limits) {
+  constexpr auto kRowInts = static_cast<int64_t>(sizeof(ops::VerifiedRow) / sizeof(int32_t));
+  return limits.max_num_seqs * (kRowInts + limits.pending_capacity + ModelRunner::kStopIds);
+}
+
 BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
   const int64_t sequences = ModelRunner::most_sequences(backend, limits);
   return {.rows = limits.max_num_batched_tokens,
@@ -28,7 +34,8 @@ BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const Ru
           .pages_per_sequence = pages_for(limits.max_model_len, limits.block_size),
           .image_rows = model.vision() != nullptr ? limits.max_num_batched_tokens : 0,
           .mtp = model.drafter() != nullptr,
-          .sampled = backend.stream() != nullptr};
+          .ahead = backend.stream() != nullptr,
+          .lists = backend.stream() != nullptr ? accept_ints(limits) : 0};
 }
 
 // Of the decoder layers, then of the MTP layers.
@@ -47,19 +54,13 @@ int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
   return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
 }
 
-// Tokens that launches read on the device: of all flights, then those that accept_ahead found. What it is told of each
-// sequence.
+// Tokens that launches read on the device: of all flights, then those that accept_ahead found.
 int64_t sampled_bytes(const Backend& backend) {
   if (backend.stream() == nullptr) return 0;
   return (ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
 }
-int64_t accept_ints(const Backend& backend, const RunnerLimits& limits) {
-  if (backend.stream() == nullptr) return 0;
-  return limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2;
-}
 int64_t batch_bytes(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
-  return (batch_ints(largest_batch(model, backend, limits)) + accept_ints(backend, limits)) *
-         static_cast<int64_t>(sizeof(int32_t));
+  return batch_ints(largest_batch(model, backend, limits)) * static_cast<int64_t>(sizeof(int32_t));
 }
 int64_t verified_bytes(const Backend& backend, const RunnerLimits& limits) {
   return backend.stream() == nullptr ? 0 : 3 * limits.max_num_seqs * static_cast<int64_t>(sizeof(int32_t));
@@ -184,7 +185,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   }
   if (backend.stream() != nullptr) {
     sampled_ = backend.allocate(sampled_bytes(backend));
-    to_accept_.lists.reserve(accept_ints(backend, limits_));
+    to_accept_.lists.reserve(accept_ints(limits_));
     verified_memory_ = backend.allocate(verified_bytes(backend, limits_));
     const int64_t B = limits_.max_num_seqs, last = sampled_at(ops::kSamplesAtOnce, 0);
     const Tensor three = verified_memory_.tensor(DType::kI32, {3 * B});
@@ -321,11 +322,15 @@ Tensor ModelRunner::run(ExecContext& ctx, const Step& step, int64_t pass, const 
   if (watch_) watch_(pass, step.shape);
   backend_.plan(ctx, step.batch);
   const Batch& b = step.batch;
+  const auto all = [&] {
+    if (b.ahead.counts) ops::complete_batch(ctx, all_sampled(), b, caches_.slots, verified_);
+    return work();
+  };
   const Tensor result =
       step.repeats && ctx.taps == nullptr
           ? recorded_.run(ctx, {pass, b.rows(), b.sequences(), b.max_query_len, b.max_seq_len, b.max_drafts, input},
-                          work)
-          : work();
+                          all)
+          : all();
   after_forward_ = workspace_.mark();
   return step.rows > 0 && step.rows < b.rows() ? result.slice(0, 0, step.rows) : result;
 }
@@ -352,7 +357,6 @@ Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
         {s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), drafts, part.cuts, part.drafts_at});
   }
   const Step step = build(rows_, false);
-  complete_batch(step.batch, 0);
   ++steps_;
   int64_t row = 0;
   for (const Part& part : parts) {
@@ -410,11 +414,9 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
   rows_.clear();
   for (const DraftPart& part : parts) {
     CHECK_GE(part.first_entry, 1);
-    rows_.push_back({*part.sequence, part.first_entry, part.token_ids, {}, {}, part.tokens_at});
-    rows_.back().verified = std::max<int64_t>(0, part.verified);
+    rows_.push_back({*part.sequence, part.first_entry, part.token_ids, {}, {}, part.tokens_at, part.verified});
   }
   const Step pass = build(rows_, true);
-  complete_batch(pass.batch, parts.front().verified >= 0 ? std::ssize(parts) : 0);
   CHECK_EQ(hidden.size(0), pass.rows);
   CHECK(hidden.data() == hidden_.data());
   return run_draft(pass, step, taps);
@@ -456,7 +458,7 @@ Tensor ModelRunner::draft_logits(const Tensor& hidden, std::span<const int32_t> 
 Tensor ModelRunner::draft_logits(const Tensor& hidden, LastEntries rows) {
   ExecContext ctx = context(nullptr);
   workspace_.release(after_forward_);
-  return model_.drafter()->logits(ctx, ops::gather_rows(ctx, hidden, verified(rows.count).entry_row));
+  return model_.drafter()->logits(ctx, ops::gather_rows(ctx, hidden, last_entries(rows.count)));
 }
 
 void ModelRunner::sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result) {

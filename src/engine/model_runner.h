@@ -205,7 +205,9 @@ class ModelRunner {
     std::span<const int32_t> drafts = {};
     std::span<const Cut> cuts = {};
     std::span<const int32_t> sampled_at = {};  // of the last tokens, where the host does not know them
-    int64_t verified = 0;                      // it may stand so much further
+    // Behind a step whose tokens the host does not know yet: drafts that may be kept of that, so that it may stand so
+    // much further. The parts are the first sequences of accept_ahead. -1: not so.
+    int64_t verified = -1;
     int64_t certain_end() const { return begin + std::ssize(tokens); }
     int64_t end() const { return certain_end() + std::ssize(drafts); }
     int32_t token(int64_t index) const {
@@ -238,8 +240,6 @@ class ModelRunner {
   Step build(std::span<const Rows> parts, const Bounds& bounds);
   template <class Visit>
   static void visit_images(std::span<const Rows> parts, const Visit& visit);
-  void accept_listed(int32_t* lists);
-  void complete_batch(const Batch& batch, int64_t verified);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
   Tensor run_forward(const Step& step, Taps* taps);
@@ -248,7 +248,8 @@ class ModelRunner {
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void keep_step_rows(const Sequence& sequence, int64_t begin, int64_t count, int64_t row);
   void list_step_rows(const Sequence& sequence);
-  ops::VerifiedTokens verified(int64_t count) const;
+  Tensor all_sampled() const;
+  Tensor last_entries(int64_t count) const { return verified_.entry_row.slice(0, 0, count); }
   // Places in kept_rows_.
   int32_t ring_row(const Sequence& sequence, int64_t token) const;
   int32_t row_before(const Sequence& sequence) const;
@@ -271,11 +272,10 @@ class ModelRunner {
   Buffer sampled_;                // tokens by sampled_at
   Buffer verified_memory_;        // of verified_
   ops::VerifiedTokens verified_;  // of accept_ahead, [max_num_seqs]
-  struct Verified {
-    int64_t sequences = 0, drafts = 0, stop_ids = 0;
-    std::vector<int32_t> lists;  // all of ops::VerifiedRows, one behind the other
-  } to_accept_;                  // of accept_ahead, until a batch takes it along
-  static ops::VerifiedRows rows_of(const Verified& sizes, int32_t* lists, Device device);
+  struct {
+    int32_t sequences = 0;
+    std::vector<int32_t> lists;     // Batch::Ahead
+  } to_accept_;                     // of accept_ahead, until a batch takes it along
   std::vector<int32_t> unknown_;    // as many as a sequence may have drafts
   std::vector<int32_t> tokens_at_;  // of the rows of forward_ahead
   Buffer logit_rows_;

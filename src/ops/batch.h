@@ -16,10 +16,8 @@ struct Batch {
   Tensor positions;      // [3, T] i32  rotary positions (temporal, height, width); equal for text
   Tensor row_sequence;   // [T] i32  sequence of the row
   Tensor adapter_index;  // [T] i32  LoRA slot, -1 for none; absent when no row has one
-  Tensor sampled_at;    // [T] i32  row of the sampled tokens that is the row's token, -1: token_ids has it; absent when
-                        //          the host knows all tokens
-  Tensor image_rows;    // [I] i32  rows whose embedding is replaced; absent without images
-  Tensor image_embeds;  // [I, D]   their embeddings
+  Tensor image_rows;     // [I] i32  rows whose embedding is replaced; absent without images
+  Tensor image_embeds;   // [I, D]   their embeddings
 
   // per sequence
   Tensor query_start;  // [B + 1] i32  first row of each sequence; last entry T
@@ -48,6 +46,13 @@ struct Batch {
     Tensor hidden_source;  // [T] i32  row of the hidden buffer that stands before each entry
     Tensor positions;      // [3, T] i32  rotary position of the token before each entry
   } mtp;
+
+  // What the host did not know when it built the batch, for ops::complete_batch; absent where it knew all.
+  struct Ahead {
+    Tensor sampled_at;  // [T] i32  row of the sampled tokens that is the row's token; -1: token_ids has it
+    Tensor counts;      // [2] i32  sequences that `lists` has; sequences of the batch that move by what they keep
+    Tensor lists;       // [L] i32  an ops::VerifiedRow of each, then the ids that these name
+  } ahead;
 
   // Upper bounds known to the host; true lengths are device data.
   int64_t max_query_len = 0;  // rows of one sequence
