@@ -184,37 +184,29 @@ class DeferredBackend : public Base {
     f.result.rows.resize(out.rows.size());
     out.rows = f.result.rows;
   }
-  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                  const Batch& batch) override {
-    std::vector<int32_t> early(static_cast<size_t>(sampled.size(0)));
-    if (faults_.puts_early) std::copy_n(sampled.as<int32_t>(), early.size(), early.begin());
+  void complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                      ops::VerifiedTokens& verified) override {
+    const auto ints = [](const Tensor& tensor) { return tensor.template as<int32_t>(); };
+    std::vector<int32_t> early;
+    if (faults_.puts_early) early.assign(ints(sampled), ints(sampled) + sampled.size(0));
     later([=, this]() mutable {
-      Base::put_tokens(ctx, faults_.puts_early ? Tensor(early.data(), DType::kI32, {std::ssize(early)}) : sampled, from,
-                       to, batch);
-    });
-  }
-  void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
-                     ops::VerifiedTokens& out) override {
-    later([=, this]() mutable {
-      const auto ints = [](const Tensor& tensor) { return tensor.template as<int32_t>(); };
-      const std::vector<int32_t> before(ints(slots.accepted), ints(slots.accepted) + slots.accepted.numel());
-      Base::accept_drafts(ctx, sampled, rows, slots, out);
-      if (faults_.keeps_count) std::copy(before.begin(), before.end(), ints(slots.accepted));
-      for (int64_t b = 0; b < rows.row.size(0); ++b) {
-        if (faults_.first_token && ints(out.active)[b]) ints(out.last)[b] = ints(sampled)[ints(rows.row)[b]];
-        if (faults_.first_entry) ints(out.entry_row)[b] = ints(rows.entry_row)[b];
+      const std::vector<int32_t> index(ints(batch.token_index), ints(batch.token_index) + batch.rows());
+      const std::vector<int32_t> kept(ints(slots.accepted), ints(slots.accepted) + slots.accepted.numel());
+      Base::complete_batch(ctx, sampled, batch, slots, verified);
+      if (faults_.keeps_count) std::copy(kept.begin(), kept.end(), ints(slots.accepted));
+      const auto* rows = reinterpret_cast<const ops::VerifiedRow*>(ints(batch.ahead.lists));
+      for (int32_t b = 0; b < ints(batch.ahead.counts)[0]; ++b) {
+        if (faults_.first_token && ints(verified.active)[b]) ints(verified.last)[b] = ints(sampled)[rows[b].row];
+        if (faults_.first_entry) ints(verified.entry_row)[b] = rows[b].entry_row;
       }
-    });
-  }
-  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override {
-    later([=, this]() mutable {
-      const auto ints = [](const Tensor& tensor) { return tensor.template as<int32_t>(); };
-      const std::vector<int32_t> before(ints(batch.token_index), ints(batch.token_index) + batch.rows());
-      Base::advance(ctx, verified, batch);
+      for (int64_t t = 0; t < batch.rows(); ++t)
+        if (const int32_t at = ints(batch.ahead.sampled_at)[t]; at >= 0)
+          ints(batch.token_ids)[t] = std::max(0, faults_.puts_early ? early[at] : ints(sampled)[at]);
+      if (ints(batch.ahead.counts)[1] == 0) return;
       if (batch.mtp.positions)
         for (int64_t t = 0; t < batch.rows(); ++t) {
           int32_t& active = ints(batch.active)[ints(batch.row_sequence)[t]];
-          if (faults_.stays_behind || (faults_.ended_entries && !active)) ints(batch.token_index)[t] = before[t];
+          if (faults_.stays_behind || (faults_.ended_entries && !active)) ints(batch.token_index)[t] = index[t];
           if (faults_.ended_entries) active = 1;
         }
       for (int64_t b = 0; faults_.always_active && b < batch.sequences(); ++b) ints(batch.active)[b] = 1;

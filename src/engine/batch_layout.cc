@@ -38,6 +38,11 @@ Batch lay_out(Cursor& cursor, const BatchSizes& n) {
     batch.mtp.positions = cursor.take({3, n.rows});
     batch.mtp.first_key = cursor.take({n.sequences});
   }
+  if (n.ahead) {
+    batch.ahead.sampled_at = cursor.take({n.rows});
+    batch.ahead.counts = cursor.take({2});
+    batch.ahead.lists = cursor.take({n.lists});  // the last one, which is longer or shorter each time
+  }
   return batch;
 }
 

@@ -9,7 +9,9 @@ namespace calandra {
 struct BatchSizes {
   int64_t rows = 0, sequences = 0, segments = 0, pages_per_sequence = 0;
   int64_t image_rows = 0;
-  bool mtp = false;  // a pass of the MTP layers: mtp.positions and mtp.first_key
+  bool mtp = false;    // a pass of the MTP layers: mtp.positions and mtp.first_key
+  bool ahead = false;  // the host may not know all
+  int64_t lists = 0;   // of ahead
 };
 
 // Number of int32 for a batch of these sizes.

@@ -1,101 +1,62 @@
 // ModelRunner's launches whose tokens the host does not know yet.
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "engine/model_runner.h"
 
 namespace calandra {
-namespace {
 
-Tensor all_sampled(const Buffer& sampled) {
-  return sampled.tensor(DType::kI32, {(ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows});
-}
-
-}  // namespace
-
-// Tokens tokens_at_ to the rows token_rows_ of a batch; empties the lists.
-void ModelRunner::put_listed_tokens(const Batch& batch) {
-  if (tokens_at_.empty()) return;
-  const auto count = static_cast<int64_t>(tokens_at_.size());
-  auto* lists = uploads_->take<int32_t>(2 * count);
-  std::copy(tokens_at_.begin(), tokens_at_.end(), lists);
-  std::copy(token_rows_.begin(), token_rows_.end(), lists + count);
-  tokens_at_.clear();
-  token_rows_.clear();
-  ExecContext ctx = context(nullptr);
-  CHECK_LE(2 * count * sizeof(int32_t), sources_.bytes());
-  uploads_->send(ctx, sources_.data());
-  const Tensor both = sources_.tensor(DType::kI32, {2 * count});
-  ops::put_tokens(ctx, all_sampled(sampled_), both.slice(0, 0, count), both.slice(0, count, 2 * count), batch);
-}
-
-ops::VerifiedTokens ModelRunner::verified(int64_t count) const {
-  const ops::VerifiedTokens& v = verified_;
-  return {v.accepted.slice(0, 0, count), v.active.slice(0, 0, count), v.last.slice(0, 0, count),
-          v.entry_row.slice(0, 0, count)};
+Tensor ModelRunner::all_sampled() const {
+  return sampled_.tensor(DType::kI32, {(ops::kSamplesAtOnce + 1) * kLogitRows});
 }
 
 void ModelRunner::accept_ahead(std::span<const VerifiedPart> parts) {
-  const auto B = static_cast<int64_t>(parts.size());
-  int64_t D = 0, S = 0;
-  for (const VerifiedPart& part : parts) {
-    D += std::ssize(part.drafts);
-    S += std::ssize(part.stop_ids);
-  }
-  const int64_t total = 6 * B + 2 + D + S;
-  CHECK_LE(total * sizeof(int32_t), sources_.bytes());
-  auto* const memory = uploads_->take<int32_t>(total);
-  const Tensor lists = sources_.tensor(DType::kI32, {total});
-  int64_t used = 0;
-  // Memory for `count` values, and where the device has them.
-  const auto take = [&](int64_t count, Tensor& on_device) {
-    on_device = lists.slice(0, used, used + count);
-    used += count;
-    return memory + used - count;
+  constexpr size_t kRowInts = sizeof(ops::VerifiedRow) / sizeof(int32_t);
+  CHECK(to_accept_.lists.empty());
+  to_accept_.sequences = static_cast<int32_t>(parts.size());
+  std::vector<int32_t>& lists = to_accept_.lists;
+  lists.resize(parts.size() * kRowInts);
+  const auto append = [&](std::span<const int32_t> ids, int32_t& begin, int32_t& end) {
+    begin = static_cast<int32_t>(lists.size());
+    lists.insert(lists.end(), ids.begin(), ids.end());
+    end = static_cast<int32_t>(lists.size());
   };
-  ops::VerifiedRows rows;
-  int32_t *row = take(B, rows.row), *most = take(B, rows.most), *slot = take(B, rows.slot),
-          *entry_row = take(B, rows.entry_row), *draft_begin = take(B + 1, rows.draft_begin),
-          *stop_begin = take(B + 1, rows.stop_begin), *drafts = take(D, rows.drafts),
-          *stop_ids = take(S, rows.stop_ids);
-  draft_begin[0] = stop_begin[0] = 0;
-  for (int64_t b = 0; b < B; ++b) {
+  for (size_t b = 0; b < parts.size(); ++b) {
     const VerifiedPart& part = parts[b];
     CHECK_EQ(part.sequence->source, part.sequence->slot);
-    row[b] = part.sampled;
-    most[b] = static_cast<int32_t>(std::min<int64_t>(part.most, std::numeric_limits<int32_t>::max()));
-    slot[b] = part.sequence->slot;
-    entry_row[b] = static_cast<int32_t>(part.entry_row);
-    std::copy(part.drafts.begin(), part.drafts.end(), drafts + draft_begin[b]);
-    std::copy(part.stop_ids.begin(), part.stop_ids.end(), stop_ids + stop_begin[b]);
-    draft_begin[b + 1] = draft_begin[b] + static_cast<int32_t>(part.drafts.size());
-    stop_begin[b + 1] = stop_begin[b] + static_cast<int32_t>(part.stop_ids.size());
+    ops::VerifiedRow row{};
+    row.row = part.sampled;
+    append(part.drafts, row.drafts_begin, row.drafts_end);
+    append(part.stop_ids, row.stop_ids_begin, row.stop_ids_end);
+    row.most = static_cast<int32_t>(std::min<int64_t>(part.most, std::numeric_limits<int32_t>::max()));
+    row.slot = part.sequence->slot;
+    row.entry_row = static_cast<int32_t>(part.entry_row);
+    std::memcpy(lists.data() + b * kRowInts, &row, sizeof row);
   }
-  ExecContext ctx = context(nullptr);
-  uploads_->send(ctx, sources_.data());
-  ops::VerifiedTokens out = verified(B);
-  ops::accept_drafts(ctx, all_sampled(sampled_), rows, caches_.slots, out);
 }
 
 Tensor ModelRunner::forward_ahead(std::span<const AheadPart> parts) {
   static constexpr int32_t kUnknown = 0;
   rows_.clear();
-  int32_t row = 0;
+  tokens_at_.clear();
   for (size_t b = 0; b < parts.size(); ++b) {
     const AheadPart& part = parts[b];
     const Sequence& s = *part.sequence;
     CHECK_EQ(s.computed, s.size());
     CHECK_EQ(s.source, s.slot);
-    rows_.push_back({s, s.computed, {&kUnknown, 1}, std::span<const int32_t>(unknown_).first(part.drafts_at.size())});
-    rows_.back().verified = part.verified;
+    const size_t first = tokens_at_.size();
     tokens_at_.push_back(sampled_at(ops::kSamplesAtOnce, static_cast<int64_t>(b)));
     tokens_at_.insert(tokens_at_.end(), part.drafts_at.begin(), part.drafts_at.end());
-    for (size_t j = 0; j <= part.drafts_at.size(); ++j) token_rows_.push_back(row++);
+    rows_.push_back({s,
+                     s.computed,
+                     {&kUnknown, 1},
+                     std::span<const int32_t>(unknown_).first(part.drafts_at.size()),
+                     {},
+                     std::span<const int32_t>(tokens_at_).subspan(first),  // reserved for the largest step
+                     part.verified});
   }
   const Step step = build(rows_, false);
-  put_listed_tokens(step.batch);
-  ExecContext ctx = context(nullptr);
-  ops::advance(ctx, verified(std::ssize(parts)), step.batch);
   ++steps_;
   const Tensor hidden = run_forward(step, nullptr);
   for (const AheadPart& part : parts) ++part.sequence->computed;
@@ -107,7 +68,7 @@ bool ModelRunner::start_sample(const Tensor& logits, const ops::SamplingBatch& b
   if (sampled_.bytes() == 0 || rows > kLogitRows) return false;
   ExecContext ctx = context(nullptr);
   const int64_t begin = sampled_at(flight, 0);
-  Tensor tokens = all_sampled(sampled_).slice(0, begin, begin + rows);
+  Tensor tokens = all_sampled().slice(0, begin, begin + rows);
   return ops::start_sample(ctx, logits, batch, flight, tokens);
 }
 

@@ -141,7 +141,7 @@ Tensor ModelRunner::keep_hidden(const Tensor& hidden, LastEntries rows) {
   ExecContext ctx = context(nullptr);
   uploads_->send(ctx, lists_.data());
   Tensor kept = hidden_.tensor(hidden.dtype(), {rows.count, hidden.size(1)});
-  ops::copy_rows(ctx, hidden, verified(rows.count).entry_row, kept, lists_.tensor(DType::kI32, {rows.count}));
+  ops::copy_rows(ctx, hidden, last_entries(rows.count), kept, lists_.tensor(DType::kI32, {rows.count}));
   return kept;
 }
 

@@ -5,8 +5,8 @@
 //   device    sample N        drafts and forward N+1 ...............................  sample N+1 ...
 //
 // How many drafts each sequence keeps, with which token it goes on, and whether that ends it, the device finds out from
-// what sample N chose (ops::accept_drafts). What is launched behind was built for none kept, and is moved by their
-// number (ops::advance); its pages are there for the most. Only the target's sampler waits for the host, so every
+// what sample N chose. What is launched behind was built for none kept, and is moved by their number
+// (ops::complete_batch); its pages are there for the most. Only the target's sampler waits for the host, so every
 // sampling parameter, grammar, penalty and logits processor works as ever, and no token changes. How drafts are made
 // ahead: draft_ahead.cc.
 //

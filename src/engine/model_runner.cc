@@ -20,6 +20,12 @@ RunnerLimits complete(RunnerLimits limits) {
   return limits;
 }
 
+// What accept_ahead is told of the sequences.
+int64_t accept_ints(const RunnerLimits& limits) {
+  constexpr auto kRowInts = static_cast<int64_t>(sizeof(ops::VerifiedRow) / sizeof(int32_t));
+  return limits.max_num_seqs * (kRowInts + limits.pending_capacity + ModelRunner::kStopIds);
+}
+
 BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
   const int64_t sequences = ModelRunner::most_sequences(backend, limits);
   return {.rows = limits.max_num_batched_tokens,
@@ -27,7 +33,9 @@ BatchSizes largest_batch(const CausalLM& model, const Backend& backend, const Ru
           .segments = sequences + limits.max_cuts,
           .pages_per_sequence = pages_for(limits.max_model_len, limits.block_size),
           .image_rows = model.vision() != nullptr ? limits.max_num_batched_tokens : 0,
-          .mtp = model.drafter() != nullptr};
+          .mtp = model.drafter() != nullptr,
+          .ahead = backend.stream() != nullptr,
+          .lists = backend.stream() != nullptr ? accept_ints(limits) : 0};
 }
 
 // Of the decoder layers, then of the MTP layers.
@@ -46,17 +54,13 @@ int64_t list_bytes(const CausalLM& model, const RunnerLimits& limits) {
   return copies ? 2 * limits.max_num_batched_tokens * static_cast<int64_t>(sizeof(int32_t)) : 0;
 }
 
-// Tokens that launches read on the device: of all flights, then those that accept_ahead found. What they are told of
-// them: accept_ahead of each sequence, others of each row.
+// Tokens that launches read on the device: of all flights, then those that accept_ahead found.
 int64_t sampled_bytes(const Backend& backend) {
   if (backend.stream() == nullptr) return 0;
   return (ops::kSamplesAtOnce + 1) * ModelRunner::kLogitRows * static_cast<int64_t>(sizeof(int32_t));
 }
-int64_t source_bytes(const Backend& backend, const RunnerLimits& limits) {
-  if (backend.stream() == nullptr) return 0;
-  return std::max(limits.max_num_seqs * (6 + limits.pending_capacity + ModelRunner::kStopIds) + 2,
-                  2 * limits.max_num_batched_tokens) *
-         static_cast<int64_t>(sizeof(int32_t));
+int64_t batch_bytes(const CausalLM& model, const Backend& backend, const RunnerLimits& limits) {
+  return batch_ints(largest_batch(model, backend, limits)) * static_cast<int64_t>(sizeof(int32_t));
 }
 int64_t verified_bytes(const Backend& backend, const RunnerLimits& limits) {
   return backend.stream() == nullptr ? 0 : 3 * limits.max_num_seqs * static_cast<int64_t>(sizeof(int32_t));
@@ -141,8 +145,7 @@ MemoryPlan ModelRunner::plan_memory(const CausalLM& model, Backend& backend, con
   plan.slots = limits.num_state_slots;
   plan.slot_bytes = SlotPool::bytes_per_slot(specs, model.hidden_size(), model.dtype(), limits.pending_capacity);
   plan.workspace_bytes = static_cast<int64_t>(measure(model, backend, limits, caches).bytes());
-  plan.batch_bytes = batch_ints(largest_batch(model, backend, limits)) * static_cast<int64_t>(sizeof(int32_t)) +
-                     kept_bytes(model, limits) + sampled_bytes(backend) + source_bytes(backend, limits) +
+  plan.batch_bytes = batch_bytes(model, backend, limits) + kept_bytes(model, limits) + sampled_bytes(backend) +
                      verified_bytes(backend, limits);
   plan.ring_bytes = ring_bytes(model, limits);
   return plan;
@@ -163,8 +166,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   Buffer workspace = backend.allocate(measured.bytes());
   workspace_memory_ = workspace.tensor(DType::kU8, {static_cast<int64_t>(measured.bytes())});
   workspace_ = Workspace(measured, std::move(workspace));
-  const size_t batch_bytes = batch_ints(largest_batch(model, backend, limits_)) * sizeof(int32_t);
-  device_batch_ = backend.allocate(batch_bytes);
+  device_batch_ = backend.allocate(batch_bytes(model, backend, limits_));
   logit_rows_ = backend.allocate(kLogitRows * sizeof(int32_t));
   const size_t kept = limits_.max_num_batched_tokens * row_bytes(model);
   if (model.vision() != nullptr) image_embeds_ = backend.allocate(kept);
@@ -183,7 +185,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
   }
   if (backend.stream() != nullptr) {
     sampled_ = backend.allocate(sampled_bytes(backend));
-    sources_ = backend.allocate(source_bytes(backend, limits_));
+    to_accept_.lists.reserve(accept_ints(limits_));
     verified_memory_ = backend.allocate(verified_bytes(backend, limits_));
     const int64_t B = limits_.max_num_seqs, last = sampled_at(ops::kSamplesAtOnce, 0);
     const Tensor three = verified_memory_.tensor(DType::kI32, {3 * B});
@@ -191,12 +193,11 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
                  sampled_.tensor(DType::kI32, {last + kLogitRows}).slice(0, last, last + kLogitRows),
                  three.slice(0, 2 * B, 3 * B)};
     tokens_at_.reserve(limits_.max_num_batched_tokens);
-    token_rows_.reserve(limits_.max_num_batched_tokens);
   }
   unknown_.resize(limits_.pending_capacity + 1);
-  const size_t largest = std::max({batch_bytes, logit_rows_.bytes(), lists_.bytes(), sources_.bytes()});
+  const size_t largest = std::max({device_batch_.bytes(), logit_rows_.bytes(), lists_.bytes()});
   const size_t of_two_steps =
-      backend.stream() == nullptr ? largest : 2 * (batch_bytes + lists_.bytes()) + kSmallUploads;
+      backend.stream() == nullptr ? largest : 2 * (device_batch_.bytes() + lists_.bytes()) + kSmallUploads;
   const auto wanted = static_cast<size_t>(limits_.upload_bytes);
   uploads_.emplace(backend, std::max(largest, wanted > 0 ? wanted : of_two_steps));
   for (int64_t lane = limits_.max_num_seqs - 1; lane >= 0; --lane) free_lanes_.push_back(static_cast<int32_t>(lane));
@@ -209,7 +210,7 @@ ModelRunner::ModelRunner(const CausalLM& model, Backend& backend, const RunnerLi
              slots_->bytes_per_slot(),
              static_cast<int64_t>(workspace_.bytes()),
              static_cast<int64_t>(device_batch_.bytes()) + kept_bytes(model, limits_) + sampled_bytes(backend) +
-                 source_bytes(backend, limits_) + verified_bytes(backend, limits_),
+                 verified_bytes(backend, limits_),
              ring_bytes(model, limits_)};
 }
 
@@ -321,11 +322,15 @@ Tensor ModelRunner::run(ExecContext& ctx, const Step& step, int64_t pass, const 
   if (watch_) watch_(pass, step.shape);
   backend_.plan(ctx, step.batch);
   const Batch& b = step.batch;
+  const auto all = [&] {
+    if (b.ahead.counts) ops::complete_batch(ctx, all_sampled(), b, caches_.slots, verified_);
+    return work();
+  };
   const Tensor result =
       step.repeats && ctx.taps == nullptr
           ? recorded_.run(ctx, {pass, b.rows(), b.sequences(), b.max_query_len, b.max_seq_len, b.max_drafts, input},
-                          work)
-          : work();
+                          all)
+          : all();
   after_forward_ = workspace_.mark();
   return step.rows > 0 && step.rows < b.rows() ? result.slice(0, 0, step.rows) : result;
 }
@@ -342,24 +347,18 @@ Tensor ModelRunner::run_forward(const Step& step, Taps* taps) {
 Tensor ModelRunner::forward(std::span<const Part> parts, Taps* taps) {
   CHECK(taps == nullptr || limits_.taps);
   rows_.clear();
-  int64_t row = 0;
   for (const Part& part : parts) {
     const Sequence& s = *part.sequence;
     CHECK_LE(s.computed + part.rows, s.size());
     CHECK_EQ(s.source < 0, s.computed == 0);
     const std::span<const int32_t> drafts =
         part.drafts_at.empty() ? part.drafts : std::span<const int32_t>(unknown_).first(part.drafts_at.size());
-    rows_.push_back({s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), drafts, part.cuts});
-    row += part.rows + part.draft_count();
-    for (size_t j = 0; j < part.drafts_at.size(); ++j) {
-      tokens_at_.push_back(part.drafts_at[j]);
-      token_rows_.push_back(static_cast<int32_t>(row - std::ssize(part.drafts_at) + static_cast<int64_t>(j)));
-    }
+    rows_.push_back(
+        {s, s.computed, std::span(s.tokens).subspan(s.computed, part.rows), drafts, part.cuts, part.drafts_at});
   }
   const Step step = build(rows_, false);
-  put_listed_tokens(step.batch);
   ++steps_;
-  row = 0;
+  int64_t row = 0;
   for (const Part& part : parts) {
     const int64_t count = part.rows + part.draft_count();
     keep_step_rows(*part.sequence, part.sequence->computed, count, row);
@@ -413,23 +412,11 @@ Tensor ModelRunner::draft(std::span<const DraftPart> parts, const Tensor& hidden
   CHECK(taps == nullptr || limits_.taps);
   CHECK(model_.drafter() != nullptr);
   rows_.clear();
-  int64_t row = 0;
   for (const DraftPart& part : parts) {
     CHECK_GE(part.first_entry, 1);
-    rows_.push_back({*part.sequence, part.first_entry, part.token_ids});
-    rows_.back().verified = std::max<int64_t>(0, part.verified);
-    row += std::ssize(part.token_ids);
-    for (size_t j = 0; j < part.tokens_at.size(); ++j) {
-      tokens_at_.push_back(part.tokens_at[j]);
-      token_rows_.push_back(static_cast<int32_t>(row - std::ssize(part.tokens_at) + static_cast<int64_t>(j)));
-    }
+    rows_.push_back({*part.sequence, part.first_entry, part.token_ids, {}, {}, part.tokens_at, part.verified});
   }
   const Step pass = build(rows_, true);
-  put_listed_tokens(pass.batch);
-  if (parts.front().verified >= 0) {
-    ExecContext ctx = context(nullptr);
-    ops::advance(ctx, verified(std::ssize(parts)), pass.batch);
-  }
   CHECK_EQ(hidden.size(0), pass.rows);
   CHECK(hidden.data() == hidden_.data());
   return run_draft(pass, step, taps);
@@ -443,14 +430,18 @@ Tensor ModelRunner::run_draft(const Step& step, int64_t pass, Taps* taps) {
              [&] { return model_.drafter()->forward(ctx, step.batch, caches_, hidden, pass); });
 }
 
+// Rows one behind the other, as those of a step that only decodes, are there already.
 Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {
-  CHECK_LE(static_cast<int64_t>(rows.size()), kLogitRows);
+  CHECK(!rows.empty() && std::ssize(rows) <= kLogitRows);
+  workspace_.release(after_forward_);
+  const auto skips = [](int32_t row, int32_t next) { return next != row + 1; };
+  if (std::adjacent_find(rows.begin(), rows.end(), skips) == rows.end())
+    return hidden.slice(0, rows.front(), rows.back() + 1);
   if (rows.size() > held_logit_rows_.size() || !std::equal(rows.begin(), rows.end(), held_logit_rows_.begin())) {
     std::copy(rows.begin(), rows.end(), uploads_->take<int32_t>(std::ssize(rows)));
     uploads_->send(ctx, logit_rows_.data());
     held_logit_rows_.assign(rows.begin(), rows.end());
   }
-  workspace_.release(after_forward_);
   return ops::gather_rows(ctx, hidden, logit_rows_.tensor(DType::kI32, {std::ssize(rows)}));
 }
 
@@ -467,7 +458,7 @@ Tensor ModelRunner::draft_logits(const Tensor& hidden, std::span<const int32_t> 
 Tensor ModelRunner::draft_logits(const Tensor& hidden, LastEntries rows) {
   ExecContext ctx = context(nullptr);
   workspace_.release(after_forward_);
-  return model_.drafter()->logits(ctx, ops::gather_rows(ctx, hidden, verified(rows.count).entry_row));
+  return model_.drafter()->logits(ctx, ops::gather_rows(ctx, hidden, last_entries(rows.count)));
 }
 
 void ModelRunner::sample(const Tensor& logits, const ops::SamplingBatch& batch, ops::SamplingResult& result) {

@@ -90,7 +90,8 @@ class ModelRunner {
   //   returns [T, D] after the final norm, rows in order of the parts, drafts included; valid until the next forward
   Tensor forward(std::span<const Part> parts, Taps* taps = nullptr);
   // Launches behind a step whose tokens the host does not know yet (engine/look_ahead.h). First, once its sampler was
-  // started, what its rows verify: the device then knows how many drafts each sequence keeps, and who ends.
+  // started, what its rows verify: it goes to the device with the next pass, before which that knows how many drafts
+  // each sequence keeps, and who ends.
   static constexpr int64_t kStopIds = 32;  // of a sequence, on average
   struct VerifiedPart {
     const Sequence* sequence;
@@ -203,11 +204,18 @@ class ModelRunner {
     std::span<const int32_t> tokens;
     std::span<const int32_t> drafts = {};
     std::span<const Cut> cuts = {};
-    int64_t verified = 0;  // it may stand so much further
+    std::span<const int32_t> sampled_at = {};  // of the last tokens, where the host does not know them
+    // Behind a step whose tokens the host does not know yet: drafts that may be kept of that, so that it may stand so
+    // much further. The parts are the first sequences of accept_ahead. -1: not so.
+    int64_t verified = -1;
     int64_t certain_end() const { return begin + std::ssize(tokens); }
     int64_t end() const { return certain_end() + std::ssize(drafts); }
     int32_t token(int64_t index) const {
       return index < certain_end() ? tokens[index - begin] : drafts[index - certain_end()];
+    }
+    int32_t place(int64_t index) const {  // of Batch::sampled_at
+      const int64_t at = index - end() + std::ssize(sampled_at);
+      return at < 0 ? -1 : sampled_at[at];
     }
   };
   bool take_lane_and_slot(Sequence& sequence);
@@ -232,7 +240,6 @@ class ModelRunner {
   Step build(std::span<const Rows> parts, const Bounds& bounds);
   template <class Visit>
   static void visit_images(std::span<const Rows> parts, const Visit& visit);
-  void put_listed_tokens(const Batch& batch);
   template <class F>
   Tensor run(ExecContext& ctx, const Step& step, int64_t pass, const void* input, const F& work);
   Tensor run_forward(const Step& step, Taps* taps);
@@ -241,7 +248,8 @@ class ModelRunner {
   Tensor gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows);
   void keep_step_rows(const Sequence& sequence, int64_t begin, int64_t count, int64_t row);
   void list_step_rows(const Sequence& sequence);
-  ops::VerifiedTokens verified(int64_t count) const;
+  Tensor all_sampled() const;
+  Tensor last_entries(int64_t count) const { return verified_.entry_row.slice(0, 0, count); }
   // Places in kept_rows_.
   int32_t ring_row(const Sequence& sequence, int64_t token) const;
   int32_t row_before(const Sequence& sequence) const;
@@ -261,11 +269,15 @@ class ModelRunner {
   RecordedSteps recorded_;
   std::optional<UploadRing> uploads_;
   Buffer device_batch_;
-  Buffer sampled_, sources_;                     // tokens by sampled_at; what a launch is told of those that it reads
-  Buffer verified_memory_;                       // of verified_
-  ops::VerifiedTokens verified_;                 // of accept_ahead, [max_num_seqs]
-  std::vector<int32_t> unknown_;                 // as many as a sequence may have drafts
-  std::vector<int32_t> tokens_at_, token_rows_;  // of put_listed_tokens, filled before it
+  Buffer sampled_;                // tokens by sampled_at
+  Buffer verified_memory_;        // of verified_
+  ops::VerifiedTokens verified_;  // of accept_ahead, [max_num_seqs]
+  struct {
+    int32_t sequences = 0;
+    std::vector<int32_t> lists;     // Batch::Ahead
+  } to_accept_;                     // of accept_ahead, until a batch takes it along
+  std::vector<int32_t> unknown_;    // as many as a sequence may have drafts
+  std::vector<int32_t> tokens_at_;  // of the rows of forward_ahead
   Buffer logit_rows_;
   std::vector<int32_t> held_logit_rows_;  // what logit_rows_ has
   Buffer image_embeds_;                   // rows of one step that images replace

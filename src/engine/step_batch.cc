@@ -27,12 +27,14 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
   for (const Rows& part : parts) {
     CHECK_GT(part.certain_end(), part.begin);
     CHECK_LE(static_cast<int64_t>(part.drafts.size()), limits_.pending_capacity);
-    CHECK_LE(part.end() + part.verified, static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
+    const int64_t most = part.end() + std::max<int64_t>(0, part.verified);
+    CHECK_LE(most, static_cast<int64_t>(part.sequence.block_table.size()) * limits_.block_size);
     sizes.rows += part.end() - part.begin;
     bounds.max_query_len = std::max(bounds.max_query_len, part.end() - part.begin);
-    bounds.max_seq_len = std::max(bounds.max_seq_len, part.end() + part.verified);
+    bounds.max_seq_len = std::max(bounds.max_seq_len, most);
     bounds.max_drafts = std::max(bounds.max_drafts, static_cast<int64_t>(part.drafts.size()));
     sizes.segments += 1 + static_cast<int64_t>(part.cuts.size());
+    sizes.ahead = sizes.ahead || !part.sampled_at.empty();
   }
   visit_images(parts, [&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
   sizes.sequences = static_cast<int64_t>(parts.size());
@@ -48,8 +50,14 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
 ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& bounds) {
   BatchSizes sizes = bounds.sizes;
   sizes.pages_per_sequence = pages_for(bounds.max_seq_len, limits_.block_size);
-  const Batch host = lay_out(uploads_->take<int32_t>(batch_ints(sizes)), sizes, Device{});
-  int32_t row = 0, segment = 0;
+  // Recorded ones are completed whether there is something to complete or not.
+  sizes.ahead = sizes.ahead || (bounds.repeats && backend_.stream() != nullptr);
+  sizes.lists = std::ssize(to_accept_.lists);
+  CHECK(sizes.ahead || sizes.lists == 0);
+  const int64_t ints = batch_ints(sizes);
+  CHECK_LE(ints * sizeof(int32_t), device_batch_.bytes());
+  const Batch host = lay_out(uploads_->take<int32_t>(ints), sizes, Device{});
+  int32_t row = 0, segment = 0, moved = 0;
   const auto add_segment = [&](int32_t b, int64_t begin_row, int32_t src, int32_t dst) {
     host.segment_start.as<int32_t>()[segment] = static_cast<int32_t>(begin_row);
     host.segment_sequence.as<int32_t>()[segment] = b;
@@ -61,6 +69,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
   for (; b < static_cast<int32_t>(parts.size()); ++b) {
     shape.add(parts[b].end() - parts[b].begin, (parts[b].begin + parts[b].end() + 1) / 2, 0);
     const Sequence& s = parts[b].sequence;
+    moved += parts[b].verified >= 0;
     host.query_start.as<int32_t>()[b] = row;
     int64_t segment_row = row;
     int32_t src = s.source;
@@ -87,6 +96,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
       host.token_ids.as<int32_t>()[row] = parts[b].token(index);
       host.token_index.as<int32_t>()[row] = static_cast<int32_t>(index);
       host.row_sequence.as<int32_t>()[row] = b;
+      if (sizes.ahead) host.ahead.sampled_at.as<int32_t>()[row] = parts[b].place(index);
       for (int axis = 0; axis < 3; ++axis) {
         host.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index, axis);
         if (sizes.mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = s.position(index - 1, axis);
@@ -103,6 +113,7 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
     for (int64_t i = 0; i < bounds.max_query_len && row < sizes.rows; ++i, ++row) {
       host.token_ids.as<int32_t>()[row] = host.token_index.as<int32_t>()[row] = 0;
       host.row_sequence.as<int32_t>()[row] = b;
+      if (sizes.ahead) host.ahead.sampled_at.as<int32_t>()[row] = -1;
       for (int axis = 0; axis < 3; ++axis) {
         host.positions.as<int32_t>()[axis * sizes.rows + row] = 0;
         if (sizes.mtp) host.mtp.positions.as<int32_t>()[axis * sizes.rows + row] = 0;
@@ -112,6 +123,13 @@ ModelRunner::Step ModelRunner::build(std::span<const Rows> parts, const Bounds& 
   CHECK_EQ(row, sizes.rows);
   host.query_start.as<int32_t>()[b] = row;
   host.segment_start.as<int32_t>()[segment] = row;
+  if (sizes.ahead) {
+    host.ahead.counts.as<int32_t>()[0] = to_accept_.sequences;
+    host.ahead.counts.as<int32_t>()[1] = moved;
+    std::copy(to_accept_.lists.begin(), to_accept_.lists.end(), host.ahead.lists.as<int32_t>());
+    to_accept_.sequences = 0;
+    to_accept_.lists.clear();
+  }
   const int64_t row_bytes = model_.hidden_size() * static_cast<int64_t>(size_of(model_.dtype()));
   int64_t image_row = 0;
   visit_images(parts, [&](int64_t first, const Tensor& embeds) {

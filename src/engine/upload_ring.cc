@@ -22,15 +22,22 @@ void* UploadRing::take_bytes(size_t bytes) {
 
 // Until the oldest upload lies elsewhere.
 void UploadRing::wait_for(size_t begin, size_t end) {
-  while (count_ > 0 && uploads_[first_].begin < end && begin < uploads_[first_].end) {
-    backend_.wait_for_upload(uploads_[first_].id);
-    first_ = (first_ + 1) % kMost;
-    --count_;
-  }
+  size_t count = 0;
+  for (; count < count_; ++count)
+    if (const Upload& upload = uploads_[(first_ + count) % kMost]; upload.begin >= end || begin >= upload.end) break;
+  forget(count);
+}
+
+// The `count` oldest ones, which are there when the last of them is.
+void UploadRing::forget(size_t count) {
+  if (count == 0) return;
+  backend_.wait_for_upload(uploads_[(first_ + count - 1) % kMost].id);
+  first_ = (first_ + count) % kMost;
+  count_ -= count;
 }
 
 void UploadRing::send(ExecContext& ctx, void* to) {
-  if (count_ == kMost) wait_for(uploads_[first_].begin, uploads_[first_].end);
+  if (count_ == kMost) forget(kMost / 2);  // of steps long past
   uploads_[(first_ + count_++) % kMost] = {
       begin_, end_, backend_.upload(ctx, to, static_cast<std::byte*>(memory_.data()) + begin_, end_ - begin_)};
 }

@@ -24,6 +24,7 @@ class UploadRing {
  private:
   void* take_bytes(size_t bytes);
   void wait_for(size_t begin, size_t end);
+  void forget(size_t count);
 
   static constexpr size_t kMost = 512;  // uploads on their way
   struct Upload {

@@ -92,7 +92,7 @@ class Backend {
   virtual size_t scratch_bytes(int64_t columns) const = 0;
   // Barriers between threads (CPU) or kernel launches (CUDA) since the start. Benches count by differences.
   virtual uint32_t launches() const = 0;
-  // Seconds that the host has waited for the results of steps since the start. Without a stream: 0.
+  // Seconds that the host has waited for the device since the start: steps, uploads, copies. Without a stream: 0.
   virtual double waited_seconds() const { return 0; }
 
   // For benches, of a device of its own; the machine's cores give 0 and nothing. How fast its memory is read, and what
@@ -170,11 +170,8 @@ class Backend {
   // For backends with a stream of their own.
   virtual bool start_sample(ExecContext&, const Tensor&, const ops::SamplingBatch&, int, Tensor&) { return false; }
   virtual void finish_sample(ExecContext&, const ops::SamplingBatch&, int, ops::SamplingResult&) {}
-  virtual void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                          const Batch& batch) = 0;
-  virtual void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
-                             ops::VerifiedTokens& out) = 0;
-  virtual void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) = 0;
+  virtual void complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                              ops::VerifiedTokens& verified) = 0;
 
   // Composite ops. The default bodies (ops/composite.cc) call the parts, which makes every tap of the parts visible; an
   // override must fall back to the default when ctx.taps is set, and in a dry run allocates its scratch and returns.

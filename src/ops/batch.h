@@ -47,6 +47,13 @@ struct Batch {
     Tensor positions;      // [3, T] i32  rotary position of the token before each entry
   } mtp;
 
+  // What the host did not know when it built the batch, for ops::complete_batch; absent where it knew all.
+  struct Ahead {
+    Tensor sampled_at;  // [T] i32  row of the sampled tokens that is the row's token; -1: token_ids has it
+    Tensor counts;      // [2] i32  sequences that `lists` has; sequences of the batch that move by what they keep
+    Tensor lists;       // [L] i32  an ops::VerifiedRow of each, then the ids that these name
+  } ahead;
+
   // Upper bounds known to the host; true lengths are device data.
   int64_t max_query_len = 0;  // rows of one sequence
   int64_t max_seq_len = 0;    // tokens of one sequence in the cache

@@ -1,5 +1,5 @@
 // What launches need that begin before the host knows the tokens of those before them.
-//   R sampled rows   B sequences   D drafts and S stop ids of all sequences   I tokens
+//   R sampled rows   B sequences
 #pragma once
 
 #include "ops/batch.h"
@@ -15,23 +15,17 @@ constexpr int kSamplesAtOnce = 9;
 bool start_sample(ExecContext& ctx, const Tensor& logits, const SamplingBatch& batch, int flight, Tensor& tokens);
 void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, SamplingResult& result);
 
-// Puts sampled tokens into a batch: batch.token_ids of row to[i] is that of sampled row from[i], 0 where there is none.
-//   from, to [I] i32
-void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch);
-
-// The rows of a step, sampled, and what they verify. On the device.
-struct VerifiedRows {
-  Tensor row;          // [B] i32  sampled row of the sequence's last token; those of its drafts follow
-  Tensor draft_begin;  // [B + 1] i32  its drafts are [draft_begin[b], draft_begin[b + 1]) of drafts
-  Tensor drafts;       // [D] i32
-  Tensor stop_begin;   // [B + 1] i32  its stop ids likewise, of stop_ids
-  Tensor stop_ids;     // [S] i32
-  Tensor most;         // [B] i32  accepted drafts with which the sequence is as long as it may get
-  Tensor slot;         // [B] i32  that its state stands in
-  Tensor entry_row;    // [B] i32  row of a launch behind that is the first token behind the step's certain ones
+// The rows of a sequence in a step, sampled, and what they verify. Places of ids count from the beginning of the lists.
+struct VerifiedRow {
+  int32_t row;  // sampled row of the sequence's last token; those of its drafts follow
+  int32_t drafts_begin, drafts_end;
+  int32_t stop_ids_begin, stop_ids_end;
+  int32_t most;       // accepted drafts with which the sequence is as long as it may get
+  int32_t slot;       // that its state stands in
+  int32_t entry_row;  // row of a launch behind that is the first token behind the step's certain ones
 };
 
-// What a launch behind the step reads of it. On the device.
+// What launches behind the step read of it, for at least as many sequences as were verified. On the device.
 struct VerifiedTokens {
   Tensor accepted;   // [B] i32  drafts that equal what was sampled, up to one of the stop ids or a row without a token
   Tensor active;     // [B] i32  0: the sequence ends, with a stop id, without a token, or by its length
@@ -39,14 +33,13 @@ struct VerifiedTokens {
   Tensor entry_row;  // [B] i32  that of the last token: entry_row + accepted
 };
 
-// Also writes slots.accepted of every sequence's slot. Where a row has no token the one before it was the last, so its
-// draft does not count.
-void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& rows, SlotCounts& slots,
-                   VerifiedTokens& out);
-
-// Moves a batch that was built for no accepted drafts behind those that were: token_index, positions and seq_len grow
-// by their number, mtp.positions too if there are any. Sequences that ended become inactive. Sequences of the batch
-// behind those that were verified stay as they are.
-void advance(ExecContext& ctx, const VerifiedTokens& verified, const Batch& batch);
+// Completes a batch by what the host did not know. First come the sequences that its lists verify, if any: they write
+// `verified`, and slots.accepted of their slots. Where a row has no token the one before it was the last, so its draft
+// does not count. Then the rows of sampled_at get their tokens, 0 where there is none; verified.last may be a part of
+// `sampled`. The sequences that move, the batch's first ones, were built for no accepted drafts and go behind those
+// that were, as `verified` has it from this batch or an earlier one: token_index, positions and seq_len grow by their
+// number, mtp.positions too if there are any, and those that ended become inactive.
+void complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                    VerifiedTokens& verified);
 
 }  // namespace calandra::ops

@@ -64,48 +64,26 @@ void finish_sample(ExecContext& ctx, const SamplingBatch& batch, int flight, Sam
   ctx.backend.finish_sample(ctx, batch, flight, result);
 }
 
-void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to, const Batch& batch) {
-  const Scope scope("put_tokens");
-  match_shapes("put_tokens", {{sampled, "R", DType::kI32},
-                              {from, "I", DType::kI32},
-                              {to, "I", DType::kI32},
-                              {batch.token_ids, "T", DType::kI32}});
-  if (!ctx.dry_run && !from.empty()) ctx.backend.put_tokens(ctx, sampled, from, to, batch);
-}
-
-void accept_drafts(ExecContext& ctx, const Tensor& sampled, const VerifiedRows& rows, SlotCounts& slots,
-                   VerifiedTokens& out) {
-  const Scope scope("accept_drafts");
-  const Dims d = match_shapes("accept_drafts", {{sampled, "R", DType::kI32},
-                                                {rows.row, "B", DType::kI32},
-                                                {rows.draft_begin, "B1", DType::kI32},
-                                                {rows.drafts, "D", DType::kI32},
-                                                {rows.stop_begin, "B1", DType::kI32},
-                                                {rows.stop_ids, "S", DType::kI32},
-                                                {rows.most, "B", DType::kI32},
-                                                {rows.slot, "B", DType::kI32},
-                                                {rows.entry_row, "B", DType::kI32},
-                                                {slots.accepted, "slots", DType::kI32},
-                                                {out.accepted, "B", DType::kI32},
-                                                {out.active, "B", DType::kI32},
-                                                {out.last, "B", DType::kI32},
-                                                {out.entry_row, "B", DType::kI32}});
-  CHECK_EQ(d["B1"], d["B"] + 1);
-  if (!ctx.dry_run && d["B"] > 0) ctx.backend.accept_drafts(ctx, sampled, rows, slots, out);
-}
-
-void advance(ExecContext& ctx, const VerifiedTokens& verified, const Batch& batch) {
-  const Scope scope("advance");
-  match_shapes("advance", {{verified.accepted, "B", DType::kI32},
-                           {verified.active, "B", DType::kI32},
-                           {batch.seq_len, "all", DType::kI32},
-                           {batch.active, "all", DType::kI32},
-                           {batch.token_index, "T", DType::kI32},
-                           {batch.row_sequence, "T", DType::kI32},
-                           {batch.positions, "3 T", DType::kI32}});
-  CHECK_LE(verified.accepted.size(0), batch.sequences());
-  if (batch.mtp.positions) match_shapes("advance", {{batch.mtp.positions, "3 T", DType::kI32}});
-  if (!ctx.dry_run && batch.rows() > 0) ctx.backend.advance(ctx, verified, batch);
+void complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                    VerifiedTokens& verified) {
+  const Scope scope("complete_batch");
+  match_shapes("complete_batch", {{sampled, "R", DType::kI32},
+                                  {batch.token_ids, "T", DType::kI32},
+                                  {batch.token_index, "T", DType::kI32},
+                                  {batch.row_sequence, "T", DType::kI32},
+                                  {batch.positions, "3 T", DType::kI32},
+                                  {batch.seq_len, "all", DType::kI32},
+                                  {batch.active, "all", DType::kI32},
+                                  {batch.ahead.sampled_at, "T", DType::kI32},
+                                  {batch.ahead.counts, "2", DType::kI32},
+                                  {batch.ahead.lists, "L", DType::kI32},
+                                  {slots.accepted, "slots", DType::kI32},
+                                  {verified.accepted, "B", DType::kI32},
+                                  {verified.active, "B", DType::kI32},
+                                  {verified.last, "most", DType::kI32},
+                                  {verified.entry_row, "B", DType::kI32}});
+  if (batch.mtp.positions) match_shapes("complete_batch", {{batch.mtp.positions, "3 T", DType::kI32}});
+  if (!ctx.dry_run && batch.rows() > 0) ctx.backend.complete_batch(ctx, sampled, batch, slots, verified);
 }
 
 }  // namespace calandra::ops

@@ -2,6 +2,7 @@
 #include "ops/sampling.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "tests/ops/op_setting.h"
 
@@ -332,27 +333,14 @@ TEST_P(Sampler, SampledInTwoHalvesIsSampledTheSame) {
   });
 }
 
-// Tokens go to their rows, and what has none is 0.
-TEST_P(Sampler, PutsTokensIntoABatch) {
-  const Tensor sampled = pool.ints({5, -1, 7, 9});
-  Batch batch;
-  batch.token_ids = pool.ints({3, 3, 3, 3, 3});
-  tested.run([&](ExecContext& ctx) {
-    ops::put_tokens(ctx, sampled, pool.ints({3, 1, 0}), pool.ints({0, 2, 3}), batch);
-    return 0;
-  });
-  const auto* ids = batch.token_ids.as<int32_t>();
-  EXPECT_EQ(std::vector<int32_t>(ids, ids + 5), (std::vector<int32_t>{9, 3, 0, 5, 3}));
-}
-
 std::vector<int32_t> ints_of(const Tensor& tensor) {
   return {tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.numel()};
 }
 
 // Drafts are kept up to the first that was not sampled, that ends the answer, or that reaches its length.
 TEST_P(Sampler, AcceptsDrafts) {
-  //                                 0  1  2  3  4   5  6  7  8  9
-  const Tensor sampled = pool.ints({5, 6, 7, 8, -1, 5, 6, 7, -1, 0});
+  //                          0  1  2  3  4   5  6  7  8  9
+  std::vector<int32_t> tokens{5, 6, 7, 8, -1, 5, 6, 7, -1, 0};
   struct Case {
     int32_t row;
     std::vector<int32_t> drafts, stop_ids;
@@ -375,34 +363,46 @@ TEST_P(Sampler, AcceptsDrafts) {
       {9, {}, {3, -1}, 1, 0, 1, 0},         // token 0 is one
       {9, {}, {}, 0, 0, 0, -1},
   };
-  const auto B = static_cast<int64_t>(cases.size());
-  std::vector<int32_t> row, most, slot, entry_row, drafts, draft_begin{0}, stop_ids, stop_begin{0};
-  for (const Case& c : cases) {
-    row.push_back(c.row);
-    most.push_back(c.most);
-    slot.push_back(static_cast<int32_t>(B - slot.size()));
-    entry_row.push_back(static_cast<int32_t>(10 * entry_row.size()));
-    drafts.insert(drafts.end(), c.drafts.begin(), c.drafts.end());
-    stop_ids.insert(stop_ids.end(), c.stop_ids.begin(), c.stop_ids.end());
-    draft_begin.push_back(static_cast<int32_t>(drafts.size()));
-    stop_begin.push_back(static_cast<int32_t>(stop_ids.size()));
+  const auto B = static_cast<int32_t>(cases.size());
+  constexpr size_t kRowInts = sizeof(ops::VerifiedRow) / sizeof(int32_t);
+  std::vector<int32_t> lists(cases.size() * kRowInts), sequence, place, index;
+  const auto append = [&](const std::vector<int32_t>& ids) {
+    lists.insert(lists.end(), ids.begin(), ids.end());
+    return static_cast<int32_t>(lists.size());
+  };
+  for (int32_t b = 0; b < B; ++b) {
+    const Case& c = cases[static_cast<size_t>(b)];
+    ops::VerifiedRow row{};
+    row.row = c.row;
+    row.drafts_begin = append({});
+    row.drafts_end = row.stop_ids_begin = append(c.drafts);
+    row.stop_ids_end = append(c.stop_ids);
+    row.most = c.most;
+    row.slot = B - b;
+    row.entry_row = 10 * b;
+    std::memcpy(lists.data() + static_cast<size_t>(b) * kRowInts, &row, sizeof row);
+    sequence.push_back(b);
+    place.push_back(static_cast<int32_t>(tokens.size()) + b);
+    index.push_back(100 * b);
   }
-  const ops::VerifiedRows rows{.row = pool.ints(row),
-                               .draft_begin = pool.ints(draft_begin),
-                               .drafts = pool.ints(drafts),
-                               .stop_begin = pool.ints(stop_begin),
-                               .stop_ids = pool.ints(stop_ids),
-                               .most = pool.ints(most),
-                               .slot = pool.ints(slot),
-                               .entry_row = pool.ints(entry_row)};
-  const std::vector<int32_t> before(static_cast<size_t>(B + 1), 7), zeros(static_cast<size_t>(B), 9);
+  tokens.resize(tokens.size() + cases.size(), 77);
+  const Tensor sampled = pool.ints(tokens), last = sampled.slice(0, place.front(), place.back() + 1);
+  const std::vector<int32_t> before(static_cast<size_t>(B + 1), 7), nines(static_cast<size_t>(B), 9);
   SlotCounts slots{.N = pool.ints(before), .accepted = pool.ints(before), .hidden = {}};
-  ops::VerifiedTokens out{pool.ints(zeros), pool.ints(zeros), pool.ints(zeros), pool.ints(zeros)};
+  ops::VerifiedTokens out{pool.ints(nines), pool.ints(nines), last, pool.ints(nines)};
+  Batch batch;  // a row of each, which goes on from what was accepted
+  batch.token_ids = pool.ints(nines);
+  batch.token_index = pool.ints(index);
+  batch.row_sequence = pool.ints(sequence);
+  batch.positions = pool.ints(std::vector<int32_t>(3 * cases.size())).view({3, B});
+  batch.seq_len = pool.ints(index);
+  batch.active = pool.ints(nines);
+  batch.ahead = {pool.ints(place), pool.ints({B, B}), pool.ints(lists)};
   tested.run([&](ExecContext& ctx) {
-    ops::accept_drafts(ctx, sampled, rows, slots, out);
+    ops::complete_batch(ctx, sampled, batch, slots, out);
     return 0;
   });
-  for (int64_t b = 0; b < B; ++b) {
+  for (int32_t b = 0; b < B; ++b) {
     SCOPED_TRACE(b);
     const Case& c = cases[static_cast<size_t>(b)];
     EXPECT_EQ(ints_of(out.accepted)[b], c.accepted);
@@ -410,29 +410,46 @@ TEST_P(Sampler, AcceptsDrafts) {
     EXPECT_EQ(ints_of(out.last)[b], c.last);
     EXPECT_EQ(ints_of(out.entry_row)[b], 10 * b + c.accepted);
     EXPECT_EQ(ints_of(slots.accepted)[B - b], c.accepted);
+    EXPECT_EQ(ints_of(batch.token_ids)[b], std::max(0, c.last));
+    EXPECT_EQ(ints_of(batch.token_index)[b], 100 * b + c.accepted);
+    EXPECT_EQ(ints_of(batch.active)[b], c.active);
   }
   EXPECT_EQ(ints_of(slots.accepted)[0], 7);  // of nobody
   EXPECT_EQ(ints_of(slots.N), before);
 }
 
-// A batch for no accepted drafts stands behind those that were accepted.
-TEST_P(Sampler, AdvancesABatch) {
-  const ops::VerifiedTokens verified{
-      pool.ints({2, 0, 3}), pool.ints({1, 0, 1}), {}, {}};  // the fourth is no part of it
+// Tokens go to their rows, and what has none is 0. A batch for no accepted drafts stands behind those that were
+// accepted.
+TEST_P(Sampler, CompletesABatch) {
+  const Tensor sampled = pool.ints({5, -1, 7, 9});
+  const Tensor three = pool.ints({0, 0, 0});
+  ops::VerifiedTokens verified{pool.ints({2, 0, 3}), pool.ints({1, 0, 1}), three, three};  // before this batch
+  SlotCounts slots{.N = {}, .accepted = pool.ints({7}), .hidden = {}};
   for (const bool mtp : {false, true}) {
     Batch batch;
-    batch.token_ids = pool.ints({1, 1, 1, 1, 1});
+    batch.token_ids = pool.ints({3, 3, 3, 3, 3});
     batch.token_index = pool.ints({10, 11, 20, 30, 40});
+    batch.ahead = {pool.ints({3, -1, 1, 0, -1}), pool.ints({0, 3}), pool.ints({0})};  // the fourth does not move
     batch.row_sequence = pool.ints({0, 0, 1, 2, 3});
     batch.positions = pool.ints({1, 2, 3, 4, 50, 5, 6, 7, 8, 50, 9, 10, 11, 12, 50}).view({3, 5});
     batch.seq_len = pool.ints({12, 21, 31, 41});
     batch.active = pool.ints({1, 1, 1, 0});
     if (mtp) batch.mtp.positions = pool.ints({0, 1, 2, 3, 50, 4, 5, 6, 7, 50, 8, 9, 10, 11, 50}).view({3, 5});
+    Batch still = batch;  // tokens alone
+    still.token_ids = pool.ints(ints_of(batch.token_ids));
+    still.ahead.counts = pool.ints({0, 0});
     tested.run([&](ExecContext& ctx) {
-      ops::advance(ctx, verified, batch);
+      ops::complete_batch(ctx, sampled, still, slots, verified);
       return 0;
     });
-    EXPECT_EQ(ints_of(batch.token_ids), (std::vector<int32_t>{1, 1, 1, 1, 1}));
+    EXPECT_EQ(ints_of(still.token_ids), (std::vector<int32_t>{9, 3, 0, 5, 3}));
+    EXPECT_EQ(ints_of(still.token_index), (std::vector<int32_t>{10, 11, 20, 30, 40}));
+    EXPECT_EQ(ints_of(still.active), (std::vector<int32_t>{1, 1, 1, 0}));
+    tested.run([&](ExecContext& ctx) {
+      ops::complete_batch(ctx, sampled, batch, slots, verified);
+      return 0;
+    });
+    EXPECT_EQ(ints_of(batch.token_ids), (std::vector<int32_t>{9, 3, 0, 5, 3}));
     EXPECT_EQ(ints_of(batch.token_index), (std::vector<int32_t>{12, 13, 20, 33, 40}));
     EXPECT_EQ(ints_of(batch.positions), (std::vector<int32_t>{3, 4, 3, 7, 50, 7, 8, 7, 11, 50, 11, 12, 11, 15, 50}));
     EXPECT_EQ(ints_of(batch.seq_len), (std::vector<int32_t>{14, 21, 34, 41}));

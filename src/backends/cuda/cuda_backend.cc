@@ -115,7 +115,7 @@ Buffer CudaBackend::allocate_host(size_t bytes) {
 void CudaBackend::copy_bytes(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
   CUDA_CHECK(cudaSetDevice(options_.device));
-  CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+  waiting([&] { CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDefault)); });
 }
 
 Backend::UploadId CudaBackend::upload(ExecContext& ctx, void* to, const void* from, size_t bytes) {
@@ -173,10 +173,15 @@ void CudaBackend::follow_copies() {
   CUDA_CHECK(cudaStreamWaitEvent(stream_, copied_[static_cast<size_t>(copies_ % kCopies)]));
 }
 
-void CudaBackend::wait_for(cudaEvent_t event) {
+template <class F>
+void CudaBackend::waiting(const F& call) {
   const auto begin = std::chrono::steady_clock::now();
-  CUDA_CHECK(cudaEventSynchronize(event));
+  call();
   waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void CudaBackend::wait_for(cudaEvent_t event) {
+  waiting([&] { CUDA_CHECK(cudaEventSynchronize(event)); });
 }
 
 void CudaBackend::plan(ExecContext& ctx, const Batch& batch) {

@@ -148,11 +148,8 @@ class CudaBackend final : public Backend {
   bool start_sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch, int flight,
                     Tensor& tokens) override;
   void finish_sample(ExecContext& ctx, const ops::SamplingBatch& batch, int flight, ops::SamplingResult& out) override;
-  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                  const Batch& batch) override;
-  void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
-                     ops::VerifiedTokens& out) override;
-  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override;
+  void complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                      ops::VerifiedTokens& verified) override;
 
  private:
   // The rows that `on_device` of the flight names, their tokens to `tokens` unless it is null; false, and nothing
@@ -162,6 +159,8 @@ class CudaBackend final : public Backend {
   // Memory of all flights for so many rows, so that no step waits for it.
   void reserve_samples(int64_t rows);
   void wait_for(cudaEvent_t event);
+  template <class F>
+  void waiting(const F& call);  // counts its time as waiting for the device
   // Two ways of sparse_moe, and the sums at their end: out = residual + (weighted sum of y [T, k, D] + shared
   // sigmoid(open)), where shared [T, D] and open [T, 1] may be absent.
   void mixture_of_few_rows(ExecContext& ctx, const Tensor& x, const ops::SparseMoeWeights& weights,
@@ -176,7 +175,7 @@ class CudaBackend final : public Backend {
   const CudaOptions options_;
   size_t memory_bytes_ = 0;  // that were free at the start, less a reserve
   uint32_t launches_ = 0;    // a recording counts as one
-  double waited_seconds_ = 0;
+  std::atomic<double> waited_seconds_ = 0;  // several threads may copy
   cudaStream_t stream_ = nullptr;  // waits for the legacy stream, and that for it: copy_bytes keeps the order
   static constexpr UploadId kUploads = 512;
   std::array<cudaEvent_t, kUploads> uploaded_ = {};  // behind the last uploads; that of upload i at i % kUploads

@@ -1,5 +1,5 @@
-// Launches behind a step whose tokens the host does not know yet (ops/look_ahead.h). One thread for each token, row or
-// sequence, no shared memory: a launch's latency.
+// A launch behind a step whose tokens the host does not know yet (ops/look_ahead.h). One block, so that rows see what
+// sequences found; one thread for each sequence, then for each row; no shared memory: a launch's latency.
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/device/rows.cuh"
 
@@ -7,53 +7,44 @@ namespace calandra {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads)
-    put(const int32_t* sampled, const int32_t* from, const int32_t* to, int32_t* token_ids, int count) {
-  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (i < count) token_ids[to[i]] = max(0, sampled[from[i]]);
-}
-
-// How the drafts of one sequence fared.
-struct AcceptArgs {
-  const int32_t *sampled, *row, *draft_begin, *drafts, *stop_begin, *stop_ids, *most, *slot, *entry_row;
+struct CompleteArgs {
+  const int32_t *sampled, *counts, *lists, *sampled_at, *row_sequence;
   int32_t *slot_accepted, *accepted, *active, *last, *last_row;
-  int sequences;
+  int32_t *token_ids, *token_index, *positions, *mtp_positions, *seq_len, *batch_active;  // mtp_positions may be null
+  int rows;
 };
 
-__global__ void __launch_bounds__(kThreads) accept(const __grid_constant__ AcceptArgs a) {
-  const int b = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (b >= a.sequences) return;
-  const int32_t* tokens = a.sampled + a.row[b];
-  const int32_t* drafts = a.drafts + a.draft_begin[b];
-  const int32_t count = a.draft_begin[b + 1] - a.draft_begin[b];
+// How the drafts of one sequence fared.
+__device__ void accept(const CompleteArgs& a, int b) {
+  const ops::VerifiedRow row = reinterpret_cast<const ops::VerifiedRow*>(a.lists)[b];
+  const int32_t *tokens = a.sampled + row.row, *drafts = a.lists + row.drafts_begin;
+  const int32_t count = row.drafts_end - row.drafts_begin;
   int32_t accepted = 0, token;
   bool ends;
   for (;; ++accepted) {
     token = tokens[accepted];
     ends = token < 0;
-    for (int32_t i = a.stop_begin[b]; i < a.stop_begin[b + 1]; ++i) ends = ends || a.stop_ids[i] == token;
+    for (int32_t i = row.stop_ids_begin; i < row.stop_ids_end; ++i) ends = ends || a.lists[i] == token;
     if (ends || accepted == count || token != drafts[accepted]) break;
   }
-  const bool active = !ends && accepted < a.most[b];
+  const bool active = !ends && accepted < row.most;
   if (token < 0) accepted = max(0, accepted - 1);
-  a.accepted[b] = a.slot_accepted[a.slot[b]] = accepted;
+  a.accepted[b] = a.slot_accepted[row.slot] = accepted;
   a.active[b] = active ? 1 : 0;
   a.last[b] = active ? token : -1;
-  a.last_row[b] = a.entry_row[b] + accepted;
+  a.last_row[b] = row.entry_row + accepted;
 }
 
-struct AdvanceArgs {
-  const int32_t *accepted, *active, *row_sequence;
-  int32_t *token_index, *positions, *mtp_positions, *seq_len, *batch_active;  // mtp_positions may be null
-  int rows, sequences;
-};
-
-// One thread for each row and sequence.
-__global__ void __launch_bounds__(kThreads) move_on(const __grid_constant__ AdvanceArgs a) {
-  const int t = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (const int b = t < a.rows ? a.row_sequence[t] : a.sequences; b < a.sequences) {
+__global__ void __launch_bounds__(kThreads) complete(const __grid_constant__ CompleteArgs a) {
+  const int first = static_cast<int>(threadIdx.x), listed = a.counts[0], moved = a.counts[1];
+  for (int b = first; b < listed; b += kThreads) accept(a, b);
+  __syncthreads();
+  for (int t = first; t < a.rows; t += kThreads) {
+    if (const int at = a.sampled_at[t]; at >= 0) a.token_ids[t] = max(0, a.sampled[at]);
+    const int b = a.row_sequence[t];
+    if (b >= moved) continue;
     const int32_t by = a.accepted[b];
     a.token_index[t] += by;
     for (int axis = 0; axis < 3; ++axis) {
@@ -61,9 +52,9 @@ __global__ void __launch_bounds__(kThreads) move_on(const __grid_constant__ Adva
       if (a.mtp_positions != nullptr) a.mtp_positions[axis * a.rows + t] += by;
     }
   }
-  if (t < a.sequences) {
-    a.seq_len[t] += a.accepted[t];
-    a.batch_active[t] = a.active[t];
+  for (int b = first; b < moved; b += kThreads) {
+    a.seq_len[b] += a.accepted[b];
+    a.batch_active[b] = a.active[b];
   }
 }
 
@@ -72,52 +63,28 @@ __global__ void __launch_bounds__(kThreads) move_on(const __grid_constant__ Adva
 
 using namespace cuda;
 
-void CudaBackend::put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                             const Batch& batch) {
-  const int64_t count = from.size(0);
-  put<<<blocks_for(count, kThreads), kThreads, 0, stream_of(ctx)>>>(sampled.as<int32_t>(), from.as<int32_t>(),
-                                                                    to.as<int32_t>(), batch.token_ids.as<int32_t>(),
-                                                                    static_cast<int>(count));
-  launched(ctx, "put_tokens");
-}
-
-void CudaBackend::accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows,
-                                SlotCounts& slots, ops::VerifiedTokens& out) {
-  const auto in = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
-  const int64_t sequences = rows.row.size(0);
-  const AcceptArgs args{.sampled = in(sampled),
-                        .row = in(rows.row),
-                        .draft_begin = in(rows.draft_begin),
-                        .drafts = in(rows.drafts),
-                        .stop_begin = in(rows.stop_begin),
-                        .stop_ids = in(rows.stop_ids),
-                        .most = in(rows.most),
-                        .slot = in(rows.slot),
-                        .entry_row = in(rows.entry_row),
-                        .slot_accepted = in(slots.accepted),
-                        .accepted = in(out.accepted),
-                        .active = in(out.active),
-                        .last = in(out.last),
-                        .last_row = in(out.entry_row),
-                        .sequences = static_cast<int>(sequences)};
-  accept<<<blocks_for(sequences, kThreads), kThreads, 0, stream_of(ctx)>>>(args);
-  launched(ctx, "accept_drafts");
-}
-
-void CudaBackend::advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) {
+void CudaBackend::complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                                 ops::VerifiedTokens& verified) {
   const auto ints = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
-  const AdvanceArgs args{.accepted = ints(verified.accepted),
-                         .active = ints(verified.active),
-                         .row_sequence = ints(batch.row_sequence),
-                         .token_index = ints(batch.token_index),
-                         .positions = ints(batch.positions),
-                         .mtp_positions = batch.mtp.positions ? ints(batch.mtp.positions) : nullptr,
-                         .seq_len = ints(batch.seq_len),
-                         .batch_active = ints(batch.active),
-                         .rows = static_cast<int>(batch.rows()),
-                         .sequences = static_cast<int>(verified.accepted.size(0))};
-  move_on<<<blocks_for(batch.rows(), kThreads), kThreads, 0, stream_of(ctx)>>>(args);
-  launched(ctx, "advance");
+  const CompleteArgs args{.sampled = ints(sampled),
+                          .counts = ints(batch.ahead.counts),
+                          .lists = ints(batch.ahead.lists),
+                          .sampled_at = ints(batch.ahead.sampled_at),
+                          .row_sequence = ints(batch.row_sequence),
+                          .slot_accepted = ints(slots.accepted),
+                          .accepted = ints(verified.accepted),
+                          .active = ints(verified.active),
+                          .last = ints(verified.last),
+                          .last_row = ints(verified.entry_row),
+                          .token_ids = ints(batch.token_ids),
+                          .token_index = ints(batch.token_index),
+                          .positions = ints(batch.positions),
+                          .mtp_positions = batch.mtp.positions ? ints(batch.mtp.positions) : nullptr,
+                          .seq_len = ints(batch.seq_len),
+                          .batch_active = ints(batch.active),
+                          .rows = static_cast<int>(batch.rows())};
+  complete<<<1, kThreads, 0, stream_of(ctx)>>>(args);
+  launched(ctx, "complete_batch");
 }
 
 }  // namespace calandra

@@ -84,11 +84,8 @@ class ReferenceBackend : public Backend {
   // choose
   void sample(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,
               ops::SamplingResult& out) override;
-  void put_tokens(ExecContext& ctx, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                  const Batch& batch) override;
-  void accept_drafts(ExecContext& ctx, const Tensor& sampled, const ops::VerifiedRows& rows, SlotCounts& slots,
-                     ops::VerifiedTokens& out) override;
-  void advance(ExecContext& ctx, const ops::VerifiedTokens& verified, const Batch& batch) override;
+  void complete_batch(ExecContext& ctx, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                      ops::VerifiedTokens& verified) override;
 
  protected:
   // Row n of a packed matrix in f32; the product with a scale is rounded once. A backend with a layout of its own that

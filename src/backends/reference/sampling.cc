@@ -17,50 +17,44 @@ void ReferenceBackend::sample(ExecContext&, const Tensor& logits, const ops::Sam
                           out.scratch[0], out.rows[r]);
 }
 
-void ReferenceBackend::put_tokens(ExecContext&, const Tensor& sampled, const Tensor& from, const Tensor& to,
-                                  const Batch& batch) {
-  for (int64_t i = 0; i < from.size(0); ++i)
-    batch.token_ids.as<int32_t>()[to.as<int32_t>()[i]] = std::max(0, sampled.as<int32_t>()[from.as<int32_t>()[i]]);
-}
-
-void ReferenceBackend::accept_drafts(ExecContext&, const Tensor& sampled, const ops::VerifiedRows& rows,
-                                     SlotCounts& slots, ops::VerifiedTokens& out) {
+void ReferenceBackend::complete_batch(ExecContext&, const Tensor& sampled, const Batch& batch, SlotCounts& slots,
+                                      ops::VerifiedTokens& verified) {
   const auto ints = [](const Tensor& tensor) { return tensor.as<int32_t>(); };
-  const int32_t *stop_begin = ints(rows.stop_begin), *stop_ids = ints(rows.stop_ids);
-  for (int64_t b = 0; b < rows.row.size(0); ++b) {
-    const int32_t* tokens = ints(sampled) + ints(rows.row)[b];
-    const int32_t* drafts = ints(rows.drafts) + ints(rows.draft_begin)[b];
-    const int32_t count = ints(rows.draft_begin)[b + 1] - ints(rows.draft_begin)[b];
+  const int32_t *lists = ints(batch.ahead.lists), listed = ints(batch.ahead.counts)[0];
+  for (int32_t b = 0; b < listed; ++b) {
+    const auto& row = reinterpret_cast<const ops::VerifiedRow*>(lists)[b];
+    const int32_t *tokens = ints(sampled) + row.row, *drafts = lists + row.drafts_begin;
+    const int32_t *stop_ids = lists + row.stop_ids_begin, *stop_ids_end = lists + row.stop_ids_end;
     const auto ends = [&](int32_t token) {
-      return token < 0 ||
-             std::find(stop_ids + stop_begin[b], stop_ids + stop_begin[b + 1], token) != stop_ids + stop_begin[b + 1];
+      return token < 0 || std::find(stop_ids, stop_ids_end, token) != stop_ids_end;
     };
+    const int32_t count = row.drafts_end - row.drafts_begin;
     int32_t accepted = 0;
     while (accepted < count && !ends(tokens[accepted]) && tokens[accepted] == drafts[accepted]) ++accepted;
-    const bool active = !ends(tokens[accepted]) && accepted < ints(rows.most)[b];
+    const bool active = !ends(tokens[accepted]) && accepted < row.most;
     const int32_t last = active ? tokens[accepted] : -1;
     if (tokens[accepted] < 0) accepted = std::max(0, accepted - 1);
-    ints(out.accepted)[b] = ints(slots.accepted)[ints(rows.slot)[b]] = accepted;
-    ints(out.active)[b] = active;
-    ints(out.last)[b] = last;
-    ints(out.entry_row)[b] = ints(rows.entry_row)[b] + accepted;
+    ints(verified.accepted)[b] = ints(slots.accepted)[row.slot] = accepted;
+    ints(verified.active)[b] = active;
+    ints(verified.last)[b] = last;
+    ints(verified.entry_row)[b] = row.entry_row + accepted;
   }
-}
-
-void ReferenceBackend::advance(ExecContext&, const ops::VerifiedTokens& verified, const Batch& batch) {
-  const int32_t* accepted = verified.accepted.as<int32_t>();
-  const int64_t T = batch.rows(), B = verified.accepted.size(0);
-  for (int64_t t = 0; t < T && batch.row_sequence.as<int32_t>()[t] < B; ++t) {
-    const int32_t by = accepted[batch.row_sequence.as<int32_t>()[t]];
-    batch.token_index.as<int32_t>()[t] += by;
+  const int64_t T = batch.rows(), moved = ints(batch.ahead.counts)[1];
+  for (int64_t t = 0; t < T; ++t) {
+    if (const int32_t at = ints(batch.ahead.sampled_at)[t]; at >= 0)
+      ints(batch.token_ids)[t] = std::max(0, ints(sampled)[at]);
+    const int32_t b = ints(batch.row_sequence)[t];
+    if (b >= moved) continue;
+    const int32_t by = ints(verified.accepted)[b];
+    ints(batch.token_index)[t] += by;
     for (int64_t axis = 0; axis < 3; ++axis) {
-      batch.positions.as<int32_t>()[axis * T + t] += by;
-      if (batch.mtp.positions) batch.mtp.positions.as<int32_t>()[axis * T + t] += by;
+      ints(batch.positions)[axis * T + t] += by;
+      if (batch.mtp.positions) ints(batch.mtp.positions)[axis * T + t] += by;
     }
   }
-  for (int64_t b = 0; b < B; ++b) {
-    batch.seq_len.as<int32_t>()[b] += accepted[b];
-    batch.active.as<int32_t>()[b] = verified.active.as<int32_t>()[b];
+  for (int64_t b = 0; b < moved; ++b) {
+    ints(batch.seq_len)[b] += ints(verified.accepted)[b];
+    ints(batch.active)[b] = ints(verified.active)[b];
   }
 }
 
