@@ -430,18 +430,17 @@ Tensor ModelRunner::run_draft(const Step& step, int64_t pass, Taps* taps) {
              [&] { return model_.drafter()->forward(ctx, step.batch, caches_, hidden, pass); });
 }
 
-// Rows one behind the other, as those of a step that only decodes, are there already.
+// Also of rows that lie one behind the other: without this launch between the recording and the head a step of 0.8B is
+// 20 us longer, likely since multiprocessors keep the split of the recording's last kernels
+// (bench/results/cuda_small_kernels.md).
 Tensor ModelRunner::gather_rows(ExecContext& ctx, const Tensor& hidden, std::span<const int32_t> rows) {
-  CHECK(!rows.empty() && std::ssize(rows) <= kLogitRows);
-  workspace_.release(after_forward_);
-  const auto skips = [](int32_t row, int32_t next) { return next != row + 1; };
-  if (std::adjacent_find(rows.begin(), rows.end(), skips) == rows.end())
-    return hidden.slice(0, rows.front(), rows.back() + 1);
+  CHECK_LE(static_cast<int64_t>(rows.size()), kLogitRows);
   if (rows.size() > held_logit_rows_.size() || !std::equal(rows.begin(), rows.end(), held_logit_rows_.begin())) {
     std::copy(rows.begin(), rows.end(), uploads_->take<int32_t>(std::ssize(rows)));
     uploads_->send(ctx, logit_rows_.data());
     held_logit_rows_.assign(rows.begin(), rows.end());
   }
+  workspace_.release(after_forward_);
   return ops::gather_rows(ctx, hidden, logit_rows_.tensor(DType::kI32, {std::ssize(rows)}));
 }
 

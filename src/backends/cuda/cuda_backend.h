@@ -173,10 +173,10 @@ class CudaBackend final : public Backend {
   void launched(const ExecContext& ctx, const char* kernel);
 
   const CudaOptions options_;
-  size_t memory_bytes_ = 0;  // that were free at the start, less a reserve
-  uint32_t launches_ = 0;    // a recording counts as one
+  size_t memory_bytes_ = 0;                 // that were free at the start, less a reserve
+  uint32_t launches_ = 0;                   // a recording counts as one
   std::atomic<double> waited_seconds_ = 0;  // several threads may copy
-  cudaStream_t stream_ = nullptr;  // waits for the legacy stream, and that for it: copy_bytes keeps the order
+  cudaStream_t stream_ = nullptr;           // waits for the legacy stream, and that for it: copy_bytes keeps the order
   static constexpr UploadId kUploads = 512;
   std::array<cudaEvent_t, kUploads> uploaded_ = {};  // behind the last uploads; that of upload i at i % kUploads
   UploadId uploads_ = 0, awaited_ = 0;               // those before are there

@@ -257,13 +257,20 @@ void run_attend_rows(cudaStream_t stream, const Source& source, const In& in, co
       <<<grid, kAttendThreads, 0, stream>>>(source, in, shape, scratch.results(), aligned, out);
 }
 
+// Of up to kSpan ranges there is one span, whose join takes less when it is known to be.
 template <int kParts = 1, int kSpan = 0, class Source>
 void run_join_ranges(cudaStream_t stream, const Source& source, const AttendShape& shape, const RangeScratch& scratch,
                      Rows<const bf16_t> gate, Output out) {
   const dim3 grid(static_cast<unsigned>(shape.T), static_cast<unsigned>(shape.H), blocks_for(shape.D, kAttendThreads));
-  const unsigned joiners = kSpan == 0 ? 1 : std::min<unsigned>(kJoiners, blocks_for(scratch.results().ranges, kSpan));
-  launch_follower(join_ranges<kParts, kSpan, Source>, grid, dim3(kAttendThreads, joiners), 0, stream, source, shape,
-                  scratch.results(), gate, out);
+  const RangeResults& results = scratch.results();
+  if (kSpan == 0 || results.ranges <= kSpan) {
+    launch_follower(join_ranges<kParts, 0, Source>, grid, dim3(kAttendThreads), 0, stream, source, shape, results, gate,
+                    out);
+  } else {
+    const unsigned joiners = std::min<unsigned>(kJoiners, blocks_for(results.ranges, std::max(kSpan, 1)));
+    launch_follower(join_ranges<kParts, kSpan, Source>, grid, dim3(kAttendThreads, joiners), 0, stream, source, shape,
+                    results, gate, out);
+  }
 }
 
 }  // namespace calandra::cuda
