@@ -79,6 +79,8 @@ struct Best {
   __device__ uint64_t rank() const { return value > -INFINITY ? ranked(value, column) : 0; }
 };
 
+constexpr float kLeastGumbel = -2.83f;  // below every value of gumbel()
+
 // The best (score, lowest id) so far.
 struct Winner {
   float score;
@@ -298,7 +300,7 @@ struct RowSampler {
       const int i = id % 4;
       return i < 2 ? (i == 0 ? words[0] : words[1]) : (i == 2 ? words[2] : words[3]);
     };
-    Winner winner{gumbel(word_of(greedy_id)), greedy_id};
+    Winner winner{kLeastGumbel, greedy_id};                                  // z = 0, so that its thread finds more
     const bool share_words = values.columns == 0 && a.token_ids == nullptr;  // four columns do
     for (int i = 4 * static_cast<int>(threadIdx.x); i < values.count; i += 4 * kSelectThreads) {
       const float4 four = values.four(i);
@@ -365,11 +367,12 @@ struct RowSampler {
   // `best` is of this thread's logits, max of all.
   __device__ void read_logprobs(const Choice& choice, Best best, float max, bool greedy, SamplingOutcome& out) {
     const bool processed = row.logprobs_mode >= ops::LogprobsMode::kProcessedLogprobs;
-    if (in.changed != 0 && !processed) {
+    const Team cluster{true};
+    const bool as_read = !processed && in.changed != 0, as_kept = processed && !greedy;
+    if (as_read) {
       load();
       mask(false);
-      best = best_of_row(first, count);
-    } else if (processed && !greedy) {
+    } else if (as_kept) {
       const View values = own_row(max, row.temperature);
       const float shift = row.logprobs_mode == ops::LogprobsMode::kProcessedLogits ? max / row.temperature : 0;
       for (int i = threadIdx.x; i < count; i += kSelectThreads) {
@@ -377,11 +380,13 @@ struct RowSampler {
         own()[i] = choice.kept(z, first + i) ? z + shift : -INFINITY;
       }
       __syncthreads();
-      best = best_of_row(first, count);
     }
-    const Team cluster{true};
-    const uint64_t top = reduce(cluster, turn, best.rank(), Larger{});
-    const float largest = top != 0 ? value_of_rank(top) : -INFINITY;
+    float largest = max;
+    if (as_read || as_kept) {
+      best = best_of_row(first, count);
+      const uint64_t top = reduce(cluster, turn, best.rank(), Larger{});
+      largest = top != 0 ? value_of_rank(top) : -INFINITY;
+    }
     const int chosen_column = column(row.scored_id >= 0 ? row.scored_id : choice.token);
     const float chosen = chosen_column < 0 ? -INFINITY : number_of(chosen_column);
     if (rank == 0)
