@@ -244,6 +244,7 @@ __device__ __noinline__ inline Selected select(Team team, View view, Kept kept, 
     result.before = bin_before;
     from += static_cast<uint32_t>(bin) << shift;
     width = shift;
+    if (weigh != Weigh::kColumns) kept.edge = min(kept.edge, from + ((1u << width) - 1));  // spares most fours a look
   }
   result.found = true;
   result.key = from;
