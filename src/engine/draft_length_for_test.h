@@ -20,6 +20,7 @@ struct Machine {
   double correlation = 1;     // fraction of the experts that are modelled to be read
   double guess = 1;           // of both speeds, relative to the true ones
   double flops_guess = 1;     // and of the second once more
+  double settling = 0;        // seconds that the first step of a kind takes longer, and some more do, ever less
   int sequences = 1;
   int64_t context = 1000;
 

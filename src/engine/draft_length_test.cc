@@ -107,6 +107,22 @@ TEST(DraftLength, NoneBeforeStepsWithoutDraftsWereMeasured) {
   EXPECT_GT(k[0], 0);
 }
 
+TEST(DraftLength, StepsRightBehindDraftsTellNothingOfThoseWithout) {
+  const Machine machine = cpu(1, 1);
+  DraftLength length(machine.target, machine.draft_pass,
+                     {.speed = {machine.bytes_per_second, machine.flops_per_second}});
+  measure(length, 1, machine.context);  // drafts at the end
+  StepShape plain;
+  plain.add(1, machine.context, 1);
+  const double seconds = length.step_seconds(plain);
+  for (int i = 0; i < 4; ++i) {
+    length.observe_step(plain, 1.09 * seconds, false);
+    EXPECT_EQ(length.step_seconds(plain), seconds);
+  }
+  length.observe_step(plain, 1.09 * seconds, false);
+  EXPECT_GT(length.step_seconds(plain), 1.01 * seconds);
+}
+
 // Prompts leave rows to drafts that are made. Where none pay they do so only where nothing else would show it.
 TEST(DraftLength, RoomIsWantedForDraftsThatPay) {
   const Machine machine = cpu(1, 1);
