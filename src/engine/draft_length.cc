@@ -16,8 +16,11 @@ constexpr double kTrialShare = 0.001;   // of all time, for other numbers of dra
 constexpr double kPlainShare = 0.004;   // of all time, for steps without drafts while there are some
 constexpr double kLeastPlain = 0.2;     // of such a step, for one of them
 constexpr int kFirstPlain = 4;          // steps with drafts before the first of them
-constexpr int kMostAgain = 4;           // such steps in a row, when they are faster than was predicted ...
-constexpr double kFaster = 0.9;         // ... by so much
+constexpr int kSettling = 4;            // steps behind drafts that take longer than those that follow ...
+constexpr double kMostSettling = 1.3;   // ... so many times at most,
+constexpr int kMeasured = 2;            // and so many of those
+constexpr int kMostAgain = 4;           // measured steps in a row, when they are faster than was predicted ...
+constexpr double kFaster = 0.95;        // ... by so much
 constexpr double kFillShare = 0.0005;   // of all time, for entries that no draft waits for
 constexpr double kLoseInterest = 0.1;   // in probes and such entries, at a probe of each sequence without drafts ...
 constexpr double kLeastInterest = 0.1;  // ... down to so much of their shares, as what is best changes
@@ -53,6 +56,9 @@ double DraftLength::drafting_seconds(std::span<const StepShape> passes) const {
 }
 
 void DraftLength::observe_step(const StepShape& shape, double seconds, bool plain) {
+  const bool drafted = shape.rows > shape.sequences, settles = !drafted && settling_ > 0;
+  settling_ = drafted ? kSettling : std::max(0, settling_ - 1);
+  if (settles && !plain) return;
   if (plain) {
     const bool faster = seconds < kFaster * step_seconds(shape);
     plain_again_ = faster && plain_again_ < kMostAgain ? plain_again_ + 1 : 0;
@@ -170,6 +176,7 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
   if (best_depth > 0 && !drafting_) {
     drafted_steps_ = 0;
     next_plain_ = kFirstPlain;
+    plain_steps_ = plain_again_ = 0;
   }
   drafting_ = best_depth > 0;
   if (!drafting_) return;
@@ -181,15 +188,24 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
 
 // Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
 // was predicted, at once again: one step could be chance. After drafts have begun it is soon, and then after twice as
-// many steps each time: a time that was measured too long must not make its own correction look expensive.
+// many steps each time: a time that was measured too long must not make its own correction look expensive. Caches still
+// hold what drafts needed: where they gain no more than that may cost, a few steps are let go by before one is
+// measured.
 bool DraftLength::measure_plain() {
   const double without = seconds(chosen_), speed = chosen_.tokens / without;
-  const double cost = std::max(plain_seconds_ - plain_.tokens / speed, kLeastPlain * plain_seconds_);
+  const bool surely = speed * plain_seconds_ > kMostSettling * plain_.tokens;
+  const int steps = surely ? 1 : settling_ + kMeasured;
+  const double cost = steps * std::max(plain_seconds_ - plain_.tokens / speed, kLeastPlain * plain_seconds_);
   plain_saved_ = std::min(plain_saved_ + kPlainShare * without, std::max(cost, kMostSaved * plain_seconds_));
-  const bool due = ++drafted_steps_ >= next_plain_;
-  if (plain_again_ == 0 && plain_saved_ < cost && !due) return false;
-  plain_saved_ = std::max(0.0, plain_saved_ - cost);
-  if (due) next_plain_ = 2 * drafted_steps_;
+  if (plain_steps_ == 0) {
+    const bool due = ++drafted_steps_ >= next_plain_;
+    const bool pays = due ? surely || plain_saved_ >= 0 : plain_saved_ >= cost;
+    if (plain_again_ == 0 && !pays) return false;
+    plain_saved_ = std::max(surely ? 0 : -cost, plain_saved_ - cost);
+    if (due) next_plain_ = 2 * drafted_steps_;
+    plain_steps_ = steps;
+  }
+  measuring_plain_ = --plain_steps_ < kMeasured;
   return true;
 }
 
@@ -331,8 +347,7 @@ void DraftLength::choose(std::span<const DraftCandidate> candidates, bool reads_
       candidates[i].acceptance->probe_seconds = 0;
       candidates[i].acceptance->probe_succeeded = false;
     }
-  measuring_plain_ = drafting_ && !reads_prompts && measure_plain();
-  if (measuring_plain_)
+  if (drafting_ && !reads_prompts && measure_plain())
     std::fill(k.begin(), k.end(), 0);
   else if (reads_prompts || !try_another(candidates, k))
     probe(candidates, k);

@@ -6,7 +6,8 @@
 // For a bounded share of time, sequences without drafts are probed, since acceptance changes, and other numbers of
 // drafts are tried, since times do. The longer no drafts are best the smaller is the share for probes, whatever they
 // bring in; and a choice of no drafts stands for a few steps. The time without drafts, which all is compared with, is
-// measured before.
+// measured before. A step without, right behind one with drafts, takes longer than the next ones of its kind: of a
+// small model on a processor 12 %, and 1 % after four. So such steps are no measure.
 //
 // Steps that also read prompts are decided as if they did not: what a draft saves is a row of a later step, and what it
 // costs beside a prompt is not known better. Their times teach nothing, as rows of prompts are cheaper.
@@ -110,8 +111,10 @@ class DraftLength {
   int stands_ = 0;                // steps that it may stand for, if they all read prompts
   int64_t idle_sequences_ = 0;    // of the last step,
   int64_t idle_drafts_ = 0;       // and how many drafts they could have had
-  double plain_saved_ = 0;        // seconds saved up for steps without drafts
-  int plain_again_ = 0;           // such steps so far that were faster than predicted, in a row
+  double plain_saved_ = 0;        // seconds saved up for steps without drafts; less than 0: owed
+  int plain_steps_ = 0;           // such steps to come, in a row
+  int plain_again_ = 0;           // measured steps so far that were faster than predicted, in a row
+  int settling_ = 0;              // steps without drafts to come that tell nothing, so soon behind some with
   bool measuring_plain_ = false;  // in the last choice
   int64_t drafted_steps_ = 0;     // since drafts began
   int64_t next_plain_ = 0;        // how many of them there are before a step without

@@ -31,6 +31,26 @@ TEST_F(EngineCoreTest, APromptGetsTheWholeBudgetWhenNobodyElseCanRun) {
 }
 
 // Short prompts that come again and again while long ones are read and others decode: how long anybody waits.
+// A prompt leaves rows to drafts while some are made; where none were for long, it gets them all.
+TEST_F(EngineCoreTest, APromptLeavesRowsToDraftsThatPay) {
+  RunnerLimits with_drafts = limits();
+  with_drafts.pending_capacity = 4;
+  with_drafts.hidden_ring = 16;
+  model_.before_forward([this](const Batch&) { now_ += 1; });
+  for (const bool pay : {true, false}) {
+    model_.before_draft([this, pay](const Batch&) { now_ += pay ? 0.01 : 3; });
+    EngineOptions options;
+    options.speculative.emplace().num_speculative_tokens = 4;
+    EngineCore& core = start(with_drafts, options);
+    add(request(tokens(10, 1), 450));
+    for (int i = 0; i < 80; ++i) ASSERT_TRUE(core.step());
+    add(request(tokens(200, 2), 1));
+    const int64_t before = core.stats().prompt_rows;
+    core.step();
+    EXPECT_EQ(core.stats().prompt_rows - before, pay ? 64 - 1 - 4 : 64 - 1);
+  }
+}
+
 TEST_F(EngineCoreTest, Fairness) {
   RunnerLimits many = limits();
   many.max_num_seqs = 16;
