@@ -1,7 +1,7 @@
 // Multi-head latent attention, absorbed (ops/latent_attention.h):
 //   store_latents   one number a thread; bound by memory
-//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; bf16 and f8 of whole tiles by
-//                   device/head_products.cuh, for oracles others by a warp for each row of a head's weight
+//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; by device/head_products.cuh, for oracles by a
+//                   warp for each row of a head's weight
 //   attention       scores q_lat . c + q_pe . k_pe, then sum_u p_u c_u, [T, H, L] f32: bf16 of the releases' sizes by
 //                   device/attend_latents.cuh, others by device/attend.cuh, where a read of a latent serves four heads
 //   head_products   the values, W_UV of the sum
@@ -38,19 +38,20 @@ __global__ void __launch_bounds__(kThreads)
 // and walks the rows of x.
 template <class X, class W>
 __global__ void __launch_bounds__(kThreads)
-    head_products(Rows<const X> x, HeadWeights weight, int64_t T, int64_t N, int64_t K, Output out) {
+    head_products(Rows<const X> x, const std::byte* weight, int64_t head_bytes, int64_t row_bytes, int64_t scales_at,
+                  int64_t block_k, int64_t T, int64_t N, int64_t K, Output out) {
   constexpr int kOwn = kMostInputs / kWarp;
   const int64_t n = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, h = blockIdx.y, H = gridDim.y;
   const int lane = threadIdx.x % kWarp;
   if (n >= N) return;
-  const std::byte* row = weight.data + h * weight.head_bytes + n * weight.row_bytes;
+  const std::byte* row = weight + h * head_bytes + n * row_bytes;
   float w[kOwn];
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int64_t k = lane + i * kWarp;
     w[i] = k < K ? to_float(reinterpret_cast<const W*>(row)[k]) : 0;
     if constexpr (sizeof(W) == 1)
-      if (k < K) w[i] = __fmul_rn(w[i], reinterpret_cast<const float*>(row + weight.scales_at)[k / weight.block_k]);
+      if (k < K) w[i] = __fmul_rn(w[i], reinterpret_cast<const float*>(row + scales_at)[k / block_k]);
   }
   for (int64_t t = 0; t < T; ++t) {
     const X* in = x[t] + h * K;
@@ -65,23 +66,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void run_head_products(cudaStream_t stream, const Tensor& x, const GroupedWeight& weight, Tensor& out) {
-  const HeadWeights packed{weight.packed.bytes_at(0), weight.packed.stride(0),
-                           packed_row(weight.dtype, weight.K, weight.block_k), padded_values(weight.dtype, weight.K),
-                           weight.block_k};
-  const int64_t T = x.size(0), H = weight.E, N = weight.N, K = weight.K;
-  if (head_products_serve(x, weight))
+// split: f32 weights may be taken as two bf16. Those of FP8 checkpoints are f32, since heads are cut out of their
+// blocks.
+void run_head_products(cudaStream_t stream, const Tensor& x, const GroupedWeight& weight, bool split, Tensor& out) {
+  if ((weight.dtype == DType::kBF16 || (weight.dtype == DType::kF32 && split)) &&
+      head_products_serve(x, weight.N, weight.K) && weight.packed.stride(0) % 16 == 0)
     return on_type(x.dtype(), [&]<class X>(X) {
-      const auto run = [&]<class W>(W) {
-        run_head_tiles<X, W>(stream, rows_of<X>(x), packed, T, H, N, K, output_of(out));
-      };
-      weight.dtype == DType::kBF16 ? run(bf16_t{}) : run(__nv_fp8_e4m3{});
+      on_type(weight.dtype, [&]<class W>(W) {
+        constexpr int64_t kBytes = sizeof(W);
+        run_head_tiles<X, W>(stream, rows_of<X>(x), reinterpret_cast<const W*>(weight.packed.bytes_at(0)),
+                             weight.packed.stride(0) / kBytes, packed_row(weight.dtype, weight.K, 0) / kBytes,
+                             x.size(0), weight.E, weight.N, weight.K, output_of(out));
+      });
     });
-  CHECK_LE(K, kMostInputs);
-  const dim3 grid(blocks_for(N, kWarps), static_cast<unsigned>(H));
+  CHECK_LE(weight.K, kMostInputs);
+  const dim3 grid(blocks_for(weight.N, kWarps), static_cast<unsigned>(weight.E));
   on_type(x.dtype(), [&]<class X>(X) {
     on_stored_type(weight.dtype, [&]<class W>(W) {
-      head_products<X, W><<<grid, kThreads, 0, stream>>>(rows_of<X>(x), packed, T, N, K, output_of(out));
+      head_products<X, W><<<grid, kThreads, 0, stream>>>(
+          rows_of<X>(x), weight.packed.bytes_at(0), weight.packed.stride(0),
+          packed_row(weight.dtype, weight.K, weight.block_k), padded_values(weight.dtype, weight.K), weight.block_k,
+          x.size(0), weight.N, weight.K, output_of(out));
     });
   });
 }
@@ -177,7 +182,7 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
     const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kLatentRange : kKeyRange,
                                tiled ? kMultiprocessors : shape.most_rows());
     if (!ctx.dry_run) {
-      run_head_products(stream_of(ctx), q_nope, up.key, q);
+      run_head_products(stream_of(ctx), q_nope, up.key, is_bf16(q_pe), q);
       launched(ctx, "latent queries");
       const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
       const auto join = [&](const auto& source) {
@@ -217,7 +222,7 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
           });
         });
       }
-      run_head_products(stream_of(ctx), sum, up.value, out);
+      run_head_products(stream_of(ctx), sum, up.value, is_bf16(q_pe), out);
       launched(ctx, "latent values");
     }
   }
