@@ -79,8 +79,6 @@ struct Best {
   __device__ uint64_t rank() const { return value > -INFINITY ? ranked(value, column) : 0; }
 };
 
-constexpr float kLeastGumbel = -2.83f;  // below every value of gumbel()
-
 // The best (score, lowest id) so far.
 struct Winner {
   float score;
@@ -300,7 +298,8 @@ struct RowSampler {
       const int i = id % 4;
       return i < 2 ? (i == 0 ? words[0] : words[1]) : (i == 2 ? words[2] : words[3]);
     };
-    Winner winner{kLeastGumbel, greedy_id};                                  // z = 0, so that its thread finds more
+    // Every thread begins with the likeliest token's score, which spares most tokens the whole noise.
+    Winner winner{gumbel(word_of(greedy_id)), greedy_id};
     const bool share_words = values.columns == 0 && a.token_ids == nullptr;  // four columns do
     for (int i = 4 * static_cast<int>(threadIdx.x); i < values.count; i += 4 * kSelectThreads) {
       const float4 four = values.four(i);

@@ -28,19 +28,40 @@ constexpr size_t head_products_bytes() {
   return sizeof(bf16_t) * kProductStride * (kProductOutputs * kHalves<W> + kRows * kHalves<X>);
 }
 
-// Eight numbers into a tile of bf16; of f32 what the rounding leaves goes to `low`. Zeros if not `seen`.
-template <class T>
-__device__ __forceinline__ void bring_eight(const T* from, bool seen, bf16_t* high, bf16_t* low) {
+// 128 inputs of some rows into a tile of bf16; of f32 what the rounding leaves goes to `low`. row_of(r): where they
+// are, null for zeros; `any`: an address that may be read. All reads are under way before the first is used.
+template <class T, int kTileRows, class RowOf>
+__device__ __forceinline__ void bring_tile(RowOf row_of, const T* any, bf16_t* high, bf16_t* low) {
+  constexpr int kPieces = kProductInputs / 8, kOwn = kTileRows * kPieces / kProductThreads;
+  const auto place = [](int j) {
+    const int i = static_cast<int>(threadIdx.x) + j * kProductThreads;
+    return int2{i / kPieces, i % kPieces * 8};
+  };
   if constexpr (kHalves<T> == 2) {
-    float v[8] = {};
-    load_some(from, v, seen ? 8 : 0, true);
+    float v[kOwn][8] = {};
 #pragma unroll
-    for (int e = 0; e < 8; e += 2) {
-      *reinterpret_cast<uint32_t*>(high + e) = bf16_pair(v[e], v[e + 1]);
-      *reinterpret_cast<uint32_t*>(low + e) = bf16_pair(rest_of(v[e]), rest_of(v[e + 1]));
+    for (int j = 0; j < kOwn; ++j) {
+      const auto [r, c] = place(j);
+      if (const T* row = row_of(r); row != nullptr) load_some(row + c, v[j], 8, true);
+    }
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const auto [r, c] = place(j);
+#pragma unroll
+      for (int e = 0; e < 8; e += 2) {
+        const int at = r * kProductStride + c + e;
+        const float a = v[j][e], b = v[j][e + 1];
+        *reinterpret_cast<uint32_t*>(high + at) = bf16_pair(a, b);
+        *reinterpret_cast<uint32_t*>(low + at) = bf16_pair(rest_of(a), rest_of(b));
+      }
     }
   } else {
-    copy_16_async(high, from, seen);
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const auto [r, c] = place(j);
+      const T* row = row_of(r);
+      copy_16_async(high + r * kProductStride + c, row != nullptr ? row + c : any, row != nullptr);
+    }
   }
 }
 
@@ -62,18 +83,9 @@ __global__ void __launch_bounds__(kProductThreads)
   const W* from = weight + h * head_stride + n0 * row_stride;
   float sum[kColumns16][2][4] = {};
   for (int64_t k0 = 0; k0 < K; k0 += kProductInputs) {
-    constexpr int kPieces = kProductInputs / 8;
-    for (int i = threadIdx.x; i < kProductOutputs * kPieces; i += kProductThreads) {
-      const int r = i / kPieces, c = i % kPieces * 8;
-      const int at = r * kProductStride + c;
-      bring_eight(from + r * row_stride + k0 + c, true, weights + at, weights_low + at);
-    }
-    for (int i = threadIdx.x; i < kRows * kPieces; i += kProductThreads) {
-      const int r = i / kPieces, c = i % kPieces * 8;
-      const bool seen = t0 + r < T;
-      const int at = r * kProductStride + c;
-      bring_eight(seen ? x[t0 + r] + h * K + k0 + c : x.data, seen, high + at, low + at);
-    }
+    bring_tile<W, kProductOutputs>([&](int r) { return from + r * row_stride + k0; }, from, weights, weights_low);
+    bring_tile<X, kRows>([&](int r) -> const X* { return t0 + r < T ? x[t0 + r] + h * K + k0 : nullptr; }, x.data, high,
+                         low);
     end_copy_group();
     wait_copies<0>();
     __syncthreads();
