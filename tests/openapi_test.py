@@ -114,7 +114,15 @@ class Document(unittest.TestCase):
                 status, _, text = self.server.ask(path, LEAST.get(path) if method == 'post' else None, method=method.upper())
                 self.assertTrue(status == 200 or 'there is no response' in text.decode(), (method, path, text))
             status, headers, _ = self.server.ask(path, method='PATCH')
-            self.assertEqual((status, headers['Allow']), (405, ', '.join(method.upper() for method in methods)), path)
+            allowed = ', '.join({'get': 'GET, HEAD'}.get(method, method.upper()) for method in methods)
+            self.assertEqual((status, headers['Allow']), (405, allowed), path)
+            status, headers, text = self.server.ask(path, method='HEAD')
+            asked, as_get, body = self.server.ask(path, method='GET')
+            self.assertEqual((status, text), (asked, b''), path)
+            self.assertEqual('get' in methods, status != 405, path)
+            if path not in ('/metrics', '/load'):  # which count
+                self.assertEqual(headers['Content-Length'], as_get['Content-Length'], path)
+                self.assertEqual(int(headers['Content-Length']), len(body), path)
 
     def refused(self, path, name, value, least=None):
         """Whether this value of a field is refused for its own sake."""
@@ -270,6 +278,7 @@ class Document(unittest.TestCase):
                     self.assertEqual(server.ask(f'{path}?{one["name"]}={value}', method=method.upper())[0], 200, (path, value))
             status, _, text = server.ask(path, method=method.upper())
             self.assertEqual(status, 200, (path, text))
+            self.assertEqual(server.ask(path, method='HEAD')[0], {'get': 200, 'post': 405}[method], path)
             self.check(path, json.loads(text), operation['responses']['200']['content']['application/json']['schema']['$ref'].rsplit('/', 1)[1])
             self.assertEqual(self.server.ask(path, method=method.upper())[0], 404)
         self.assertEqual(server.end(), 0)
