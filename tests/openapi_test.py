@@ -82,7 +82,7 @@ def fault(document, schema, value, path='answer'):
 class Document(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--scheduling-policy', 'priority', '--hf-overrides', '{"is_matryoshka": true}', '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}',
+        cls.server = Server('--trust-request-chat-template', '--scheduling-policy', 'priority', '--hf-overrides', '{"is_matryoshka": true}', '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}',
                             program=(SCRIPTED, str(SCRIPTS)))
         cls.document = cls.server.ok('/openapi.json')
         cls.posts = {path: methods['post'] for path, methods in cls.document['paths'].items() if 'requestBody' in methods.get('post', {})}
@@ -206,6 +206,23 @@ class Document(unittest.TestCase):
         looked_for |= set(re.findall(r'find_field\(body, "(\w+)"\)', forms))
         self.assertGreater(len(looked_for & said), 60)
         self.assertEqual(looked_for - said - refused, INNER)
+
+    def test_the_guide_has_every_field(self):
+        page = (ROOT / 'docs' / 'guide' / 'fields.md').read_text()
+        taken, silent, refused = ([row.split(' | ') for row in re.findall(r'^\| (`.*) \|$', part, re.M)] for part in re.split('^## ', page, flags=re.M))
+        paths = '/v1/completions', '/v1/chat/completions', '/v1/embeddings', '/tokenize'
+        said = set().union(*(self.fields(path) for path in paths))
+        names = {name for fields, *_ in taken + silent for name in re.findall(r'`(\w+)`', re.sub(r'\(.*?\)', '', fields))}
+        self.assertEqual(names, said)
+        for fields, why in refused:
+            for name in re.findall(r'`(\w+)`', fields):
+                for path in paths[:3]:
+                    status, _, text = self.server.ask(path, {**LEAST[path], name: {'x': 1}})
+                    error = json.loads(text)['error']
+                    self.assertEqual((status, error['code'], error['message']), (400, 'unsupported_parameter', f'{name} cannot be set: {why}'))
+        for fields, _ in silent:
+            for name in re.findall(r'`(\w+)`', fields):
+                self.assertEqual(self.server.ask('/v1/chat/completions', {**LEAST['/v1/chat/completions'], name: ['text']})[0], 200, name)
 
     # answers
 

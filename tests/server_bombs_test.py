@@ -273,12 +273,27 @@ class Words(WithServer):
 
 
 class Templates(unittest.TestCase):
-    """C3: bombs in the template of the model itself."""
+    """C3: bombs in the template of the model itself, or of a request that is trusted."""
 
     def start(self, template):
         folder = model_with_template(template)
         self.addCleanup(shutil.rmtree, folder)
         return Server(str(folder), '--served-model-name', MODEL)
+
+    def test_bombs_of_requests_are_refused(self):
+        server = Server('--trust-request-chat-template')
+        resident = server.resident_bytes()
+        for i, bomb in enumerate((*template_bombs(quantity(24, 300)), *DEEP.values(), '{{ 1 }}' * 37_000 + '{{ raise_exception("no") }}', '{% for')):
+            path, body = self.bodies()[i % 4]
+            status, _, text = server.ask(path, {**body, 'chat_template': bomb})
+            error = json.loads(text)['error']
+            self.assertEqual(status, 400, (bomb[:80], path, text[:300]))
+            self.assertTrue(error['param'] == 'chat_template' if 'param' in error else 'chat template' in error['message'] or 'chat_template' in error['message'], error)
+        self.assertLess(server.resident_bytes() - resident, 64 << 20)
+        for path, body in self.bodies():
+            server.ok(path, body)
+            server.ok(path, {**body, 'chat_template': '{{ messages[0].content }}'})
+        self.assertEqual(server.end(), 0)
 
     def bodies(self, **kwargs):
         words = [{'role': 'user', 'content': 'x'}]
