@@ -82,7 +82,7 @@ def fault(document, schema, value, path='answer'):
 class Document(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--scheduling-policy', 'priority', '--hf-overrides', '{"is_matryoshka": true}', '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}',
+        cls.server = Server('--trust-request-chat-template', '--scheduling-policy', 'priority', '--hf-overrides', '{"is_matryoshka": true}', '--speculative-config', '{"method": "mtp", "num_speculative_tokens": 2}',
                             program=(SCRIPTED, str(SCRIPTS)))
         cls.document = cls.server.ok('/openapi.json')
         cls.posts = {path: methods['post'] for path, methods in cls.document['paths'].items() if 'requestBody' in methods.get('post', {})}
@@ -114,7 +114,15 @@ class Document(unittest.TestCase):
                 status, _, text = self.server.ask(path, LEAST.get(path) if method == 'post' else None, method=method.upper())
                 self.assertTrue(status == 200 or 'there is no response' in text.decode(), (method, path, text))
             status, headers, _ = self.server.ask(path, method='PATCH')
-            self.assertEqual((status, headers['Allow']), (405, ', '.join(method.upper() for method in methods)), path)
+            allowed = ', '.join({'get': 'GET, HEAD'}.get(method, method.upper()) for method in methods)
+            self.assertEqual((status, headers['Allow']), (405, allowed), path)
+            status, headers, text = self.server.ask(path, method='HEAD')
+            asked, as_get, body = self.server.ask(path, method='GET')
+            self.assertEqual((status, text), (asked, b''), path)
+            self.assertEqual('get' in methods, status != 405, path)
+            if path not in ('/metrics', '/load'):  # which count
+                self.assertEqual(headers['Content-Length'], as_get['Content-Length'], path)
+                self.assertEqual(int(headers['Content-Length']), len(body), path)
 
     def refused(self, path, name, value, least=None):
         """Whether this value of a field is refused for its own sake."""
@@ -199,6 +207,23 @@ class Document(unittest.TestCase):
         self.assertGreater(len(looked_for & said), 60)
         self.assertEqual(looked_for - said - refused, INNER)
 
+    def test_the_guide_has_every_field(self):
+        page = (ROOT / 'docs' / 'guide' / 'fields.md').read_text()
+        taken, silent, refused = ([row.split(' | ') for row in re.findall(r'^\| (`.*) \|$', part, re.M)] for part in re.split('^## ', page, flags=re.M))
+        paths = '/v1/completions', '/v1/chat/completions', '/v1/embeddings', '/tokenize'
+        said = set().union(*(self.fields(path) for path in paths))
+        names = {name for fields, *_ in taken + silent for name in re.findall(r'`(\w+)`', re.sub(r'\(.*?\)', '', fields))}
+        self.assertEqual(names, said)
+        for fields, why in refused:
+            for name in re.findall(r'`(\w+)`', fields):
+                for path in paths[:3]:
+                    status, _, text = self.server.ask(path, {**LEAST[path], name: {'x': 1}})
+                    error = json.loads(text)['error']
+                    self.assertEqual((status, error['code'], error['message']), (400, 'unsupported_parameter', f'{name} cannot be set: {why}'))
+        for fields, _ in silent:
+            for name in re.findall(r'`(\w+)`', fields):
+                self.assertEqual(self.server.ask('/v1/chat/completions', {**LEAST['/v1/chat/completions'], name: ['text']})[0], 200, name)
+
     # answers
 
     def check(self, path, reply, schema):
@@ -270,6 +295,7 @@ class Document(unittest.TestCase):
                     self.assertEqual(server.ask(f'{path}?{one["name"]}={value}', method=method.upper())[0], 200, (path, value))
             status, _, text = server.ask(path, method=method.upper())
             self.assertEqual(status, 200, (path, text))
+            self.assertEqual(server.ask(path, method='HEAD')[0], {'get': 200, 'post': 405}[method], path)
             self.check(path, json.loads(text), operation['responses']['200']['content']['application/json']['schema']['$ref'].rsplit('/', 1)[1])
             self.assertEqual(self.server.ask(path, method=method.upper())[0], 404)
         self.assertEqual(server.end(), 0)

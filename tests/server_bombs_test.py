@@ -17,11 +17,11 @@ import time
 import unicodedata
 import unittest
 
-import gtest_report
+import faults_harness
 import serve_harness
-import server_faults_test as faults
+from faults_harness import WithServer, body_of, quantity
 from serve_harness import MODEL, Server, chat, completion, model_with_template
-from server_faults_test import body_of, quantity
+from swarm import Client, Swarm, parse, post
 
 # Templates that would not end, or would take all memory, of any such size N; and those that no reader may follow down to their end.
 BOMBS = {
@@ -114,19 +114,19 @@ class FormMaker:
         return self.schema({'type': 'object', 'properties': {'tool': {'enum': [f'f{k}' for k in range(len(tools))]}, 'call': {'anyOf': tools}}, 'required': ['tool', 'call']}) if i % 2 else self.tools(tools)
 
 
-class Forms(faults.WithServer):
+class Forms(WithServer):
     # C1, C2
     LONGEST = serve_harness.LONGEST
 
     def test_forms_that_are_bombs_are_refused_and_delay_nobody(self):
         maker, resident, status_of = FormMaker(1), self.resident(), {}
-        bombs = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=3, **maker.bomb(i)))) for i in range(quantity(60, 2000))]
+        bombs = [Client(post('/v1/chat/completions', chat(max_tokens=3, **maker.bomb(i)))) for i in range(quantity(60, 2000))]
         normal = [(i, self.client(i)) for i in range(96)]
         everybody = bombs + [client for _, client in normal]
         random.Random(2).shuffle(everybody)
         self.run_all(everybody, 32)
         for client in bombs:
-            status, _, body = faults.parse(client.reply)
+            status, _, body = parse(client.reply)
             status_of[status] = status_of.get(status, 0) + 1
             self.assertEqual(status, 400, (client.data[:600], body[:300]))
             self.fault_of(status, body)
@@ -178,7 +178,7 @@ class Forms(faults.WithServer):
         for i in range(2):
             properties = {f'p{k}': {'type': 'string', 'pattern': f'^[^{chr(0x4e00 + k)}é]{{0,{33 + (k + i) % 30}}}$'} for k in range(300)}
             one = socket.create_connection(('127.0.0.1', self.server.port))
-            one.sendall(faults.post('/v1/chat/completions', chat(max_tokens=3, response_format={
+            one.sendall(post('/v1/chat/completions', chat(max_tokens=3, response_format={
                 'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'object', 'properties': properties}}})))
             hanging.append(one)
         self.assertTrue(self.server.until(lambda: self.server.metric('calandra:http_requests_total') >= 2))
@@ -191,7 +191,7 @@ class Forms(faults.WithServer):
             reply = bytearray()
             while part := one.recv(1 << 16):
                 reply += part
-            status, _, body = faults.parse(reply)
+            status, _, body = parse(reply)
             self.assertIn(status, (400, 503))
             self.assertIn(self.fault_of(status, body)['message'], ('the output form cannot be used: compiling it takes too long',
                                                                    'other output forms are being compiled; try again later'))
@@ -216,11 +216,11 @@ class DifferentForms(unittest.TestCase):
         server = Server('--max-num-seqs', '16', '--disable-uvicorn-access-log', json_lines=False)
         idle, written, count = server.resident_bytes(), self.bytes_written(server), quantity(300, 80_000)
         for begin in range(0, count, 1000):
-            clients = [faults.Client(faults.post('/v1/chat/completions', chat(max_tokens=2, response_format={'type': 'json_schema', 'json_schema': {
+            clients = [Client(post('/v1/chat/completions', chat(max_tokens=2, response_format={'type': 'json_schema', 'json_schema': {
                 'name': 'x', 'schema': {'enum': [f'{i}', i, [f'name {i}']]}}}))) for i in range(begin, min(begin + 1000, count))]
-            faults.Swarm(server.port, 64).run(clients)
+            Swarm(server.port, 64).run(clients)
             for client in clients:
-                status, _, body = faults.parse(client.reply)
+                status, _, body = parse(client.reply)
                 self.assertEqual(status, 200, body[:300])
             if begin % 5000 == 0:
                 print(f'{begin + len(clients)} forms, {server.resident_bytes() - idle >> 20} MiB more', flush=True)
@@ -233,8 +233,8 @@ class DifferentForms(unittest.TestCase):
         return int(re.search(r'^wchar: (\d+)', pathlib.Path(f'/proc/{server.process.pid}/io').read_text(), re.M).group(1)) - len(server.log())
 
 
-class Words(faults.WithServer):
-    FLAGS = (*faults.WithServer.FLAGS, '--max-body-bytes', str(64 << 20))
+class Words(WithServer):
+    FLAGS = (*WithServer.FLAGS, '--max-body-bytes', str(64 << 20))
     PREFIX = ('prlimit', '--stack=65536', '--')  # of each thread: nothing goes deeper with the text
 
     # C7
@@ -273,12 +273,27 @@ class Words(faults.WithServer):
 
 
 class Templates(unittest.TestCase):
-    """C3: bombs in the template of the model itself."""
+    """C3: bombs in the template of the model itself, or of a request that is trusted."""
 
     def start(self, template):
         folder = model_with_template(template)
         self.addCleanup(shutil.rmtree, folder)
         return Server(str(folder), '--served-model-name', MODEL)
+
+    def test_bombs_of_requests_are_refused(self):
+        server = Server('--trust-request-chat-template')
+        resident = server.resident_bytes()
+        for i, bomb in enumerate((*template_bombs(quantity(24, 300)), *DEEP.values(), '{{ 1 }}' * 37_000 + '{{ raise_exception("no") }}', '{% for')):
+            path, body = self.bodies()[i % 4]
+            status, _, text = server.ask(path, {**body, 'chat_template': bomb})
+            error = json.loads(text)['error']
+            self.assertEqual(status, 400, (bomb[:80], path, text[:300]))
+            self.assertTrue(error['param'] == 'chat_template' if 'param' in error else 'chat template' in error['message'] or 'chat_template' in error['message'], error)
+        self.assertLess(server.resident_bytes() - resident, 64 << 20)
+        for path, body in self.bodies():
+            server.ok(path, body)
+            server.ok(path, {**body, 'chat_template': '{{ messages[0].content }}'})
+        self.assertEqual(server.end(), 0)
 
     def bodies(self, **kwargs):
         words = [{'role': 'user', 'content': 'x'}]
@@ -319,8 +334,4 @@ class Templates(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    serve_harness.PROGRAM = sys.argv.pop(1)
-    if '--full' in sys.argv:
-        faults.FULL = True
-        sys.argv.remove('--full')
-    sys.exit(gtest_report.main())
+    sys.exit(faults_harness.main())

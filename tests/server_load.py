@@ -19,8 +19,8 @@ import tempfile
 import time
 
 import serve_harness
-import server_faults_test as faults
-from serve_harness import Server, chat, completion
+from faults_harness import WithServer, picture_chat
+from serve_harness import MODEL, Server, chat, completion
 from swarm import Client, Swarm, parse, post
 
 
@@ -113,9 +113,9 @@ def latency(count=256, tokens=1000, milliseconds=0):
 
 def queue(count=10_000):
     """H7 without a bound on the queue: so many at once on 16 lanes, none refused."""
-    faults.WithServer.FLAGS = (*faults.WithServer.FLAGS, '--max-waiting-requests', str(count))
-    faults.WithServer.setUpClass()
-    test = faults.WithServer()
+    WithServer.FLAGS = (*WithServer.FLAGS, '--max-waiting-requests', str(count))
+    WithServer.setUpClass()
+    test = WithServer()
     try:
         idle, clients = test.resident(), [test.client(i) for i in range(count)]
         Swarm(test.server.port, count, seconds=3600).run(clients)
@@ -126,7 +126,7 @@ def queue(count=10_000):
         print(f'{count} at once, all exact; resident at most {int(peak[1]) / 1024 - idle / (1 << 20):.0f} MiB over idle; longest wait '
               f'{max(waits) * len(waits) / sum(waits):.2f} of the mean', flush=True)
     finally:
-        faults.WithServer.tearDownClass()
+        WithServer.tearDownClass()
 
 
 def others():
@@ -136,20 +136,20 @@ def others():
     asked = {'max_tokens': 30, 'temperature': 1.0, 'seed': 3}
     def words(items):
         return [(item['type'], item.get('text') or item.get('thinking')) for item in items]
-    return [('/v1/embeddings', {'model': faults.MODEL, 'input': ['a', 'b c']}, lambda reply: reply['data']),
+    return [('/v1/embeddings', {'model': MODEL, 'input': ['a', 'b c']}, lambda reply: reply['data']),
             ('/tokenize', {'messages': chat()['messages']}, lambda reply: reply['tokens']),
             ('/v1/messages', chat(**asked), lambda reply: (words(reply['content']), reply['stop_reason'])),
-            ('/v1/responses', {'model': faults.MODEL, 'input': 'x', 'max_output_tokens': 30, 'temperature': 1.0, 'seed': 3, 'store': False},
+            ('/v1/responses', {'model': MODEL, 'input': 'x', 'max_output_tokens': 30, 'temperature': 1.0, 'seed': 3, 'store': False},
              lambda reply: [words(item['content']) for item in reply['output']]),
             ('/v1/chat/completions', chat(**asked, response_format=form), lambda reply: reply['choices']),
-            ('/v1/chat/completions', faults.picture_chat(1, **asked), lambda reply: reply['choices'])]
+            ('/v1/chat/completions', picture_chat(1, **asked), lambda reply: reply['choices'])]
 
 
 def soak(count=100_000):
     """K1: all kinds of requests, a tenth of them left, a tenth of them wrong; memory is looked at after each 10,000."""
     rng = random.Random(4)
-    faults.WithServer.setUpClass()
-    test, kinds = faults.WithServer(), others()
+    WithServer.setUpClass()
+    test, kinds = WithServer(), others()
     try:
         alone = [of(test.server.ok(path, body)) for path, body, of in kinds]
         part, resident = 10_000, []
@@ -183,12 +183,12 @@ def soak(count=100_000):
         assert growth < 1, f'{growth:.2f} MiB more for each {part} requests'
         test.until_equal(test.ledger, test.idle)
     finally:
-        faults.WithServer.tearDownClass()
+        WithServer.tearDownClass()
 
 
 def slow_readers(test, requests, over):
     """H3: each reads ten bytes whenever a fifth of a second is over."""
-    sockets = [faults.Faults.open_slow(test, data) for data in requests]
+    sockets = [test.open_slow(data) for data in requests]
     while not over.wait(0.2):
         for one in sockets:
             try:
@@ -224,8 +224,8 @@ def hard_forms(test, number, over):
 
 def beside(rounds=6):
     """H3, H4, C1: the same normal requests alone and beside others, in turns."""
-    faults.WithServer.setUpClass()
-    test = faults.WithServer()
+    WithServer.setUpClass()
+    test = WithServer()
 
     def between_tokens():
         return [test.server.metric(f'vllm:inter_token_latency_seconds_{what}') for what in ('count', 'sum')]
@@ -264,7 +264,7 @@ def beside(rounds=6):
             print(f'beside {name}: {speed:.3f} of the requests a second, p99 {late:.2f} times as long, between tokens {step:.2f} '
                   f'(the last: {loud[0]:.0f} a second, p99 {loud[1] * 1e3:.0f} ms, between tokens {loud[2] * 1e3:.3f} ms)', flush=True)
     finally:
-        faults.WithServer.tearDownClass()
+        WithServer.tearDownClass()
 
 
 if __name__ == '__main__':

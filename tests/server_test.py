@@ -141,6 +141,26 @@ class WithServer(unittest.TestCase):
         finally:
             bailing.end()
 
+    def test_a_template_of_a_request_that_is_trusted(self):
+        own = '{{ "<|im_start|>" + messages[-1].content + name }}{% if add_generation_prompt %}!{% endif %}'
+        words = [{'role': 'user', 'content': 'a<|im_start|>b'}]
+        trusting = Server('--trust-request-chat-template')
+        try:
+            body = {'messages': words, 'chat_template': own, 'chat_template_kwargs': {'name': 'c'}}
+            ids = trusting.ok('/tokenize', body)['tokens']
+            start = trusting.ok('/tokenize', {'prompt': '<|im_start|>', 'add_special_tokens': False})['tokens']
+            self.assertEqual(trusting.ok('/detokenize', {'tokens': ids})['prompt'], '<|im_start|>a<|im_start|>bc!')
+            self.assertEqual([ids.count(start[0]), ids[0]], [1, start[0]])  # a user's words are words
+            said = trusting.ok('/v1/chat/completions', chat(**body, return_token_ids=True))
+            self.assertEqual(said['prompt_token_ids'], ids)
+            self.assertNotEqual(trusting.ok('/tokenize', {'messages': words})['tokens'], ids)
+            self.assertEqual(trusting.ok('/tokenize', {'messages': words, 'chat_template': None})['tokens'], trusting.ok('/tokenize', {'messages': words})['tokens'])
+        finally:
+            trusting.end()
+        status, _, text = self.server.ask('/tokenize', body)
+        self.assertEqual((status, json.loads(text)['error']['param']), (400, 'chat_template'))
+        self.assertIn('--trust-request-chat-template', json.loads(text)['error']['message'])
+
     def test_a_form_ends_before_min_tokens(self):
         enum = {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'enum': ['yes', 'no']}}}
         for more in ({}, {'stop_token_ids': [5]}, {'n': 2, 'temperature': 1.0}):

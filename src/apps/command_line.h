@@ -115,6 +115,7 @@ struct ServeFlags {
   std::string reasoning_parser, tool_call_parser;  // empty: by the model's template
   bool disable_access_log = false, disable_web_page = false;
   bool enable_admin_endpoints = false;
+  bool trust_request_chat_template = false;
   int64_t max_waiting = 4096;
   int64_t max_body_bytes = 16 << 20;
   int64_t shutdown_timeout = 30;                                   // seconds

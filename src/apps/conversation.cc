@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <ctime>
 #include <limits>
+#include <optional>
 
 #include "base/error.h"
 #include "text/jinja/failure.h"
@@ -25,6 +26,14 @@ std::string template_of(const LoadedModel& loaded, Verb verb) {
                     (verb == Verb::kGenerate ? "use --raw for a plain completion"
                                              : "`calandra generate --raw` completes plain text"));
   return source;
+}
+
+ChatTemplate compiled(std::string_view source, const Tokenizer& tokenizer) {
+  try {
+    return ChatTemplate(source, special_token_texts(tokenizer));
+  } catch (const jinja::Failure& failure) {
+    throw LoadError("the chat template has an error in line " + std::to_string(failure.line()) + ": " + failure.what());
+  }
 }
 
 // The fields of generation_config.json that flags do not replace.
@@ -133,25 +142,25 @@ void check_sampling_flags(const Options& options) {
   if (const auto* error = std::get_if<RequestError>(&params)) throw UsageError(of_flag(*error));
 }
 
-Conversation::Conversation(const LoadedModel& loaded, const Options& options) try
+Conversation::Conversation(const LoadedModel& loaded, const Options& options)
     : tokenizer_(tokenizer_of(loaded, options.verb)),
-      template_(template_of(loaded, options.verb), special_token_texts(tokenizer_)),
+      template_(compiled(template_of(loaded, options.verb), tokenizer_)),
       kwargs_(options.chat_template_kwargs) {
   kwargs_["add_generation_prompt"] = true;
   if (options.thinking) set_thinking(*options.thinking);
-} catch (const jinja::Failure& failure) {
-  throw LoadError("the chat template has an error in line " + std::to_string(failure.line()) + ": " + failure.what());
 }
 
 EncodedChat Conversation::encode(const json::value& messages, const json::value& tools, const json::object& variables,
-                                 size_t most) const {
+                                 size_t most, std::string_view other) const {
+  std::optional<ChatTemplate> given;
+  if (!other.empty()) given = compiled(other, tokenizer_);
   const std::time_t now = std::time(nullptr);
   std::tm local{};
   localtime_r(&now, &local);
   json::object kwargs = kwargs_;
   for (const auto& [name, value] : variables) kwargs[name] = value;
   try {
-    const RenderedPrompt prompt = template_.render(messages, tools, kwargs, local);
+    const RenderedPrompt prompt = (given ? *given : template_).render(messages, tools, kwargs, local);
     EncodedChat chat{tokenizer_.encode(prompt.pieces, most), {}, ends_in_reasoning(prompt.pieces)};
     if (chat.ids.size() > most) return chat;
     for (const size_t end : prompt.message_ends) {

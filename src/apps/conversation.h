@@ -23,7 +23,7 @@ struct EncodedChat {
   bool in_reasoning = false;          // the answer begins inside of a think block
 };
 
-// Renders and encodes conversations with the model's own template.
+// Renders and encodes conversations, with the model's own template unless it is given another.
 class Conversation {
  public:
   // Throws LoadError when the model has no tokenizer or no chat template.
@@ -33,8 +33,9 @@ class Conversation {
   // The messages with the generation prompt. Throws LoadError when the template refuses them.
   EncodedChat encode(const json::array& messages) const { return encode(messages, nullptr, {}); }
   // `variables` of the template win over those of the flags. Of a chat of more than `most` ids only the first are read.
+  // `other`: a template instead of the model's; empty: none. What is wrong with it is a LoadError, too.
   EncodedChat encode(const json::value& messages, const json::value& tools, const json::object& variables,
-                     size_t most = SIZE_MAX) const;
+                     size_t most = SIZE_MAX, std::string_view other = {}) const;
 
  private:
   const Tokenizer& tokenizer_;

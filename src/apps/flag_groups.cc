@@ -162,6 +162,9 @@ void add_serve_flags(CLI::App* app, ServeFlags& s) {
   add_choice(app, "--tool-call-parser", s.tool_call_parser, {"qwen3_coder", "qwen3_xml", "hermes", "none"},
              "How tool calls are written (by the chat template)")
       ->group(group);
+  app->add_flag("--trust-request-chat-template", s.trust_request_chat_template,
+                "A request's own chat_template is taken: its text may hold any special token")
+      ->group(group);
   app->add_flag("--disable-uvicorn-access-log", s.disable_access_log, "No line per request")->group(group);
   app->add_flag("--disable-web-page", s.disable_web_page, "No chat page at /")->group(group);
   app->add_flag("--enable-admin-endpoints", s.enable_admin_endpoints,

@@ -63,8 +63,8 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
 
   net::awaitable<void> run(std::shared_ptr<Connection> self) {
     Code code;
+    lowest().expires_after(duration_of(o_.header_seconds));  // the first head's too
     if constexpr (kTls) {
-      lowest().expires_after(duration_of(o_.header_seconds));
       co_await stream_.async_handshake(net::ssl::stream_base::server, net::redirect_error(net::use_awaitable, code));
       if (code) co_return;
     }
@@ -83,15 +83,14 @@ class Connection : public std::enable_shared_from_this<Connection<S>> {
   // False: the connection ends.
   net::awaitable<bool> one_request(std::shared_ptr<Connection> self) {
     Code code;
-    lowest().expires_after(duration_of(is_first_ ? o_.header_seconds : o_.idle_seconds));
-    is_first_ = false;
+    if (!is_first_) lowest().expires_after(duration_of(o_.idle_seconds));
     if (!reader_.has_bytes()) co_await read_more(code);
     if (code) co_return false;
     started_ = Steady::now();
     request_ = {};
     request_.request_id = make_request_id();
     origin_.reset();
-    lowest().expires_after(duration_of(o_.header_seconds));
+    if (!std::exchange(is_first_, false)) lowest().expires_after(duration_of(o_.header_seconds));
     std::optional<RequestError> fault;
     bool is_there = reader_.read_head(fault);
     while (!is_there && !code) {

@@ -33,13 +33,14 @@ struct ServerOptions {
   // What one client may take. Checked before memory is allocated for it.
   size_t header_bytes = 32 << 10, headers = 100;
   size_t body_bytes = 64 << 20;
-  size_t all_body_bytes = 512 << 20;               // of requests that are being read or handled
-  size_t connections = 16384;                      // fewer where the process may not have so many files
-  double header_seconds = 20, body_seconds = 120;  // to send each of them whole, however slowly
-  double idle_seconds = 75;                        // between requests of a connection
-  double write_seconds = 60;                       // until a part of an answer was taken; then the request is given up
-  double ping_seconds = 15;                        // between signs of life in a silent event stream
-  double shutdown_seconds = 30;                    // for requests that run when SIGTERM or SIGINT comes
+  size_t all_body_bytes = 512 << 20;  // of requests that are being read or handled
+  size_t connections = 16384;         // fewer where the process may not have so many files
+  double header_seconds = 10;         // to send a head whole; a connection's first from its beginning on
+  double body_seconds = 120;          // the same of a body
+  double idle_seconds = 75;           // between requests of a connection
+  double write_seconds = 60;          // until a part of an answer was taken; then the request is given up
+  double ping_seconds = 15;           // between signs of life in a silent event stream
+  double shutdown_seconds = 30;       // for requests that run when SIGTERM or SIGINT comes
   int handler_threads = 2;
 };
 

@@ -89,6 +89,10 @@ class Client {
     return text;
   }
   std::string read_all() { return read_until(""); }
+  bool is_closed() const {
+    char byte = 0;
+    return recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0 || errno == ECONNRESET;
+  }
 
  private:
   int fd_;
@@ -217,6 +221,15 @@ TEST_F(HttpServerTest, AClientThatSendsSlowlyIsGivenUp) {
   Client body = client();
   body.send("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhal");
   EXPECT_EQ(body.read_all(), "");
+}
+
+TEST_F(HttpServerTest, AFirstByteBuysNoTime) {
+  start({.header_seconds = 0.4});
+  Client first = client(), second = client();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  first.send("G");
+  EXPECT_EQ(second.read_all(), "");
+  EXPECT_TRUE(first.is_closed());  // it came before
 }
 
 TEST_F(HttpServerTest, WhatIsTooLongIsRefusedUnread) {

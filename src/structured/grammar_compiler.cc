@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "structured/matched_grammar.h"
 #include "structured/schema_spelling.h"
+#include "structured/tool_form.h"
 #include "structured/xgrammar/pattern_check.h"
 #include "text/tokenizer.h"
 
@@ -45,6 +46,7 @@ thread_local std::vector<std::string>* warnings = nullptr;
 
 struct Refused {
   std::string why;
+  std::string tool = {};  // whose schema it is; empty: that is not known, or the form is not of tools
 };
 // Say nothing of the form:
 struct NoMemory {};  // of the machine
@@ -75,8 +77,10 @@ std::string in_plain_words(std::string text, OutputForm::Kind kind) {
   return text;
 }
 
-RequestError refusal(const OutputForm& form, std::string_view why) {
-  return {400, "invalid_request_error", form.field, fmt::format("the output form cannot be used: {}", why)};
+RequestError refusal(const OutputForm& form, const Refused& refused) {
+  return {400, "invalid_request_error", form.field,
+          refused.tool.empty() ? fmt::format("the output form cannot be used: {}", refused.why)
+                               : refusal_of_calls(refused.tool, refused.why)};
 }
 
 RequestError come_again(const OutputForm& form, const char* why) {
@@ -107,15 +111,15 @@ class GrammarCompiler::Worker {
   }
 
   Compiled compile(const OutputForm& form, std::vector<int32_t> thinking_end) {
-    if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(form, why)};
+    if (const std::string why = refusal_of(form); !why.empty()) return {nullptr, refusal(form, {why})};
     const std::shared_ptr<Entry> entry = submit(form);
     if (entry->result.wait_for(limits_.patience) != std::future_status::ready) {
       leave(*entry);
       return {nullptr, come_again(form, "other output forms are being compiled")};
     }
     const Result& compiled = entry->result.get();
-    if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(form, refused->why)};
-    if (std::holds_alternative<Stopped>(compiled)) return {nullptr, refusal(form, text_of(WorkBudget::Bound::kStop))};
+    if (const auto* refused = std::get_if<Refused>(&compiled)) return {nullptr, refusal(form, *refused)};
+    if (std::holds_alternative<Stopped>(compiled)) return {nullptr, refusal(form, {text_of(WorkBudget::Bound::kStop)})};
     if (std::holds_alternative<NoMemory>(compiled)) return {nullptr, come_again(form, "memory is short")};
     return {std::make_shared<MatchedGrammar>(std::get<xgrammar::CompiledGrammar>(compiled), std::move(thinking_end),
                                              limits_.mask_allocations),
@@ -262,11 +266,45 @@ class GrammarCompiler::Worker {
       if (lane == Lane::kNew && may_go_on(*over)) return std::nullopt;
       return Refused{text_of(*over)};
     }
-    // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
-    std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
+    drop_harmless(ignored);
     if (refused.empty() && !ignored.empty()) refused = in_plain_words(std::move(ignored.front()), form.kind);
-    if (!refused.empty()) result = Refused{std::move(refused)};
+    if (!refused.empty()) result = Refused{std::move(refused), tool_at_fault(form, limits)};
     return result;
+  }
+
+  // The first tool whose tag alone is refused too, within the same limits; empty: none.
+  std::string tool_at_fault(const OutputForm& form, const WorkBudget::Limits& limits) const {
+    if (form.tools.size() < 2) return form.tools.empty() ? "" : form.tools[0];
+    size_t i = 0;
+    std::vector<std::string> ignored;
+    warnings = &ignored;
+    WorkBudget budget(limits, stopping_);
+    try {
+      const json::array tags = tags_of_tools(form);
+      while (i < tags.size() && is_taken(tags[i])) {
+        drop_harmless(ignored);
+        if (!ignored.empty()) break;
+        ++i;
+      }
+    } catch (const std::bad_alloc&) {  // the budget's too
+      i = form.tools.size();
+    } catch (const std::exception&) {
+      // tool i is refused
+    }
+    warnings = nullptr;
+    return budget.end() || i == form.tools.size() ? "" : form.tools[i];
+  }
+
+  // Whether a tag of a structural tag becomes a grammar; what is passed over is told as a warning.
+  static bool is_taken(const json::value& tag) {
+    visit_schemas_of_tag(tag, check_patterns);
+    const json::value alone = {{"type", "structural_tag"}, {"format", tag}};
+    return std::holds_alternative<xgrammar::Grammar>(xgrammar::Grammar::FromStructuralTag(to_json(alone)));
+  }
+
+  // Branches of oneOf that it cannot tell apart become those of anyOf, as everywhere; what matches two is rare.
+  static void drop_harmless(std::vector<std::string>& ignored) {
+    std::erase_if(ignored, [](const std::string& warning) { return warning.starts_with("oneOf "); });
   }
 
   // Whether what is over is only the work of short ones.

@@ -20,6 +20,7 @@ struct OutputForm {
   bool strict = false;    // of a schema: objects have no properties but the named ones
   bool compact = false;   // of JSON: on one line, a space behind each comma and colon and none elsewhere
   std::string field = "response_format";  // of the request, which errors name
+  std::vector<std::string> tools = {};    // of tool_form: names of the tools, in the order of its tags
 
   static OutputForm json_schema(const json::value& schema, bool strict);
   // xgrammar's; the schemas in it are kept as those of json_schema, and have no more blanks.

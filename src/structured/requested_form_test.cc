@@ -191,6 +191,9 @@ TEST(RequestedForm, RefusalsSayWhatIsWrong) {
       {schema(R"({"type": "string", "pattern": "^\"$"})"),
        "only texts with quotes, backslashes or control characters match it"},
       {schema(R"x({"type": "string", "pattern": "a(?=b)"})x"), "Lookahead assertion is not supported in regex: a(?=b)"},
+      {schema(R"({"type": "string", "pattern": "^[*]a?{2}"})"), R"(the pattern "^[*]a{0,1}{2}" repeats a repeat)"},
+      {schema(R"({"type": "string", "pattern": "a**"})"), R"(the pattern "a**" repeats a repeat)"},
+      {group("regex", "a**"), "Two consecutive repetition modifiers are not allowed."},
       {schema(R"({"type": "number", "multipleOf": 0.1})"), "multipleOf is not supported for type:number"},
       {group("regex", "a(?=b)"), "Lookahead is not supported yet."},
       {group("regex", "a$b"), "'$' should be at the end of the regex, but found in the middle."},
@@ -211,6 +214,11 @@ TEST(RequestedForm, RefusalsSayWhatIsWrong) {
     for (const char* inner : {"Check failed", "gnor", "std::", "Invalid structural tag"})
       EXPECT_EQ(said.find(inner), std::string::npos) << said;
   }
+}
+
+TEST(RequestedForm, WhatOnlyLooksLikeARepeatOfARepeatIsTaken) {
+  for (const char* pattern : {"a*?b", "[*+]+", "\\*+", "(a*)*", "a{2}?b{3}", "a+?c+"})
+    EXPECT_EQ(refusal_of(OutputForm::json_schema({{"type", "string"}, {"pattern", pattern}}, false)), "") << pattern;
 }
 
 // A client's expression that begins as ours of lengths is one like any other.

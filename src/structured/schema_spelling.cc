@@ -214,6 +214,22 @@ std::string not_kept_beside(const json::object& object) {
   return "";
 }
 
+// "a**", which readers of patterns refuse. "a*?" is none.
+bool repeats_a_repeat(std::string_view pattern) {
+  bool in_class = false, repeated = false;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const char c = pattern[i];
+    const bool repeats = !in_class && (c == '*' || c == '+' || c == '{');
+    if (repeats && repeated) return true;
+    if (c == '\\') ++i;
+    if (repeats && c == '{') i = std::min(pattern.find('}', i), pattern.size());
+    if (c == '[') in_class = true;
+    if (c == ']') in_class = false;
+    if (c != '?') repeated = repeats;
+  }
+  return false;
+}
+
 struct KeptCheck {
   const json::value& root;
   std::unordered_set<const json::value*> schemas = {};
@@ -231,6 +247,8 @@ struct KeptCheck {
     for (const std::string_view key : {"pattern", "format"})
       if (const json::value* text = object.if_contains(key); text != nullptr && !text->is_string())
         wrong = fmt::format("{} must be a string", key);
+    if (const json::value* text = object.if_contains("pattern"); text != nullptr && text->is_string())
+      if (repeats_a_repeat(text->get_string())) wrong = fmt::format("the pattern {} repeats a repeat", to_json(*text));
     if (const json::value* names = object.if_contains("required"); names != nullptr && names->is_array())
       for (const json::value& name : names->get_array())
         if (!name.is_string()) wrong = "required must be a list of strings";

@@ -195,16 +195,27 @@ json::object tag_of(const Tool& tool, ToolFormat format, bool strict) {
 
 }  // namespace
 
+std::string refusal_of_calls(std::string_view tool, std::string_view why) {
+  return fmt::format("calls of the tool {} cannot be constrained: {}", to_json(text_of(tool)), why);
+}
+
+json::array tags_of_tools(const OutputForm& form) {
+  const json::value tag = parse_json(form.text, "the form of calls");
+  const json::object& format = tag.at("format").as_object();
+  const json::value* calls = format.if_contains("tags");
+  return calls == nullptr ? format.at("elements").at(1).at("tags").as_array() : calls->as_array();
+}
+
 std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const ToolForm& wanted) {
   json::array tags;
+  std::vector<std::string> names;
   for (const json::value& entry : tools) {
     const Tool tool = read_tool(entry).value();
+    names.emplace_back(tool.name);
     try {
       tags.push_back(tag_of(tool, wanted.format, wanted.all_strict || tool.strict));
     } catch (const Refused& refused) {
-      return RequestError{
-          400, "invalid_request_error", "tools",
-          fmt::format("calls of the tool {} cannot be constrained: {}", to_json(text_of(tool.name)), refused.why)};
+      return RequestError{400, "invalid_request_error", "tools", refusal_of_calls(tool.name, refused.why)};
     }
   }
   json::object format;
@@ -225,6 +236,7 @@ std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const
   }
   OutputForm form = OutputForm::structural_tag({{"type", "structural_tag"}, {"format", std::move(format)}});
   form.field = "tools";
+  form.tools = std::move(names);
   return form;
 }
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "structured/output_form.h"
 #include "text/parsers/answer_parser.h"
 
@@ -19,9 +21,15 @@ struct ToolForm {
   bool all_strict = true;  // false: only tools that say "strict": true have their arguments constrained
 };
 
+// What is said of a tool whose schema cannot be kept.
+std::string refusal_of_calls(std::string_view tool, std::string_view why);
+
 // `tools`: OpenAI's list, of which read_tool takes every entry. What it allows the parser of the
 // format reads back as calls of these tools whose arguments are valid by their schemas; schemas of which that cannot be
 // promised are errors. It allows less than they do: arguments come in the order of the schema, no unnamed ones.
 std::variant<OutputForm, RequestError> tool_form(const json::array& tools, const ToolForm& wanted);
+
+// The tags of such a form, one for each of its tools.
+json::array tags_of_tools(const OutputForm& form);
 
 }  // namespace calandra

@@ -225,5 +225,35 @@ TEST(ToolForm, RefusesWhatItCannotPromise) {
   }
 }
 
+// What only the compiler refuses, of the tool that it is.
+TEST(ToolForm, AnUnusableSchemaIsToldWithItsTool) {
+  const char* schemas[] = {R"({"type": "string", "pattern": "("})",
+                           R"({"type": "integer", "minimum": 5, "maximum": 3})",
+                           R"({"type": "object", "properties": {"b": {"type": "string", "pattern": "[z-a]"}}})",
+                           R"({"type": "strnig"})", R"({"type": "array", "items": 3})"};
+  GrammarCompiler compiler = bytes_compiler();
+  for (const char* text : schemas) {
+    for (const ToolFormat format : {ToolFormat::kQwen3Coder, ToolFormat::kHermes}) {
+      for (const bool required : {true, false}) {
+        json::array list = tools();
+        // Of which xgrammar warns, and which is no fault.
+        list[0].at("function").at("parameters").at("properties").as_object()["either"] =
+            parse_json(R"({"type": "array", "items": {"oneOf": [{"type": "integer"}, {"type": "number"}]}})", "schema");
+        const auto fine = compiler.compile(std::get<OutputForm>(tool_form(list, {.format = format})));
+        EXPECT_FALSE(fine.error) << fine.error->message;
+        json::object& function = list[1].at("function").as_object();
+        function["parameters"].at("properties").as_object()["a"] = parse_json(text, "schema");
+        const auto form = tool_form(list, {.format = format, .required = required, .all_strict = required});
+        ASSERT_TRUE(std::holds_alternative<OutputForm>(form)) << std::get<RequestError>(form).message;
+        const auto compiled = compiler.compile(std::get<OutputForm>(form));
+        ASSERT_TRUE(compiled.error) << text;
+        EXPECT_EQ(compiled.error->param, "tools");
+        EXPECT_EQ(compiled.error->message.find(R"(calls of the tool "note" cannot be constrained: )"), 0)
+            << compiled.error->message;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace calandra

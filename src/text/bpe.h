@@ -2,6 +2,7 @@
 // neighbours with the lowest rank is joined until no pair has one.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <boost/unordered/unordered_flat_map.hpp>
 #include <cstdint>
@@ -59,6 +60,8 @@ class Bpe {
     std::vector<Run> queue;
     std::array<Tail, 8> tails;  // by rank: runs that may grow
   };
+  // No byte is left out of words.
+  bool keeps_every_byte() const { return std::find(byte_ids_.begin(), byte_ids_.end(), -1) == byte_ids_.end(); }
   // Appends the ids of `word` (less than 2^31 bytes). n log n in its length.
   void encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 

@@ -120,6 +120,11 @@ std::string nfc(std::string_view text) {
   size_t segment = 0;  // start of the segment that the scan is in
   std::vector<utf8proc_int32_t> codes;
   for (size_t at = 0; at < text.size();) {
+    if (const size_t end = skip_ascii(text, at); end > at) {
+      segment = end - 1;
+      at = end;
+      continue;
+    }
     if (static_cast<unsigned char>(text[at]) < kFastLead) {
       segment = at;
       at += static_cast<unsigned char>(text[at]) < 0x80 ? 1 : 2;

@@ -78,9 +78,10 @@ Pattern Pattern::word_character() {
   return Pattern("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200C}\\x{200D}]", PCRE2_UCP, "word character");
 }
 
-void Pattern::find_all(std::string_view text, std::vector<TextSpan>& matches) const {
+void Pattern::find_all(std::string_view text, std::vector<TextSpan>& matches, size_t most) const {
   thread_local Scratch scratch;
   matches.clear();
+  size_t filled = 0;
   std::string buffer;
   const std::string_view subject = with_stand_ins(text, buffer);
   const auto* code = static_cast<const pcre2_code*>(code_.get());
@@ -103,6 +104,7 @@ void Pattern::find_all(std::string_view text, std::vector<TextSpan>& matches) co
       continue;
     }
     matches.push_back(span);
+    if (!empty && ++filled > most) return;
     at = span.end;
   }
 }

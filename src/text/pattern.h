@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,9 +24,10 @@ class Pattern {
   // One character of a word: letters, marks, digits, connectors and joiners (Unicode UTS 18, annex C).
   static Pattern word_character();
 
-  // Fills `matches` with all matches from left to right. An empty match right behind another match is left out.
+  // Fills `matches` with all matches from left to right. An empty match right behind another match is left out. Ends
+  // early behind more than `most` that are not empty.
   // `text` must be valid UTF-8. Safe to call from several threads. Throws UsageError if the match takes too many steps.
-  void find_all(std::string_view text, std::vector<TextSpan>& matches) const;
+  void find_all(std::string_view text, std::vector<TextSpan>& matches, size_t most = SIZE_MAX) const;
 
  private:
   Pattern(std::string_view expression, uint32_t options, const std::string& where);

@@ -71,7 +71,7 @@ std::vector<TextSpan> keep(const std::vector<Part>& parts, SplitBehavior behavio
 
 }  // namespace
 
-void PreTokenizer::split(std::string_view text, Words& result) const {
+void PreTokenizer::split(std::string_view text, Words& result, size_t most) const {
   result.words.clear();
   result.storage.clear();
   if (!text.empty()) result.words.push_back(text);
@@ -86,8 +86,10 @@ void PreTokenizer::split(std::string_view text, Words& result) const {
     if (step.add_prefix_space) prefix_spaces();
     result.next.clear();
     for (const std::string_view word : result.words) {
-      step.pattern.find_all(word, result.matches);
-      if (step.behavior == SplitBehavior::kIsolated && !step.invert) {  // the usual case, without the list of parts
+      // The usual case: without the list of parts, and each match that is not empty is a word.
+      const bool isolated = step.behavior == SplitBehavior::kIsolated && !step.invert;
+      step.pattern.find_all(word, result.matches, isolated && &step == &steps_.back() ? most : SIZE_MAX);
+      if (isolated) {
         size_t end = 0;
         for (const TextSpan& match : result.matches) {
           if (end < match.begin) result.next.push_back(word.substr(end, match.begin - end));

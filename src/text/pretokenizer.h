@@ -2,6 +2,8 @@
 // ByteLevel.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <string>
 #include <string_view>
@@ -32,7 +34,8 @@ class PreTokenizer {
     std::vector<TextSpan> matches;
     std::deque<std::string> storage;  // does not move its strings
   };
-  void split(std::string_view text, Words& result) const;
+  // Of more than `most` words it may cut no more: what is left is the last word then.
+  void split(std::string_view text, Words& result, size_t most = SIZE_MAX) const;
 
  private:
   std::vector<SplitStep> steps_;

@@ -60,6 +60,8 @@ Tokenizer::Tokenizer(TokenizerParts parts, TokenizerRoles roles)
         .spelling = spelling,
         .bytes = from_byte_spelling(spelling),
     };
+  if (parts_.bpe.keeps_every_byte())
+    for (const Token& token : tokens_) longest_ = std::max(longest_, token.bytes.size());
   for (const AddedToken& token : parts_.added) {
     const std::string spelling = written(token, parts_.nfc);
     tokens_[token.id] = {
@@ -145,9 +147,17 @@ std::vector<int32_t> Tokenizer::encode(const MarkedText& text, bool add_special,
 
 void Tokenizer::encode_words(std::string_view text, PreTokenizer::Words& words, Bpe::Scratch& scratch, size_t most,
                              std::vector<int32_t>& ids) const {
-  parts_.pretokenizer.split(text, words);
+  // A word has an id or more, and one for each longest_ bytes: of what has too many in any case little is looked at.
+  const bool is_bounded = ids.size() <= most && longest_ > 0;
+  parts_.pretokenizer.split(text, words, is_bounded ? most - ids.size() : SIZE_MAX);
   for (const std::string_view word : words.words) {
     if (ids.size() > most) return;
+    const size_t room = most - ids.size();
+    if (is_bounded && word.size() / longest_ > room) {
+      parts_.bpe.encode(word.substr(0, (room + 1) * longest_), scratch, ids);
+      ids.resize(most + 1);
+      return;
+    }
     parts_.bpe.encode(word, scratch, ids);
   }
 }

@@ -23,8 +23,8 @@ struct EncodeOptions {
   bool parse_special = true;
   // Put in front and behind what the post-processor, or add_bos_token and add_eos_token, ask for.
   bool add_special = false;
-  // Reading ends behind the word with which there are more ids than this: what is beyond the limit is not worth its
-  // time.
+  // Reading ends where there are more ids than this in any case: what is beyond the limit is not worth its time. How
+  // many more, and which the last one is, means nothing then.
   size_t most = SIZE_MAX;
 };
 
@@ -97,6 +97,7 @@ class Tokenizer {
   TokenizerRoles roles_;
   AddedTokenMatcher raw_matcher_, normalized_matcher_;
   std::vector<Token> tokens_;  // by id
+  size_t longest_ = 0;         // bytes of any token; 0: bytes may be left out, so that ids say nothing of them
   TokenIds added_ids_;
 };
 

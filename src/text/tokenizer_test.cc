@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "text/normalizer.h"
+#include "text/utf8.h"
 
 namespace calandra {
 namespace {
@@ -48,8 +49,16 @@ TEST(Tokenizer, SpecialTokensAreParsedOnlyWhenAsked) {
 }
 
 TEST(Tokenizer, NoMoreIsReadThanWasAskedFor) {
-  const Tokenizer tokenizer = make(small_tokenizer());
-  for (const char* part : {"abc abx", "a<|end|>"}) {
+  json::object file = small_tokenizer();
+  json::object& model = file["model"].as_object();
+  // Of no word: what is not cut into words has other ids.
+  model["vocab"].as_object().erase("Ã©");
+  model["vocab"].as_object()["abĠ"] = 259;
+  json::array& merges = model["merges"].as_array();
+  merges.pop_back();
+  merges.insert(merges.begin() + 1, json::array{"ab", "Ġ"});
+  const Tokenizer tokenizer = make(file);
+  for (const char* part : {"abc abx", "a<|end|>", "ab ", "ab", "xab"}) {  // the last two: all of it is one word
     std::string text;
     for (int i = 0; i < 1000; ++i) text += part;
     const Ids all = tokenizer.encode(text);
@@ -60,6 +69,19 @@ TEST(Tokenizer, NoMoreIsReadThanWasAskedFor) {
       EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin()));
       const std::vector<TextPiece> pieces = {{text, false}};
       EXPECT_EQ(tokenizer.encode(pieces, most), some);
+    }
+  }
+}
+
+// Eight letters at a time are passed over.
+TEST(Utf8, WhatStandsBehindAnyNumberOfLettersIsSeen) {
+  for (int n = 0; n < 40; ++n) {
+    const std::string letters(n, 'e');
+    for (const char* behind : {"", "e", "eeeeeeeeeeee"}) {
+      EXPECT_FALSE(is_valid_utf8(letters + "\xff" + behind)) << n;
+      EXPECT_FALSE(is_valid_utf8(letters + "\xc3")) << n;
+      EXPECT_TRUE(is_valid_utf8(letters + "é" + behind)) << n;
+      EXPECT_EQ(nfc(letters + "e\u0301" + behind), letters + "\u00e9" + behind) << n;
     }
   }
 }

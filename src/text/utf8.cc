@@ -1,5 +1,7 @@
 #include "text/utf8.h"
 
+#include <cstring>
+
 namespace calandra {
 
 Utf8Step next_utf8(std::string_view text, size_t at) {
@@ -55,8 +57,17 @@ void append_utf8(std::string& out, char32_t code) {
   out += static_cast<char>(0x80 | (code & 0x3F));
 }
 
+size_t skip_ascii(std::string_view text, size_t at) {
+  constexpr uint64_t kNotAscii = 0x8080808080808080;
+  for (uint64_t eight = 0; at + sizeof eight <= text.size(); at += sizeof eight) {
+    std::memcpy(&eight, text.data() + at, sizeof eight);
+    if ((eight & kNotAscii) != 0) break;
+  }
+  return at;
+}
+
 bool is_valid_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
+  for (size_t at = skip_ascii(text, 0); at < text.size(); at = skip_ascii(text, at)) {
     const Utf8Step step = next_utf8(text, at);
     if (!step.valid) return false;
     at += step.length;

@@ -21,6 +21,9 @@ Utf8Step next_utf8(std::string_view text, size_t at);
 
 void append_utf8(std::string& out, char32_t code);
 
+// From `at` on, as far as it is ASCII, in steps of eight bytes: `at` itself if it is not.
+size_t skip_ascii(std::string_view text, size_t at);
+
 bool is_valid_utf8(std::string_view text);
 
 // The text with one U+FFFD for each maximal ill-formed part.

@@ -39,9 +39,9 @@ bool AdminApi::is_admin(std::string_view path) {
 AdminApi::Result AdminApi::handle(const server::HttpRequest& request, server::Wake wake) {
   const auto route = std::find_if(admin_routes().begin(), admin_routes().end(),
                                   [&](const ApiRoute& r) { return r.path == request.path; });
-  if (request.method != route->method) {
+  if (!is_method_of(*route, request.method)) {
     HttpReply reply = error_reply({405, "method_not_allowed", "", fmt::format("use {}", route->method)});
-    reply.headers.emplace_back("Allow", route->method);
+    reply.headers.emplace_back("Allow", allowed_methods(*route));
     return reply;
   }
   if (request.path == "/is_sleeping")

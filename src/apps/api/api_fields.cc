@@ -92,6 +92,7 @@ constexpr ApiField kFields[] = {
     {"tools", kShownToTemplate, 0, kOther, R"({"type":"array","items":{"$ref":"#ChatTool"}})"},
     {"tool_choice", kShownToTemplate, 0, kOther, R"({"$ref":"#ChatToolChoice"})"},
     {"parallel_tool_calls", kShownToTemplate | kResponseBody, 0, kOther, kFlag},
+    {"chat_template", kShownToTemplate | kFormBodies, 0, kOther, R"({"type":"string","maxLength":262144})"},
     {"chat_template_kwargs", kShownToTemplate | kFormBodies, 0, kOther, kObject},
     {"reasoning_effort", kShownToTemplate, 0, kOther, kAny},  // the template's own affair
     {"documents", kShownToTemplate, 0, kOther, kAny},

@@ -56,4 +56,10 @@ bool is_path_of(const ApiRoute& route, std::string_view path) {
   return route.answer == "Model" || name.find('/') == std::string_view::npos;
 }
 
+bool is_method_of(const ApiRoute& route, std::string_view method) {
+  return method == route.method || (method == "HEAD" && route.method == "GET");
+}
+
+std::string_view allowed_methods(const ApiRoute& route) { return route.method == "GET" ? "GET, HEAD" : route.method; }
+
 }  // namespace calandra::apps

@@ -23,5 +23,9 @@ std::span<const ApiRoute> admin_routes();
 
 // Whether a request's path is the route's. The name of a model may have slashes, that of a response has none.
 bool is_path_of(const ApiRoute& route, std::string_view path);
+// HEAD is asked as GET: the server sends no body then.
+bool is_method_of(const ApiRoute& route, std::string_view method);
+// What the header Allow says of it: "GET, HEAD".
+std::string_view allowed_methods(const ApiRoute& route);
 
 }  // namespace calandra::apps

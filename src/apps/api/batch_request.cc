@@ -272,6 +272,7 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, size
   if (const json::object* kwargs = object_field(body, "chat_template_kwargs"))
     for (const auto& [name, value] : *kwargs) variables[name] = value;
 
+  const std::string other = request_template(body);
   const json::object* kwargs = object_field(body, "mm_processor_kwargs");
   auto loaded_pictures = media_.load(chat_read.media, kwargs == nullptr ? json::object() : *kwargs, gone);
   if (auto* error = std::get_if<RequestError>(&loaded_pictures)) throw RefusedBody{std::move(*error)};
@@ -279,8 +280,14 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, size
     const std::lock_guard lock(mutex_);
     if (!conversation_) conversation_.emplace(loaded_, options_);
   }
-  EncodedChat chat =
-      conversation_->encode(std::move(chat_read.messages), tools == nullptr ? json::value() : *tools, variables, most);
+  EncodedChat chat;
+  try {
+    chat = conversation_->encode(std::move(chat_read.messages), tools == nullptr ? json::value() : *tools, variables,
+                                 most, other);
+  } catch (const LoadError& error) {
+    if (other.empty()) throw;
+    refuse_field("chat_template", error.what());
+  }
   refuse_longer("messages", chat.ids, most);
   to.include_reasoning = flag_field(body, "include_reasoning", true);
   to.in_reasoning = chat.in_reasoning;
@@ -290,6 +297,20 @@ void BatchReader::read_messages(const json::object& body, const Gone& gone, size
   request.checkpoint_hints = std::move(chat.message_ends);
   std::get<Pictures>(loaded_pictures).place(request);
   to.echoes.emplace_back();
+}
+
+// The template that a body brings along; empty: none.
+std::string BatchReader::request_template(const json::object& body) const {
+  std::string given = string_field(body, "chat_template");
+  constexpr size_t kMostBytes = size_t{256} << 10;
+  if (given.size() > kMostBytes)
+    refuse_field("chat_template", fmt::format("chat_template may have at most {} bytes", kMostBytes));
+  if (!given.empty() && !options_.serve.trust_request_chat_template)
+    refuse_field("chat_template",
+                 "chat_template cannot be set: the model's own is used; `calandra serve --trust-request-chat-template` "
+                 "takes those of requests",
+                 "unsupported_parameter");
+  return given;
 }
 
 ToolFormat BatchReader::tool_format_of_model() const {

@@ -77,6 +77,7 @@ class BatchReader {
   void read_messages(const json::object& body, const Gone& gone, size_t most, BatchBody& to);
   size_t most_ids(const json::object& body) const;
   void refuse_longer(std::string_view field, const std::vector<int32_t>& ids, size_t most) const;
+  std::string request_template(const json::object& body) const;
   ToolFormat tool_format_of_model() const;
   AnswerParser::Options parser_options(const json::object& body, bool in_reasoning) const;
   std::optional<RequestError> add_form(const json::object& body, BatchBody& to, std::optional<OutputForm>& form) const;

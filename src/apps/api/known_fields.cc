@@ -19,7 +19,6 @@ constexpr std::pair<std::string_view, const char*> kRefused[] = {
     {"vllm_xargs", "there are no plug-ins"},
     {"prompt_embeds", "prompts are text or token ids"},
     {"kv_transfer_params", "caches are not transferred"},
-    {"chat_template", "the model's own template is used"},
     {"functions", "use tools"},
     {"function_call", "use tool_choice"},
     {"audio", "answers are text"},

@@ -56,11 +56,12 @@ OpenAiApi::OpenAiApi(Engine& engine, BatchReader& reader, BatchWriter& writer, c
 
 OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::Wake wake) {
   if (!is_valid_utf8(request.path)) return error_reply(bad("", "the path is not UTF-8", "bad_request"), "");
-  std::vector<std::string_view> methods;
+  std::vector<std::string_view> methods, allowed;
   for (const ApiRoute& route : api_routes()) {
     if (!is_path_of(route, request.path)) continue;
-    if (route.method == request.method) return handle(route, request, std::move(wake));
+    if (is_method_of(route, request.method)) return handle(route, request, std::move(wake));
     methods.push_back(route.method);
+    allowed.push_back(allowed_methods(route));
   }
   if (methods.empty())
     return error_reply(
@@ -69,7 +70,7 @@ OpenAiApi::Result OpenAiApi::handle(const server::HttpRequest& request, server::
         request.path);
   HttpReply reply =
       error_reply({405, "method_not_allowed", "", fmt::format("use {}", fmt::join(methods, " or "))}, request.path);
-  reply.headers.emplace_back("Allow", fmt::format("{}", fmt::join(methods, ", ")));
+  reply.headers.emplace_back("Allow", fmt::format("{}", fmt::join(allowed, ", ")));
   return reply;
 }
 

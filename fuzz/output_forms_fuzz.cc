@@ -1,5 +1,6 @@
-// Any bytes as an output form of the kind FORM; the first byte says whether a schema is strict. What is not refused
-// leads an answer to its end: at each of 200 steps some token is allowed, and one that is allowed is taken.
+// The targets json_schema_fuzz, regex_fuzz and ebnf_fuzz: any bytes as an output form of the kind FORM; the first byte
+// says whether a schema is strict. What is not refused leads an answer to its end: at each of 200 steps some token is
+// allowed, and one that is allowed is taken.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
