@@ -37,6 +37,7 @@ bool Speculator::choose_ahead(std::span<AheadMember> members) {
     if (k_[i] == 0 || can_draft_ahead(*members[i].choice)) continue;
     for (size_t j = 0; config_.adaptive && j < members.size(); ++j)  // else it is chosen the same again
       chosen_ahead_.emplace_back(members[j].choice, k_[j]);
+    std::ranges::sort(chosen_ahead_);
     return false;
   }
   plain_ahead_ = length_.measures_plain();

@@ -70,9 +70,11 @@ void Speculator::draft(std::span<const Scheduler::Planned> step) {
     plain_ = length_.measures_plain();
   } else {  // those who came since get none yet
     k_.assign(candidates_.size(), 0);
-    for (const auto& [choice, k] : chosen_ahead_)
-      if (const auto at = std::ranges::find(choices_, choice) - choices_.begin(); at < std::ssize(choices_))
-        k_[at] = std::min(k, candidates_[at].most_drafts);
+    for (size_t i = 0; i < k_.size(); ++i) {
+      const auto chosen = std::ranges::lower_bound(chosen_ahead_, choices_[i], {}, &ChosenAhead::first);
+      if (chosen != chosen_ahead_.end() && chosen->first == choices_[i])
+        k_[i] = std::min(chosen->second, candidates_[i].most_drafts);
+    }
     plain_ = false;
     chosen_ahead_.clear();
   }

@@ -114,8 +114,9 @@ class Speculator {
   std::vector<DraftCandidate> candidates_;
   std::vector<Choice*> choices_;  // of the candidates
   std::vector<int> k_;            // drafts each of them gets
-  // What choose_ahead chose when it said no, until the next draft(); a choice may have gone meanwhile.
-  std::vector<std::pair<const Choice*, int>> chosen_ahead_;
+  // What choose_ahead chose when it said no, until the next draft(), by address; a choice may have gone meanwhile.
+  using ChosenAhead = std::pair<const Choice*, int>;
+  std::vector<ChosenAhead> chosen_ahead_;
   struct Drafting {
     Choice* choice;
     int k;
