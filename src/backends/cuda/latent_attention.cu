@@ -178,11 +178,13 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
   Tensor q = ctx.workspace.alloc(DType::kF32, {T, H, L}), sum = ctx.workspace.alloc(DType::kF32, {T, H, L});
   const AttendShape shape{T, H, 1, L, R, scale};
   const bool tiled = tiles_serve(q_pe, pages);
+  constexpr int64_t kFewRows = 16;  // in which warps are done before the tiles of f32
+  const bool split = is_bf16(q_pe) && (T > kFewRows || options_.deterministic);
   {
     const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kLatentRange : kKeyRange,
                                tiled ? kMultiprocessors : shape.most_rows());
     if (!ctx.dry_run) {
-      run_head_products(stream_of(ctx), q_nope, up.key, is_bf16(q_pe), q);
+      run_head_products(stream_of(ctx), q_nope, up.key, split, q);
       launched(ctx, "latent queries");
       const int32_t* first = first_key.rank() != 0 ? first_key.as<int32_t>() : nullptr;
       const auto join = [&](const auto& source) {
@@ -222,7 +224,7 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
           });
         });
       }
-      run_head_products(stream_of(ctx), sum, up.value, is_bf16(q_pe), out);
+      run_head_products(stream_of(ctx), sum, up.value, split, out);
       launched(ctx, "latent values");
     }
   }
