@@ -205,17 +205,19 @@ TEST_P(OneOrderOfKeys, LatentAttention) {
     ops::store_latent(ctx, latent, k_pe, store, storing);
     return 0;
   });
-  const ops::LatentUpProjection up{experts(random(pool, kBF16, {H, L, Dn}, 4, 0.1f)),
-                                   experts(random(pool, kBF16, {H, Dv, L}, 5, 0.1f))};
-  check_sequence("latent_attention", [&](const Batch& batch, const Tensor& rows) {
-    return tested.run([&](ExecContext& ctx) {
-      ctx.backend.plan(ctx, batch);
-      const Tensor own = ops::gather_rows(ctx, q, rows);
-      const int64_t T = rows.size(0);
-      return ops::latent_attention(ctx, own.slice(1, 0, H * Dn).view({T, H, Dn}),
-                                   own.slice(1, H * Dn, own.size(1)).view({T, H, R}), up, store, batch, 0.1f, {});
+  for (const DType heads : {kBF16, kF32}) {  // f32: of FP8 checkpoints
+    const ops::LatentUpProjection up{experts(random(pool, heads, {H, L, Dn}, 4, 0.1f)),
+                                     experts(random(pool, heads, {H, Dv, L}, 5, 0.1f))};
+    check_sequence("latent_attention", [&](const Batch& batch, const Tensor& rows) {
+      return tested.run([&](ExecContext& ctx) {
+        ctx.backend.plan(ctx, batch);
+        const Tensor own = ops::gather_rows(ctx, q, rows);
+        const int64_t T = rows.size(0);
+        return ops::latent_attention(ctx, own.slice(1, 0, H * Dn).view({T, H, Dn}),
+                                     own.slice(1, H * Dn, own.size(1)).view({T, H, R}), up, store, batch, 0.1f, {});
+      });
     });
-  });
+  }
 }
 
 // A picture's rows do not depend on the pictures beside it.

@@ -11,8 +11,9 @@
 #   tests      every test of the device
 #   lossless   whole models through the engine, deterministic and fast, with steps launched ahead and not
 #   memory     a thousand requests leave the device's memory as it was
-#   sanitize   ops and tiny models under memcheck, racecheck and initcheck: by the compute-sanitizer of the machine, or that in $SANITIZER
-#              (what `sanitizer` made); without either it is left out
+#   sanitize   tiny models, and answers of the demo (sampler, steps launched ahead, recordings, drafts), under memcheck, racecheck and
+#              initcheck, kernels of few rows (cuda_parts_test) under memcheck alone, since the others take them many minutes: by the
+#              compute-sanitizer of the machine, or that in $SANITIZER (what `sanitizer` made); without either it is left out
 #   bench      latency, throughput, speculation, startup and ops, which can be named alone: random weights in the shapes $SHAPES
 #              (qwen3_5-0.8b), one log each
 #
@@ -20,10 +21,10 @@
 # all of whose tests were skipped. What takes longer than $LIMIT seconds (240) counts as failed.
 set -euo pipefail
 
-tests=(cuda_plugin_test cuda_test cuda_parts_test cuda_graph_test one_order_test exactness_test ops_test oracle_test bailing_oracle_test
-  mtp_test vision_prompts_test demo_test)
+tests=(cuda_plugin_test cuda_test cuda_parts_test cuda_graph_test one_order_test exactness_test every_cut_test ops_test oracle_test
+  bailing_oracle_test mtp_test vision_prompts_test demo_test)
 engine_tests=(losslessness_test losslessness_async_test device_memory_test)
-sanitized=(cuda_parts_test oracle_test bailing_oracle_test mtp_test)
+sanitized=(oracle_test bailing_oracle_test mtp_test)
 # Of tests over several backends only the device's; the others ran where the build was made.
 filter='*cuda*:*Cuda*'
 fp8='{"quantization_config":{"quant_method":"fp8","weight_block_size":[128,128]}}'
@@ -193,7 +194,7 @@ part_memory() {
 }
 
 part_sanitize() {
-  local says='ERROR SUMMARY|RACECHECK SUMMARY|^\[  (PASSED|SKIPPED) +\] [0-9]+ test' tool test program
+  local says='ERROR SUMMARY|RACECHECK SUMMARY|^\[  (PASSED|SKIPPED) +\] [0-9]+ test' tool test model program watch
   program=$(command -v compute-sanitizer || true)
   if [ -n "${SANITIZER:-}" ]; then
     unpack "$SANITIZER" "$folder"
@@ -204,12 +205,19 @@ part_sanitize() {
     return
   fi
   for tool in memcheck racecheck initcheck; do
+    # Death tests fork, and what comes out of a fork cannot be watched. Refused allocations are tested on purpose.
+    watch=("$program" --tool "$tool" --report-api-errors no --error-exitcode 9)
     for test in "${sanitized[@]}"; do
-      # Death tests fork, and what comes out of a fork cannot be watched. Refused allocations are tested on purpose.
-      later "$tool.$test" "$program" --tool "$tool" --report-api-errors no --error-exitcode 9 "$folder/$test" \
-        --gtest_filter="$filter:-*Death*"
+      later "$tool.$test" "${watch[@]}" "$folder/$test" --gtest_filter="$filter:-*Death*"
+    done
+    for model in qwen3_5 bailing; do
+      [ -d "$source/demo/demo-$model" ] || { left_out "$tool.generate.$model" "there is no demo/demo-$model"; continue; }
+      CALANDRA_DEMO_DIR=$source/demo later "$tool.generate.$model" "${watch[@]}" "$folder/calandra" generate --backend cuda \
+        --speculative-config '{"method":"mtp"}' --temperature 0.8 --top-k 20 --max-tokens 6 "demo:$model" ancient
     done
   done
+  later memcheck.cuda_parts_test "$program" --tool memcheck --report-api-errors no --error-exitcode 9 "$folder/cuda_parts_test" \
+    --gtest_filter="-*Death*"
   finish
 }
 

@@ -59,7 +59,7 @@ class DraftLength {
   // drafts lately, and now and then where no other steps show what they would be worth.
   bool wants_room() const;
 
-  // The last choice was no drafts, only to measure how long that takes.
+  // The last choice was no drafts, only to measure how long that takes. Not of the steps that are let go by before.
   bool measures_plain() const { return measuring_plain_; }
   // Measured: a step of the target that reads no prompts, from its launch to its tokens, without drafting; and all
   // draft passes after a step. `plain`: it was chosen to be measured.

@@ -213,7 +213,7 @@ class ModelRunner {
     int32_t token(int64_t index) const {
       return index < certain_end() ? tokens[index - begin] : drafts[index - certain_end()];
     }
-    int32_t place(int64_t index) const {  // of Batch::sampled_at
+    int32_t place(int64_t index) const {  // of Batch::Ahead
       const int64_t at = index - end() + std::ssize(sampled_at);
       return at < 0 ? -1 : sampled_at[at];
     }

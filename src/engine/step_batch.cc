@@ -34,7 +34,7 @@ ModelRunner::Bounds ModelRunner::bounds_of(std::span<const Rows> parts, bool mtp
     bounds.max_seq_len = std::max(bounds.max_seq_len, most);
     bounds.max_drafts = std::max(bounds.max_drafts, static_cast<int64_t>(part.drafts.size()));
     sizes.segments += 1 + static_cast<int64_t>(part.cuts.size());
-    sizes.ahead = sizes.ahead || !part.sampled_at.empty();
+    sizes.ahead = sizes.ahead || !part.sampled_at.empty() || part.verified >= 0;
   }
   visit_images(parts, [&](int64_t, const Tensor& embeds) { sizes.image_rows += embeds.size(0); });
   sizes.sequences = static_cast<int64_t>(parts.size());

@@ -73,6 +73,7 @@ void bench_bailing(OpBench& bench, const bailing_v2_5::Config& c) {
   bench_linear(bench, "dense", D, width);
   bench_linear(bench, "gate_up", 2 * c.intermediate_size, D);
   bench_linear(bench, "down", D, c.intermediate_size);
+  bench_head(bench, c.vocab_size, D);
   bench_lightning(bench, c);
   if (c.full_attention == bailing_v2_5::FullAttention::kLatent)
     bench_latent(bench, c);

@@ -64,6 +64,7 @@ void bench_qwen3_5(OpBench& bench, const qwen3_5::Config& c) {
     bench_linear(bench, "gate_up", 2 * c.intermediate_size, D);
     bench_linear(bench, "down", D, c.intermediate_size);
   }
+  bench_head(bench, c.vocab_size, D);
   bench_delta(bench, c);
   bench_attention(bench, c.num_attention_heads, c.num_key_value_heads, c.head_dim);
   bench_norm(bench, D);

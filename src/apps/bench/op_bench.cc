@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 #include <set>
+#include <span>
 
 #include "apps/output.h"
 #include "base/log.h"
@@ -155,23 +156,34 @@ void OpBench::run(const std::string& name, const Batch* batch, Cost cost, const 
   }
 }
 
-void bench_linear(OpBench& bench, const char* what, int64_t N, int64_t K) {
-  for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    const auto name = [&](int64_t rows) {
-      return fmt::format("linear {}{} [{}, {}] rows {}", what, dtype == DType::kF8E4M3 ? " fp8" : "", N, K, rows);
-    };
-    constexpr int64_t kRows[] = {1, 4, 16, 512};
-    if (std::none_of(std::begin(kRows), std::end(kRows), [&](int64_t rows) { return bench.wants(name(rows)); }))
-      continue;
-    OperandMemory memory(bench.backend());
-    const LinearPack pack{memory.weight(N, K, dtype)};
-    const auto bytes = static_cast<double>(pack.parts()[0].packed.bytes());  // of fp8 with its scales
-    for (const int64_t rows : kRows) {
-      const Tensor x = memory.random(DType::kBF16, {rows, K});
-      const double flops = 2 * static_cast<double>(N) * static_cast<double>(K) * static_cast<double>(rows);
-      bench.run(name(rows), nullptr, {bytes, flops}, [&](ExecContext& ctx) { ops::linear(ctx, x, pack); });
-    }
+namespace {
+
+void bench_products(OpBench& bench, const char* what, int64_t N, int64_t K, DType dtype,
+                    std::span<const int64_t> row_counts) {
+  const auto name = [&](int64_t rows) {
+    return fmt::format("linear {}{} [{}, {}] rows {}", what, dtype == DType::kF8E4M3 ? " fp8" : "", N, K, rows);
+  };
+  if (std::none_of(row_counts.begin(), row_counts.end(), [&](int64_t rows) { return bench.wants(name(rows)); })) return;
+  OperandMemory memory(bench.backend());
+  const LinearPack pack{memory.weight(N, K, dtype)};
+  const auto bytes = static_cast<double>(pack.parts()[0].packed.bytes());  // of fp8 with its scales
+  for (const int64_t rows : row_counts) {
+    const Tensor x = memory.random(DType::kBF16, {rows, K});
+    const double flops = 2 * static_cast<double>(N) * static_cast<double>(K) * static_cast<double>(rows);
+    bench.run(name(rows), nullptr, {bytes, flops}, [&](ExecContext& ctx) { ops::linear(ctx, x, pack); });
   }
+}
+
+}  // namespace
+
+void bench_linear(OpBench& bench, const char* what, int64_t N, int64_t K) {
+  constexpr int64_t kRows[] = {1, 4, 16, 512};
+  for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) bench_products(bench, what, N, K, dtype, kRows);
+}
+
+void bench_head(OpBench& bench, int64_t vocab_size, int64_t hidden_size) {
+  constexpr int64_t kRows[] = {1, 4, 16};
+  bench_products(bench, "lm_head", vocab_size, hidden_size, DType::kBF16, kRows);
 }
 
 // Logits as of a model that is sure of little: normally distributed. The roofline is one read of them.

@@ -66,6 +66,8 @@ class OpBench {
 };
 
 void bench_linear(OpBench& bench, const char* what, int64_t N, int64_t K);
+// lm_head of steps: few rows, bf16 in every release.
+void bench_head(OpBench& bench, int64_t vocab_size, int64_t hidden_size);
 void bench_norm(OpBench& bench, int64_t hidden_size);
 void bench_sampler(OpBench& bench, int64_t vocab_size);
 void bench_attention(OpBench& bench, int64_t heads, int64_t kv_heads, int64_t head_dim);

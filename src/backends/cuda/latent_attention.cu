@@ -1,7 +1,7 @@
 // Multi-head latent attention, absorbed (ops/latent_attention.h):
 //   store_latents   one number a thread; bound by memory
-//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; by device/head_products.cuh, for oracles by a
-//                   warp for each row of a head's weight
+//   head_products   q_lat = q_nope W_UK, [T, H, L] f32: keys stay latent; by device/head_products.cuh, few rows of f32
+//                   heads and the sizes of oracles by a warp for each row of a weight
 //   attention       scores q_lat . c + q_pe . k_pe, then sum_u p_u c_u, [T, H, L] f32: bf16 of the releases' sizes by
 //                   device/attend_latents.cuh, others by device/attend.cuh, where a read of a latent serves four heads
 //   head_products   the values, W_UV of the sum
@@ -178,8 +178,8 @@ void CudaBackend::latent_attention(ExecContext& ctx, const Tensor& q_nope, const
   Tensor q = ctx.workspace.alloc(DType::kF32, {T, H, L}), sum = ctx.workspace.alloc(DType::kF32, {T, H, L});
   const AttendShape shape{T, H, 1, L, R, scale};
   const bool tiled = tiles_serve(q_pe, pages);
-  constexpr int64_t kFewRows = 16;  // in which warps are done before the tiles of f32
-  const bool split = is_bf16(q_pe) && (T > kFewRows || options_.deterministic);
+  constexpr int64_t kRowsOfWarps = 16;  // in which warps are done before the tiles of f32
+  const bool split = is_bf16(q_pe) && (T > kRowsOfWarps || options_.deterministic);
   {
     const RangeScratch scratch(ctx, shape, batch.max_seq_len, tiled ? kLatentRange : kKeyRange,
                                tiled ? kMultiprocessors : shape.most_rows());
