@@ -87,7 +87,43 @@ TEST_F(Cuda, TooMuchMemoryIsALoadErrorAndNothingBreaks) {
   }
 }
 
+TEST_F(Cuda, MemoryThatWasGivenBackIsZeroAgain) {
+  constexpr size_t kBytes = (size_t{5} << 20) + 3;
+  const std::unique_ptr<Backend> backend = open_cuda_backend({.gives_back = true}).backend;
+  const Buffer memory = backend->allocate(kBytes), beside = backend->allocate(1);
+  const Tensor all = memory.tensor(DType::kU8, {kBytes});
+  const std::vector<std::byte> ones(kBytes, std::byte{1}), zeros(kBytes);
+  std::vector<std::byte> found = ones;
+  for (int round = 0; round < 2; ++round) {
+    backend->copy_bytes(found.data(), all.data(), kBytes);
+    EXPECT_EQ(found, zeros);
+    backend->copy_bytes(all.data(), ones.data(), kBytes);
+    backend->take_back(all);  // it is there
+    backend->copy_bytes(found.data(), all.data(), kBytes);
+    EXPECT_EQ(found, ones);
+    for (int times = 0; times < 2; ++times) backend->give_back(all);
+    EXPECT_THROW(backend->allocate(size_t{1} << 40), LoadError);
+    backend->take_back(all);
+  }
+  backend->give_back(beside.tensor(DType::kU8, {1}));  // and is freed so
+}
+
 using CudaDeathTest = Cuda;
+
+TEST_F(CudaDeathTest, AFailedCallOfMemoryIsNamed) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const auto use = [](int64_t fail_call) {
+    const std::unique_ptr<Backend> backend = open_cuda_backend({.gives_back = true, .fail_call = fail_call}).backend;
+    const Buffer memory = backend->allocate(1);
+    backend->give_back(memory.tensor(DType::kU8, {1}));
+  };
+  use(1'000'000);
+  EXPECT_DEATH(use(2), "cuMemAddressReserve.*cudaErrorUnknown");
+  EXPECT_DEATH(use(4), "cuMemCreate.*cudaErrorUnknown");
+  EXPECT_DEATH(use(5), "cuMemMap.*cudaErrorUnknown");
+  EXPECT_DEATH(use(7), "cuMemSetAccess.*cudaErrorUnknown");
+  EXPECT_DEATH(use(12), "unmap.*cudaErrorUnknown");
+}
 
 // Every call of an op is checked: whichever fails ends the process with the name of its op.
 TEST_F(CudaDeathTest, AFailedCallNamesItsOp) {

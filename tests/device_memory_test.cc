@@ -1,27 +1,18 @@
 // No leak on a device: a thousand requests of every kind, in rounds that are all alike. After each of them the device's
 // free memory and the engine's accounts are what they were after the second one; by then every size was there once.
 // Alone on its device. CALANDRA_LOSSLESS_BACKEND says cuda or cuda_fast; skipped without it.
-#include <dlfcn.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <vector>
 
+#include "tests/device_free_memory.h"
 #include "tests/losslessness_session.h"
 
 namespace calandra::lossless {
 namespace {
 
-// Of the device that the thread uses; the driver's own word.
-size_t free_memory() {
-  static void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
-  CHECK(driver != nullptr);
-  static const auto get = reinterpret_cast<int (*)(size_t*, size_t*)>(dlsym(driver, "cuMemGetInfo_v2"));
-  CHECK(get != nullptr);
-  size_t free = 0, total = 0;
-  CHECK_EQ(get(&free, &total), 0);
-  return free;
-}
+using testing::device_free_memory;
 
 class DeviceMemory : public ::testing::TestWithParam<std::string> {
  protected:
@@ -48,7 +39,7 @@ TEST_P(DeviceMemory, AThousandRequestsLeaveNothing) {
     core.cache()->clear();
     ran += std::ssize(requests);
     ++rounds;
-    const size_t free = free_memory();
+    const size_t free = device_free_memory();
     if (rounds == 2) before = free;
     if (rounds > 2) {
       ASSERT_EQ(free, before) << "round " << rounds;
@@ -66,7 +57,7 @@ TEST_P(DeviceMemory, AThousandRequestsLeaveNothing) {
 
   // And a leak would be seen.
   const Buffer leak = subject_->backend->allocate(size_t{4} << 20);
-  EXPECT_LT(free_memory(), before);
+  EXPECT_LT(device_free_memory(), before);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, DeviceMemory, ::testing::Values("demo-qwen3_5", "demo-bailing"), [](const auto& info) {

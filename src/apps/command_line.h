@@ -47,6 +47,7 @@ struct ModelOptions {
   std::string isa;
   bool enforce_eager = false;
   bool deterministic = false;
+  bool can_sleep = false;  // serve: memory can be given back
   std::optional<uint64_t> seed;
   std::optional<int64_t> max_model_len;
   std::optional<int64_t> max_num_seqs;

@@ -145,7 +145,9 @@ LoadedModel load_for_engine(const Options& options, bool vision, bool weights) {
   const EngineFlags& flags = options.engine;
   const bool drafts = flags.speculative && flags.speculative->method == DraftMethod::kMtp;
   const int64_t draft_vocab = drafts ? flags.draft_vocab.value_or(kDraftVocab) : 0;
-  return load_model(options.model, {.drafter = drafts, .vision = vision}, weights, draft_vocab);
+  ModelOptions model = options.model;
+  model.can_sleep = options.serve.enable_admin_endpoints;
+  return load_model(model, {.drafter = drafts, .vision = vision}, weights, draft_vocab);
 }
 
 EngineSetup engine_setup(const LoadedModel& loaded, const Options& options, const EngineUse& use) {

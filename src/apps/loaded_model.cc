@@ -164,8 +164,9 @@ std::vector<int32_t> draft_ids(const LoadedModel& loaded, int64_t draft_vocab) {
 std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
   if (options.backend == "reference") return std::make_unique<ReferenceBackend>();
   if (options.backend == "cuda" || (options.backend == "auto" && options.isa.empty())) {
-    OpenedCuda cuda =
-        open_cuda_backend({.enforce_eager = options.enforce_eager, .deterministic = options.deterministic});
+    OpenedCuda cuda = open_cuda_backend({.enforce_eager = options.enforce_eager,
+                                         .deterministic = options.deterministic,
+                                         .gives_back = options.can_sleep});
     if (cuda.backend != nullptr) return std::move(cuda.backend);
     if (options.backend == "cuda") throw LoadError("--backend cuda: " + cuda.why_not);
     if (cuda.plugin_found) log_info("running on the CPU: {}", cuda.why_not);

@@ -70,8 +70,10 @@ class EngineCore {
   PrefixCache* cache() { return cache_.get(); }
   EncoderCache* encoder_cache() { return encoder_.get(); }
   const Speculator* speculator() const { return speculator_.get(); }  // likewise
-  // While it is idle: drops both caches, and memory that holds nothing goes back to the system until it is needed.
+  // While it is idle: drops both caches, and memory that holds nothing goes back to the system. It is there again
+  // before the next step; take_back_memory throws LoadError when there is not enough.
   void give_back_memory();
+  void take_back_memory();
   const Scheduler& scheduler() const { return *scheduler_; }
   const EngineOptions& options() const { return options_; }
   const EngineStats& stats();

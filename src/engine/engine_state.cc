@@ -56,6 +56,8 @@ void EngineCore::give_back_memory() {
   runner_.give_back_memory();
 }
 
+void EngineCore::take_back_memory() { runner_.take_back_memory(); }
+
 std::string text_of(const EngineState& state) {
   std::string text = fmt::format(
       "step {}: choices {} running, {} waiting; pages {} of {} free, {} of checkpoints; slots {} of {} free; {} "

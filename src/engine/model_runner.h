@@ -185,9 +185,10 @@ class ModelRunner {
   using Watch = std::function<void(int64_t pass, const StepShape& shape)>;
   void watch(Watch watch) { watch_ = std::move(watch); }
 
-  // While no sequence holds anything: the memory of pages, slots, rows and workspace goes back to the system until it
-  // is written again. For devices of which can_give_back (tensor/give_back.h).
+  // While no sequence holds anything: the memory of pages, slots, rows and workspace goes back to the system, and is
+  // there again before the next step. take_back_memory throws LoadError when there is not enough.
   void give_back_memory();
+  void take_back_memory();
 
   const CausalLM& model() const { return model_; }
   Backend& backend() { return backend_; }
@@ -197,6 +198,8 @@ class ModelRunner {
   SlotPool& slots() { return *slots_; }
 
  private:
+  template <class F>
+  void for_each_memory(const F& visit) const;  // that is given back
   // What both kinds of batch are built from: tokens [begin, begin + tokens.size()) of a sequence, then drafts.
   struct Rows {
     const Sequence& sequence;

@@ -38,6 +38,11 @@ class Backend {
   virtual Buffer allocate(size_t bytes) = 0;
   // Zeroed host memory from which copies to the device, and back, are fastest. Throws as allocate.
   virtual Buffer allocate_host(size_t bytes) { return Buffer::host(bytes); }
+  // `memory`, all of a Buffer of allocate, goes back to the system while nobody needs it; its addresses stay. What it
+  // holds is lost, and nobody uses it until take_back has returned; then it is zeros. Either once more changes nothing.
+  // The device does nothing else meanwhile. take_back throws as allocate, and can be tried again.
+  virtual void give_back(const Tensor& memory) = 0;
+  virtual void take_back(const Tensor&) {}
   // Packs a matrix into `to`, packed_bytes of device memory at a multiple of kWeightAlignment, or pieces of multiples
   // of 128 rows and of block_n one behind the other. Several threads may. packed_bytes looks at shape and format only.
   virtual PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) = 0;

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "tensor/buffer.h"
-#include "tensor/give_back.h"
 
 namespace calandra {
 namespace {
@@ -50,20 +49,6 @@ TEST(Tensor, EmptyAndAbsent) {
   EXPECT_FALSE(Tensor());
   EXPECT_EQ(Tensor().numel(), 0);
   EXPECT_TRUE(Tensor(nullptr, DType::kF32, {0, 3}).empty());
-}
-
-TEST(GiveBack, MemoryIsZeroAgainAndCanBeWritten) {
-  constexpr int64_t kCount = 3 << 20;
-  const Buffer buffer = Buffer::host(kCount * sizeof(float));
-  const Tensor all = buffer.tensor(DType::kF32, {kCount});
-  for (int round = 0; round < 2; ++round) {
-    EXPECT_EQ(all.as<float>()[0], 0);
-    EXPECT_EQ(all.as<float>()[kCount - 1], 0);
-    std::fill_n(all.as<float>(), kCount, 1.0f);
-    give_back(all);
-  }
-  give_back(Tensor(nullptr, DType::kF32, {0}));
-  EXPECT_FALSE(can_give_back({DeviceKind::kCuda, 0}));
 }
 
 TEST(TensorDeathTest, WrongTypeAndViewAbort) {

@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "tensor/give_back.h"
 #include "weights/dummy_weights.h"
 #include "weights/list_of_names.h"
 #include "weights/stored_values.h"
@@ -337,7 +336,10 @@ void WeightStore::load(std::span<const UnusedTensors> unused, int threads, const
   }
   size_t bytes = 0;
   const std::vector<Target> where = targets(bytes);
-  if (memory_.bytes() == 0) memory_ = backend_.allocate(bytes);
+  if (memory_.bytes() == 0)
+    memory_ = backend_.allocate(bytes);
+  else
+    backend_.take_back(all_memory());
   CHECK_EQ(memory_.bytes(), bytes);
   not_finite_.clear();
   place(where);
@@ -365,9 +367,9 @@ std::vector<WeightStore::StoredTensor> WeightStore::stored_tensors() const {
   return tensors;
 }
 
-void WeightStore::give_back() {
-  if (memory_.bytes() > 0) calandra::give_back(memory_.tensor(DType::kU8, {static_cast<int64_t>(memory_.bytes())}));
-}
+Tensor WeightStore::all_memory() const { return memory_.tensor(DType::kU8, {static_cast<int64_t>(memory_.bytes())}); }
+
+void WeightStore::give_back() { backend_.give_back(all_memory()); }
 
 WeightStore::Summary WeightStore::summary() const {
   Summary summary;

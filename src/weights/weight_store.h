@@ -43,8 +43,8 @@ class WeightStore {
   using Progress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;  // called from several threads
   void load(std::span<const UnusedTensors> unused, int threads, const Progress& progress = {});
 
-  // The memory of the weights goes back to the system (tensor/give_back.h) until load() has filled it again, in the
-  // same place: views of weights stay.
+  // The memory of the weights goes back to the system until load() takes it back and fills it again in
+  // the same place: views of weights stay.
   void give_back();
 
   // What load would read or has read, for the memory plan.
@@ -102,6 +102,7 @@ class WeightStore {
   std::vector<float> read_scales(const WeightNote& note);
   std::vector<float> scales_of(const Piece& piece);
   void remember_not_finite(const std::string& name);
+  Tensor all_memory() const;
   std::byte* at(size_t offset) const { return static_cast<std::byte*>(memory_.data()) + offset; }
 
   Backend& backend_;

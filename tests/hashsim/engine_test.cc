@@ -421,6 +421,7 @@ TEST_F(EngineThread, APauseEndsOrAwaitsWhatRuns) {
     EXPECT_GT(engine.stats().checkpoints, 0);
     EXPECT_TRUE(engine.between_steps([](EngineCore& core) { core.give_back_memory(); }));
     while (engine.stats().checkpoints > 0) std::this_thread::yield();
+    EXPECT_TRUE(engine.between_steps([](EngineCore& core) { core.take_back_memory(); }));
     engine.resume();
     EXPECT_EQ(read(*submitted(engine, request(1, 30)), 1)[0].token_ids, before[0].token_ids);
   }

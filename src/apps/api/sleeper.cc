@@ -1,11 +1,12 @@
 #include "apps/api/sleeper.h"
 
-#include <fmt/format.h>
 #include <malloc.h>
+
+#include <exception>
+#include <memory>
 
 #include "base/error.h"
 #include "base/log.h"
-#include "tensor/give_back.h"
 
 namespace calandra::apps {
 namespace {
@@ -15,11 +16,6 @@ RequestError has_ended() { return {503, "service_unavailable", "", "the server i
 }  // namespace
 
 std::optional<RequestError> Sleeper::sleep(int level, bool abort) {
-  if (!can_give_back(loaded_.backend->device()))
-    return RequestError{
-        501, "unsupported", "",
-        fmt::format("the {} backend cannot give its memory back yet, so the model cannot sleep; end the server instead",
-                    loaded_.backend->name())};
   const RequestError refusal{503, "model_asleep", "", "the model is asleep; POST /wake_up wakes it"};
   if (!engine_.pause(refusal, abort)) return has_ended();
   weights_sleep_ = caches_sleep_ = true;
@@ -33,16 +29,31 @@ std::optional<RequestError> Sleeper::sleep(int level, bool abort) {
   return {};
 }
 
+// What was taken back before memory ended goes again.
+bool Sleeper::take_back_caches() {
+  const auto failure = std::make_shared<std::exception_ptr>();
+  const bool done = engine_.between_steps([failure](EngineCore& core) {
+    try {
+      core.take_back_memory();
+    } catch (const LoadError&) {
+      *failure = std::current_exception();
+      core.give_back_memory();
+    }
+  });
+  if (*failure) std::rethrow_exception(*failure);
+  return done;
+}
+
 std::optional<RequestError> Sleeper::wake_up(bool weights, bool caches) {
   if (!is_sleeping()) return {};
-  if (weights && !has_weights_) {
-    try {
-      load_weights(loaded_, options_);
-    } catch (const LoadError& error) {
-      log_error("the model stays asleep: {}", error.what());
-      return RequestError{500, "internal_error", "", "the weights could not be read again; the log says more"};
-    }
-    has_weights_ = true;
+  try {
+    if (weights && !has_weights_) load_weights(loaded_, options_);
+    has_weights_ |= weights;
+    if (caches && caches_sleep_ && !take_back_caches()) return has_ended();
+  } catch (const LoadError& error) {
+    if (!has_weights_) loaded_.store->give_back();  // what was read of them
+    log_error("the model stays asleep: {}", error.what());
+    return RequestError{500, "internal_error", "", "the model could not be woken up; the log says more"};
   }
   if (weights) weights_sleep_ = false;
   if (caches) caches_sleep_ = false;

@@ -26,6 +26,7 @@ class Sleeper {
   bool is_sleeping() const { return weights_sleep_ || caches_sleep_; }
 
  private:
+  bool take_back_caches();  // false: the engine has ended. Throws LoadError
   Engine& engine_;
   LoadedModel& loaded_;
   const ModelOptions& options_;

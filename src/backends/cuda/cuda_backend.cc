@@ -7,6 +7,7 @@
 
 #include "backends/cuda/cuda_release.h"
 #include "backends/cuda/kernel_timer.h"
+#include "backends/cuda/mapped_memory.h"
 #include "backends/cuda/packed_rows.h"
 #include "backends/cuda/plugin_host.h"
 
@@ -72,27 +73,52 @@ CudaBackend::~CudaBackend() {
   CUDA_RELEASE(cudaStreamDestroy(stream_));
 }
 
-Buffer CudaBackend::allocate(size_t bytes) {
-  if (bytes == 0) return {};
-  CUDA_CHECK(cudaSetDevice(options_.device));
+// No std::string alive when load_error throws.
+void CudaBackend::out_of_memory(size_t bytes, const char* advice) const {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  static thread_local char message[512];
+  std::snprintf(message, sizeof message, "out of memory on CUDA device %d: %.2f GB asked for, %.2f of %.2f GB free; %s",
+                options_.device, static_cast<double>(bytes) * 1e-9, static_cast<double>(free) * 1e-9,
+                static_cast<double>(total) * 1e-9, advice);
+  cuda::load_error(message);
+}
+
+namespace {
+
+// Zeroed. Null: there is not enough.
+void* allocate_fixed(size_t bytes) {
   void* data = nullptr;
   const cudaError_t status = cuda::counted(cudaMalloc(&data, bytes));
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // not sticky: forget it
-    size_t free = 0, total = 0;
-    CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    static thread_local char message[512];
-    std::snprintf(message, sizeof message,
-                  "out of memory on CUDA device %d: %.2f GB asked for, %.2f of %.2f GB free; use a smaller model, a "
-                  "smaller --max-model-len or fewer sequences (--max-num-seqs)",
-                  options_.device, static_cast<double>(bytes) * 1e-9, static_cast<double>(free) * 1e-9,
-                  static_cast<double>(total) * 1e-9);
-    cuda::load_error(message);
+    return nullptr;
   }
   cuda::check(status, "cudaMalloc", __FILE__, __LINE__);
   CUDA_CHECK(cudaMemset(data, 0, bytes));
   CUDA_CHECK(cudaStreamSynchronize(nullptr));
+  return data;
+}
+
+}  // namespace
+
+Buffer CudaBackend::allocate(size_t bytes) {
+  if (bytes == 0) return {};
+  CUDA_CHECK(cudaSetDevice(options_.device));
+  void* const data = options_.gives_back ? cuda::allocate_mapped(options_.device, bytes) : allocate_fixed(bytes);
+  if (data == nullptr)
+    out_of_memory(bytes, "use a smaller model, a smaller --max-model-len or fewer sequences (--max-num-seqs)");
+  if (options_.gives_back) return Buffer(data, bytes, device(), [](void* p, size_t) { cuda::free_mapped(p); });
   return Buffer(data, bytes, device(), [](void* p, size_t) { CUDA_RELEASE(cudaFree(p)); });
+}
+
+void CudaBackend::give_back(const Tensor& memory) {
+  if (!memory.empty()) cuda::give_back_mapped(memory.data());
+}
+
+void CudaBackend::take_back(const Tensor& memory) {
+  if (memory.empty() || cuda::take_back_mapped(memory.data())) return;
+  out_of_memory(memory.bytes(), "others have taken what was given back");
 }
 
 Buffer CudaBackend::allocate_host(size_t bytes) {

@@ -10,6 +10,7 @@
 //   linear_few_rows.{h,cu}    products of up to 16 rows, what linear.cu and moe.cu launch
 //   linear_gemm.{h,cu}   moe_gemm.{h,cu}   delta_chunks.{h,cu}    products and the delta rule of many rows
 //   packed_rows.{h,cu}   how weights lie in the device's memory
+//   mapped_memory.{h,cc}      memory that can be given back
 //   graph.cc          recordings of steps
 //   measure.cu        for benches: the memory's speed, times of kernels
 //   device/           what kernels share: loads, reductions, segments, the attention and recurrence loops
@@ -48,6 +49,8 @@ class CudaBackend final : public Backend {
 
   Buffer allocate(size_t bytes) override;
   Buffer allocate_host(size_t bytes) override;
+  void give_back(const Tensor& memory) override;
+  void take_back(const Tensor& memory) override;
   PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) override;
   size_t packed_bytes(const StoredMatrix& source) const override;
   void copy_bytes(void* to, const void* from, size_t bytes) override;
@@ -152,6 +155,7 @@ class CudaBackend final : public Backend {
                       ops::VerifiedTokens& verified) override;
 
  private:
+  [[noreturn]] void out_of_memory(size_t bytes, const char* advice) const;  // throws LoadError
   // The rows that `on_device` of the flight names, their tokens to `tokens` unless it is null; false, and nothing
   // started, when there is no memory for it.
   bool start_on_device(ExecContext& ctx, const Tensor& logits, const ops::SamplingBatch& batch,

@@ -21,6 +21,7 @@ struct CudaOptions {
   bool synchronous = false;    // wait after every kernel, so that a fault is found at its op
   bool enforce_eager = false;  // no recordings of steps (graphs)
   bool deterministic = false;  // sums in an order that does not depend on how many rows there are
+  bool gives_back = false;     // memory of allocate can be given back
   int64_t fail_call = 0;       // tests: the CUDA call of this number fails, counted from 1; 0: none
 };
 

@@ -2,26 +2,13 @@
 
 #include <cudaTypedefs.h>
 
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/driver_function.h"
 #include "base/check.h"
 
 namespace calandra::cuda {
 
-namespace {
-
-// The driver's function, without a link to the driver.
-PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult status;
-  CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status));
-  CHECK(status == cudaDriverEntryPointSuccess);
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-}
-
-}  // namespace
-
 CUtensorMap encode(const MatrixMap& m) {
-  static const auto encode_tiled = find_encode();
+  static const auto encode_tiled = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled", 12000);
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.N),
                               static_cast<cuuint64_t>(m.matrices)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.row_bytes), static_cast<cuuint64_t>(m.matrix_bytes)};

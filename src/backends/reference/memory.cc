@@ -1,4 +1,6 @@
 // Host memory, and weights packed as copies of their rows (rows.h).
+#include <sys/mman.h>
+
 #include <cstring>
 
 #include "backends/reference/reference.h"
@@ -9,6 +11,10 @@ namespace calandra {
 std::unique_ptr<Backend> make_reference_backend() { return std::make_unique<ReferenceBackend>(); }
 
 Buffer ReferenceBackend::allocate(size_t bytes) { return Buffer::host(bytes); }
+
+void ReferenceBackend::give_back(const Tensor& memory) {
+  if (!memory.empty()) CHECK_EQ(madvise(memory.data(), memory.bytes(), MADV_DONTNEED), 0);
+}
 
 void ReferenceBackend::copy_bytes(void* to, const void* from, size_t bytes) {
   if (bytes > 0) std::memmove(to, from, bytes);

@@ -18,6 +18,7 @@ class ReferenceBackend : public Backend {
   Device device() const override { return {}; }
 
   Buffer allocate(size_t bytes) override;
+  void give_back(const Tensor& memory) override;
   PackedWeight pack_weight(const StoredMatrix& source, std::byte* to) override;
   size_t packed_bytes(const StoredMatrix& source) const override;
   void copy_bytes(void* to, const void* from, size_t bytes) override;
