@@ -157,7 +157,8 @@ TEST_F(SleepOnDevice, MemoryGoesBackAndTheAnswersStay) {
   ASSERT_TRUE(served.backend().records());
   const Answers before = served.answers();
   EXPECT_GT(served.runner().recorded_steps(), 0);
-  for (const int level : {1, 2}) {
+  std::vector<size_t> free;  // awake again
+  for (const int level : {1, 2, 1, 2}) {
     const auto awake = static_cast<int64_t>(device_free_memory());
     ASSERT_FALSE(served.sleep(level));
     const int64_t given = static_cast<int64_t>(device_free_memory()) - awake;
@@ -169,9 +170,12 @@ TEST_F(SleepOnDevice, MemoryGoesBackAndTheAnswersStay) {
     EXPECT_EQ(static_cast<int64_t>(device_free_memory()) - awake, given);
     ASSERT_FALSE(served.wake_up());
     EXPECT_FALSE(served.is_sleeping());
-    EXPECT_EQ(static_cast<int64_t>(device_free_memory()), awake);
+    free.push_back(device_free_memory());
     EXPECT_EQ(served.answers(), before) << level;
   }
+  // What the driver keeps to itself the first time, it has the second time.
+  EXPECT_EQ(free[2], free[1]);
+  EXPECT_EQ(free[3], free[1]);
 }
 
 TEST_F(SleepOnDevice, WithoutMemoryItStaysAsleep) {
@@ -186,11 +190,13 @@ TEST_F(SleepOnDevice, WithoutMemoryItStaysAsleep) {
       }
     others.pop_back();  // a part of the caches could be taken back
     const size_t free = device_free_memory();
-    for (int tries = 0; tries < 2; ++tries) {
-      ASSERT_TRUE(served.wake_up());
-      EXPECT_TRUE(served.is_sleeping());
-      EXPECT_EQ(device_free_memory(), free);
-    }
+    ASSERT_TRUE(served.wake_up());
+    EXPECT_TRUE(served.is_sleeping());
+    const size_t tried = device_free_memory();  // weights that could be read stay
+    EXPECT_TRUE(level > 1 ? tried <= free : tried == free);
+    ASSERT_TRUE(served.wake_up());
+    EXPECT_TRUE(served.is_sleeping());
+    EXPECT_EQ(device_free_memory(), tried);
     others.clear();
     ASSERT_FALSE(served.wake_up());
     EXPECT_EQ(served.answers(), before) << level;
