@@ -187,10 +187,10 @@ void DraftLength::choose_best(std::span<const DraftCandidate> candidates, std::v
 }
 
 // Now and then no drafts: all is compared with the time without, which changes as machines do. When it was less than
-// was predicted, at once again: one step could be chance. After drafts have begun it is soon, and then after twice as
-// many steps each time: a time that was measured too long must not make its own correction look expensive. Caches still
-// hold what drafts needed: where they gain no more than that may cost, a few steps are let go by before one is
-// measured.
+// was predicted, at once again: one step could be chance. After drafts have begun it is soon, unless time is owed for
+// such steps, and then after twice as many each time: a time that was measured too long must not make its own
+// correction look expensive. Caches still hold what drafts needed: where they gain no more than that may cost, a few
+// steps are let go by before one is measured.
 bool DraftLength::measure_plain() {
   const double without = seconds(chosen_), speed = chosen_.tokens / without;
   const bool surely = speed * plain_seconds_ > kMostSettling * plain_.tokens;

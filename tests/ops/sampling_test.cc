@@ -346,7 +346,7 @@ TEST_P(Sampler, AcceptsDrafts) {
     std::vector<int32_t> drafts, stop_ids;
     int32_t most, accepted, active, last;
   };
-  const std::vector<Case> cases{
+  const std::vector<Case> each{
       {0, {}, {}, 9, 0, 1, 5},              // no drafts
       {0, {5, 6, 7}, {}, 9, 3, 1, 8},       // all
       {0, {5, 6, 9}, {7, 9}, 9, 2, 0, -1},  // the token behind them ends it
@@ -363,6 +363,8 @@ TEST_P(Sampler, AcceptsDrafts) {
       {9, {}, {3, -1}, 1, 0, 1, 0},         // token 0 is one
       {9, {}, {}, 0, 0, 0, -1},
   };
+  std::vector<Case> cases;  // more than a block of a device has threads
+  while (cases.size() <= 256) cases.insert(cases.end(), each.begin(), each.end());
   const auto B = static_cast<int32_t>(cases.size());
   constexpr size_t kRowInts = sizeof(ops::VerifiedRow) / sizeof(int32_t);
   std::vector<int32_t> lists(cases.size() * kRowInts), sequence, place, index;

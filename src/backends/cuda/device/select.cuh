@@ -139,8 +139,7 @@ enum class Weigh {
 
 // The element, in ascending order of keys, with which the sum of weights reaches a limit.
 struct Selected {
-  bool found = false;  // false: all together do not reach it
-  uint32_t key = 0xffffffffu;
+  uint32_t key = 0xffffffffu;   // that if all together do not reach it
   uint64_t before = 0, at = 0;  // weight of smaller keys, and of equal ones
   double limit = 0;
 };
@@ -246,7 +245,6 @@ __device__ __noinline__ inline Selected select(Team team, View view, Kept kept, 
     width = shift;
     if (weigh != Weigh::kColumns) kept.edge = min(kept.edge, from + ((1u << width) - 1));  // spares most fours a look
   }
-  result.found = true;
   result.key = from;
   return result;
 }
